@@ -1,0 +1,263 @@
+//! Tree in, checked configuration or every problem out: same input, same output, same order. This file reads what stands
+//! outside the apps.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::check_app;
+use crate::config::context::{AppContext, path, readable_file};
+use crate::config::model::{
+    AccessLog, Acme, App, Config, KeyType, Listen, ListenAddr, Log, LogFormat, LogLevel, Timeouts, Tls,
+};
+use crate::config::problem::Problem;
+use crate::config::raw::Node;
+use crate::config::scalar::{self, LONGEST_SOCKET_PATH};
+use crate::config::section::{Reader, Section};
+use crate::config::surroundings::Surroundings;
+
+/// Checks the tree of `file`, whose relative paths begin at `base`, an absolute directory.
+pub fn check(
+    root: &Node,
+    file: &Path,
+    base: &Path,
+    surroundings: &Surroundings,
+) -> Result<Config, Vec<Problem>> {
+    let reader = Reader::new(&surroundings.variables);
+    let config = config(&Section::root(&reader, root), &reader, file, base, surroundings);
+    let problems = reader.into_problems();
+    if problems.is_empty() { Ok(config) } else { Err(problems) }
+}
+
+fn config(
+    root: &Section<'_>,
+    reader: &Reader<'_>,
+    file: &Path,
+    base: &Path,
+    surroundings: &Surroundings,
+) -> Config {
+    let storage = directory(root, "storage", base, || default_storage(surroundings));
+    let runtime_dir = directory(root, "runtime_dir", base, || default_runtime_dir(surroundings));
+    let listen = listen(&root.section("listen"));
+    let context = AppContext { reader, base, surroundings, runtime_dir: &runtime_dir };
+    let apps = check_app::apps(root, &context);
+    check_listen_serves(root, &listen, &apps);
+    Config {
+        file: file.to_owned(),
+        acme: acme(root, base),
+        storage,
+        admin: admin(root, base, &runtime_dir),
+        runtime_dir,
+        listen,
+        threads: threads(root, surroundings),
+        log: log(&root.section("log"), base),
+        drain_timeout: root.duration("drain_timeout"),
+        timeouts: timeouts(&root.section("timeouts")),
+        apps: apps.into_iter().map(Arc::new).collect(),
+    }
+}
+
+fn acme(root: &Section<'_>, base: &Path) -> Acme {
+    let section = root.section("acme");
+    let ca_root = section.get("ca_root").and_then(|value| readable_file(&value, base));
+    Acme {
+        email: root.get("email").and_then(|value| value.parse(email)),
+        directory: section.read("ca", String::new(), directory_url),
+        ca_root,
+        key_type: section.choice(
+            "key_type",
+            &[("p256", KeyType::P256), ("p384", KeyType::P384), ("rsa2048", KeyType::Rsa2048)],
+            KeyType::P256,
+        ),
+    }
+}
+
+fn email(text: &str) -> Result<String, &'static str> {
+    let plain = !text.contains(|c: char| c.is_whitespace() || c.is_control() || ",?".contains(c));
+    match text.split_once('@') {
+        Some((user, host)) if plain && !user.is_empty() && !host.is_empty() && !host.contains('@') => {
+            Ok(text.to_owned())
+        }
+        Some(_) | None => Err("is not a mail address such as `ops@example.com`"),
+    }
+}
+
+fn directory_url(text: &str) -> Result<String, &'static str> {
+    let url = match text {
+        "letsencrypt" => "https://acme-v02.api.letsencrypt.org/directory",
+        "letsencrypt-staging" => "https://acme-staging-v02.api.letsencrypt.org/directory",
+        url => url,
+    };
+    match url.parse::<http::Uri>() {
+        Ok(uri) if uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty()) => {
+            Ok(url.to_owned())
+        }
+        Ok(_) | Err(_) => {
+            Err("is not `letsencrypt`, `letsencrypt-staging` or the https URL of an ACME directory")
+        }
+    }
+}
+
+fn listen(section: &Section<'_>) -> Listen {
+    let mut seen = Vec::new();
+    let http = addresses(section, "http", &mut seen);
+    let https = addresses(section, "https", &mut seen);
+    Listen { http, https }
+}
+
+fn addresses(section: &Section<'_>, key: &str, seen: &mut Vec<ListenAddr>) -> Vec<ListenAddr> {
+    let values = section.get_or_default(key).map(|value| value.items()).unwrap_or_default();
+    let mut addresses = Vec::new();
+    for value in values {
+        let Some(address) = value.parse(scalar::listen) else { continue };
+        if let Some(other) = seen.iter().find(|other| overlap(**other, address)) {
+            value.refuse(format_args!("`{address}` and `{other}` cannot both be listened on"));
+        }
+        seen.push(address);
+        addresses.push(address);
+    }
+    addresses
+}
+
+/// Whether the kernel would refuse to bind both. Port 0 is another port each time.
+fn overlap(a: ListenAddr, b: ListenAddr) -> bool {
+    match (a, b) {
+        (ListenAddr::Any(a), ListenAddr::Any(b)) => a == b && a != 0,
+        (ListenAddr::Any(any), ListenAddr::At(at)) | (ListenAddr::At(at), ListenAddr::Any(any)) => {
+            any == at.port() && any != 0
+        }
+        (ListenAddr::At(a), ListenAddr::At(b)) => {
+            let wide = a.ip().is_unspecified() || b.ip().is_unspecified();
+            let same = a.ip() == b.ip() || (wide && a.is_ipv4() == b.is_ipv4());
+            same && a.port() == b.port() && a.port() != 0
+        }
+    }
+}
+
+fn check_listen_serves(root: &Section<'_>, listen: &Listen, apps: &[App]) {
+    if listen.http.is_empty() && listen.https.is_empty() {
+        root.section("listen").refuse("`http` and `https` are both empty: nobody could connect");
+    } else if listen.https.is_empty()
+        && let Some(app) = apps.iter().find(|app| app.tls != Tls::Off)
+    {
+        let what = format!("`https` is empty, but app `{}` has no `tls: off`", app.name);
+        root.section("listen").refuse(what);
+    } else if listen.http.is_empty()
+        && let Some(app) = apps.iter().find(|app| app.tls == Tls::Off)
+    {
+        root.section("listen").refuse(format_args!("`http` is empty, but app `{}` has `tls: off`", app.name));
+    }
+}
+
+fn threads(root: &Section<'_>, surroundings: &Surroundings) -> NonZeroUsize {
+    let count = root.count("threads", surroundings.cpus.get() as u64, 1024);
+    usize::try_from(count).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN)
+}
+
+fn log(section: &Section<'_>, base: &Path) -> Log {
+    let levels = [
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    let formats = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+    Log {
+        level: section.choice("level", &levels, LogLevel::Info),
+        format: section.choice("format", &formats, LogFormat::Auto),
+        access: section.read("access", AccessLog::Off, |text| match text {
+            "true" => Ok(AccessLog::Stdout),
+            "false" => Ok(AccessLog::Off),
+            // A word without `/` is a misspelt boolean rather than a file.
+            path if path.contains('/') && !path.ends_with('/') => Ok(AccessLog::File(base.join(path))),
+            _ => Err("is not `true`, `false` or the path of a file, such as `/var/log/edge/access.log`"),
+        }),
+    }
+}
+
+fn timeouts(section: &Section<'_>) -> Timeouts {
+    Timeouts {
+        handshake: section.positive_duration("handshake"),
+        headers: section.positive_duration("headers"),
+        body: section.positive_duration("body"),
+        write: section.positive_duration("write"),
+        keepalive: section.positive_duration("keepalive"),
+        keepalive_h2: section.positive_duration("keepalive_h2"),
+        connect: section.positive_duration("connect"),
+        first_byte: section.positive_duration("first_byte"),
+        upstream_idle: section.positive_duration("upstream_idle"),
+        tunnel: section.positive_duration("tunnel"),
+    }
+}
+
+/// The directory written for `key`, or the default; it need not exist yet.
+fn directory(
+    root: &Section<'_>,
+    key: &str,
+    base: &Path,
+    default: impl FnOnce() -> Option<PathBuf>,
+) -> PathBuf {
+    match root.get(key) {
+        Some(value) => path(&value, base).unwrap_or_default(),
+        None => default().unwrap_or_else(|| {
+            root.refuse(format_args!("`{key}` has no default without $HOME: set it"));
+            PathBuf::new()
+        }),
+    }
+}
+
+fn default_storage(surroundings: &Surroundings) -> Option<PathBuf> {
+    // systemd separates several state directories by colons.
+    if let Some(state) = surroundings.variable("STATE_DIRECTORY") {
+        return state.split(':').next().map(PathBuf::from);
+    }
+    if surroundings.is_root() {
+        return Some(PathBuf::from("/var/lib/edge"));
+    }
+    let state = absolute(surroundings, "XDG_STATE_HOME");
+    let state = state.or_else(|| absolute(surroundings, "HOME").map(|home| home.join(".local/state")));
+    state.map(|state| state.join("edge"))
+}
+
+fn default_runtime_dir(surroundings: &Surroundings) -> Option<PathBuf> {
+    if let Some(runtime) = surroundings.variable("RUNTIME_DIRECTORY") {
+        return runtime.split(':').next().map(PathBuf::from);
+    }
+    if surroundings.is_root() {
+        return Some(PathBuf::from("/run/edge"));
+    }
+    // A variable inherited from another login names a directory that is not there or not ours.
+    let runtime =
+        absolute(surroundings, "XDG_RUNTIME_DIR").filter(|runtime| is_owned(runtime, surroundings.uid));
+    let own = || PathBuf::from(format!("/tmp/edge-{}", surroundings.uid));
+    Some(runtime.map_or_else(own, |runtime| runtime.join("edge")))
+}
+
+fn absolute(surroundings: &Surroundings, variable: &str) -> Option<PathBuf> {
+    surroundings.variable(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+fn is_owned(path: &Path, uid: u32) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).is_ok_and(|found| found.is_dir() && found.uid() == uid)
+}
+
+fn admin(root: &Section<'_>, base: &Path, runtime_dir: &Path) -> PathBuf {
+    let written = root.get("admin");
+    let socket = match &written {
+        Some(value) => path(value, base).unwrap_or_default(),
+        None => runtime_dir.join("admin.sock"),
+    };
+    if socket.as_os_str().len() > LONGEST_SOCKET_PATH {
+        let what = format!(
+            "the admin socket `{}` would be longer than the {LONGEST_SOCKET_PATH} bytes a unix socket's path may have",
+            socket.display()
+        );
+        match written.or_else(|| root.get("runtime_dir")) {
+            Some(value) => value.refuse(what),
+            None => root.refuse(what),
+        }
+    }
+    socket
+}

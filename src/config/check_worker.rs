@@ -1,0 +1,274 @@
+//! Reads how an app's workers are run.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::config::account::{self, AccountError};
+use crate::config::context::{AppContext, path, read_regular, reason};
+use crate::config::env_file;
+use crate::config::model::{Account, Restart, ServerKind, Transport, WorkerSpec};
+use crate::config::scalar::{self, LONGEST_SOCKET_PATH};
+use crate::config::section::{Section, Value};
+use crate::name::AppName;
+
+/// Slots are numbered with three digits in socket names.
+const MOST_WORKERS: u64 = 1000;
+/// Longest name of a worker's socket in its app's directory.
+const SOCKET_NAME: &str = "NNN-NNNNN.sock";
+/// An env file is a page of text; more is a mistake.
+const LONGEST_ENV_FILE: u64 = 1 << 20;
+
+/// The workers of an app. `None` if there is no command; other faults leave a stand-in.
+pub(super) fn worker(
+    app: Option<&AppName>,
+    command: &Value<'_>,
+    section: &Section<'_>,
+    context: &AppContext<'_>,
+) -> Option<WorkerSpec> {
+    let working_dir = working_dir(section, context.base);
+    let account = account(section, &working_dir, context);
+    let workers = workers(section, context);
+    if let Some(app) = app {
+        check_socket_path(app, section, context.runtime_dir);
+    }
+    let server = server(section);
+    let command = arguments(command, workers);
+    Some(WorkerSpec {
+        server,
+        transport: transport(section),
+        workers,
+        working_dir,
+        account,
+        environment: environment(section, context.base),
+        healthcheck_path: section.section("healthcheck").get("path").and_then(|value| value.parse(http_path)),
+        start_timeout: section.positive_duration("start_timeout"),
+        drain_timeout: section.duration("drain_timeout"),
+        stop_signal: section.read("stop_signal", 15, scalar::signal),
+        stop_grace_period: section.duration("stop_grace_period"),
+        restart: restart(section),
+        command: command?,
+    })
+}
+
+fn server(section: &Section<'_>) -> ServerKind {
+    let kinds = [
+        ("auto", ServerKind::Auto),
+        ("uvicorn", ServerKind::Uvicorn),
+        ("fastapi", ServerKind::Fastapi),
+        ("gunicorn", ServerKind::Gunicorn),
+        ("hypercorn", ServerKind::Hypercorn),
+        ("daphne", ServerKind::Daphne),
+        ("granian", ServerKind::Granian),
+        ("waitress", ServerKind::Waitress),
+        ("node", ServerKind::Node),
+        ("puma", ServerKind::Puma),
+        ("generic", ServerKind::Generic),
+    ];
+    section.choice("server", &kinds, ServerKind::Auto)
+}
+
+fn transport(section: &Section<'_>) -> Transport {
+    let kinds = [("auto", Transport::Auto), ("unix", Transport::Unix), ("tcp", Transport::Tcp)];
+    section.choice("transport", &kinds, Transport::Auto)
+}
+
+fn workers(section: &Section<'_>, context: &AppContext<'_>) -> u32 {
+    let count = section.count("workers", context.surroundings.cpus.get() as u64, MOST_WORKERS);
+    u32::try_from(count).unwrap_or(1)
+}
+
+fn arguments(value: &Value<'_>, workers: u32) -> Option<Vec<String>> {
+    let words = if value.is_list() {
+        let items = value.items();
+        let words: Vec<_> = items.iter().filter_map(|item| item.text()).map(|text| text.value).collect();
+        if words.len() < items.len() {
+            return None;
+        }
+        words
+    } else {
+        let words = split(value)?;
+        refuse_shell_words(value, &words);
+        words
+    };
+    if words.first().is_none_or(String::is_empty) {
+        value.refuse("the command is empty");
+        return None;
+    }
+    if words.iter().any(|word| word.contains('\0')) {
+        value.refuse("a command cannot hold a zero byte");
+    }
+    refuse_product(value, &words, workers);
+    Some(words)
+}
+
+fn split(value: &Value<'_>) -> Option<Vec<String>> {
+    let text = value.text()?;
+    let words = shlex::split(&text.value);
+    if words.is_none() {
+        value.refuse("a quote in the command is not closed");
+    }
+    words
+}
+
+fn refuse_shell_words(value: &Value<'_>, words: &[String]) {
+    let operator = words.iter().find(|word| {
+        matches!(
+            word.as_str(),
+            "&&" | "||" | "|" | "&" | ";" | ">" | ">>" | "<" | "<<" | "2>" | "2>>" | "2>&1"
+        )
+    });
+    if let Some(operator) = operator {
+        value.refuse_with(
+            format_args!("no shell is run, so `{operator}` would be an argument of the program"),
+            "write `sh -c '…; exec PROGRAM'` if you need a shell, or a list to pass it on",
+        );
+    }
+    // The text after `=` may be a secret.
+    if let Some((name, _)) = words
+        .first()
+        .and_then(|first| first.split_once('='))
+        .filter(|(name, _)| scalar::is_variable_name(name))
+    {
+        value.refuse_with(
+            format_args!("no shell is run, so `{name}=` in front of the command sets nothing"),
+            "put the variable under `environment`",
+        );
+    }
+}
+
+/// `--workers 4` in the command and `workers: 4` beside it start sixteen processes, which nobody means.
+fn refuse_product(value: &Value<'_>, words: &[String], workers: u32) {
+    const FORKING: [&str; 6] = ["uvicorn", "fastapi", "gunicorn", "hypercorn", "granian", "puma"];
+    let names =
+        |word: &String| Path::new(word).file_name().is_some_and(|name| FORKING.iter().any(|f| name == *f));
+    let Some(server) = words.iter().position(names) else { return };
+    let mut rest = words[server + 1..].iter();
+    while let Some(word) = rest.next() {
+        let count = match word.as_str() {
+            "--workers" | "-w" => rest.next().map(String::as_str),
+            word => word.strip_prefix("--workers=").or_else(|| word.strip_prefix("-w")),
+        };
+        let count = count.and_then(|count| count.parse::<u32>().ok()).unwrap_or(1);
+        if count > 1 && workers > 1 {
+            let product = u64::from(count) * u64::from(workers);
+            value.refuse_with(
+                format_args!("{workers} workers that start {count} processes each are {product} processes"),
+                format!(
+                    "remove the option from the command, or set `workers: 1` to let it run its own {count}"
+                ),
+            );
+        }
+    }
+}
+
+fn working_dir(section: &Section<'_>, base: &Path) -> PathBuf {
+    let Some(value) = section.get("working_dir") else { return base.to_owned() };
+    let Some(dir) = path(&value, base) else { return base.to_owned() };
+    match std::fs::metadata(&dir) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => value.refuse(format_args!("`{}` is not a directory", value.written())),
+        Err(error) => value.refuse(format_args!("cannot use `{}`: {}", value.written(), reason(&error))),
+    }
+    dir
+}
+
+fn account(section: &Section<'_>, working_dir: &Path, context: &AppContext<'_>) -> Account {
+    let (user, group) = (section.get("user"), section.get("group"));
+    let read = |value: &Option<Value<'_>>| value.as_ref().map(|value| value.text().ok_or(())).transpose();
+    // A name that could not be read has been noted.
+    let (Ok(user_name), Ok(group_name)) = (read(&user), read(&group)) else { return Account::Own };
+    let user_name = user_name.as_ref().map(|text| text.value.as_str());
+    let group_name = group_name.as_ref().map(|text| text.value.as_str());
+    account::resolve(user_name, group_name, working_dir, context.surroundings).unwrap_or_else(|error| {
+        let at = match &error {
+            AccountError::NoGroup => group.or(user),
+            AccountError::NoUser
+            | AccountError::NoNobody
+            | AccountError::NoPrimaryGroup(_)
+            | AccountError::NotRoot
+            | AccountError::Lookup(_) => user.or(group),
+        };
+        match at {
+            Some(value) => value.refuse(format_args!("`{}`: {error}", value.written())),
+            None => section.refuse(error),
+        }
+        Account::Own
+    })
+}
+
+/// Later wins: env files in their order, then `environment` of the defaults, then the app's own.
+fn environment(section: &Section<'_>, base: &Path) -> BTreeMap<String, String> {
+    let mut environment = BTreeMap::new();
+    for file in section.get_or_default("env_file").map(|value| value.items()).unwrap_or_default() {
+        environment.extend(env_file(&file, base));
+    }
+    for layer in section.all("environment") {
+        if layer.is_list() {
+            layer.refuse_with("this is a list", "write `NAME: value` pairs");
+            continue;
+        }
+        for entry in layer.entries().iter() {
+            let value = Value::of_entry(layer.reader(), &layer.path, entry);
+            if entry.key.is_empty() || entry.key.contains(['=', '\0']) {
+                value.refuse("this cannot be the name of a variable");
+            }
+            let Some(text) = value.text() else { continue };
+            if text.value.contains('\0') {
+                value.refuse("a variable cannot hold a zero byte");
+            }
+            environment.insert(entry.key.to_string(), text.value);
+        }
+    }
+    environment
+}
+
+fn env_file(value: &Value<'_>, base: &Path) -> Vec<(String, String)> {
+    let Some(path) = path(value, base) else { return Vec::new() };
+    let mut text = String::new();
+    let read = read_regular(&path).and_then(|file| file.take(LONGEST_ENV_FILE + 1).read_to_string(&mut text));
+    let fault = match read {
+        Ok(length) if length as u64 > LONGEST_ENV_FILE => "it is longer than 1 MiB".to_owned(),
+        Ok(_) => String::new(),
+        Err(error) => reason(&error),
+    };
+    if !fault.is_empty() {
+        value.refuse(format_args!("cannot read `{}`: {fault}", value.written()));
+        return Vec::new();
+    }
+    env_file::parse(&text).unwrap_or_else(|error| {
+        value.refuse(format_args!("`{}`: {error}", value.written()));
+        Vec::new()
+    })
+}
+
+fn http_path(text: &str) -> Result<String, &'static str> {
+    let plain = text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+    if text.starts_with('/') && plain { Ok(text.to_owned()) } else { Err("is not a path such as `/health`") }
+}
+
+fn restart(section: &Section<'_>) -> Restart {
+    let section = section.section("restart");
+    let restart = Restart {
+        backoff: section.duration("backoff"),
+        max_backoff: section.positive_duration("max_backoff"),
+    };
+    if restart.max_backoff < restart.backoff
+        && let Some(value) = section.get("max_backoff").or_else(|| section.get("backoff"))
+    {
+        value.refuse("`max_backoff` is shorter than `backoff`");
+    }
+    restart
+}
+
+fn check_socket_path(app: &AppName, section: &Section<'_>, runtime_dir: &Path) {
+    let socket = runtime_dir.join(app.as_str()).join(SOCKET_NAME);
+    let length = socket.as_os_str().len();
+    if length > LONGEST_SOCKET_PATH {
+        section.refuse(format_args!(
+            "its sockets `{}` would have {length} bytes, but a unix socket's path has at most {LONGEST_SOCKET_PATH}: \
+             shorten `runtime_dir` or the app's name",
+            socket.display()
+        ));
+    }
+}

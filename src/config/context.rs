@@ -1,0 +1,55 @@
+//! What reading an app needs besides its section, and the files its keys name.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::config::section::{Reader, Value};
+use crate::config::surroundings::Surroundings;
+
+/// What reading an app needs besides its section.
+pub(super) struct AppContext<'c> {
+    /// Notes faults.
+    pub(super) reader: &'c Reader<'c>,
+    /// Where relative paths begin.
+    pub(super) base: &'c Path,
+    /// The process that reads.
+    pub(super) surroundings: &'c Surroundings,
+    /// Where worker sockets will be.
+    pub(super) runtime_dir: &'c Path,
+}
+
+/// A path, made absolute.
+pub(super) fn path(value: &Value<'_>, base: &Path) -> Option<PathBuf> {
+    value.parse(|text| {
+        if text.is_empty() || text.contains('\0') { Err("is not a path") } else { Ok(base.join(text)) }
+    })
+}
+
+/// The path of a file that can be read now.
+pub(super) fn readable_file(value: &Value<'_>, base: &Path) -> Option<PathBuf> {
+    let path = path(value, base)?;
+    match read_regular(&path) {
+        Ok(_) => Some(path),
+        Err(error) => {
+            value.refuse(format_args!("cannot read `{}`: {}", value.written(), reason(&error)));
+            None
+        }
+    }
+}
+
+/// Opens a file unless it is something else: opening a pipe would wait for a writer, a device would never end.
+pub(super) fn read_regular(path: &Path) -> io::Result<std::fs::File> {
+    if std::fs::metadata(path)?.is_file() {
+        std::fs::File::open(path)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+    }
+}
+
+/// The system's words without `(os error N)`.
+pub(super) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    let words = text.split(" (os error").next().unwrap_or(&text);
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+}

@@ -1,0 +1,357 @@
+//! The one table of everything that may be written: the checker's known keys and defaults, its spelling help and
+//! `config/reference.yaml` all follow it.
+
+/// A key that works.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Where it stands; `NAME` is the operator's name for an app.
+    pub path: &'static str,
+    /// What it is when it is not written.
+    pub preset: Preset,
+    /// Which apps may have it.
+    pub place: Place,
+    /// One sentence for the operator.
+    pub about: &'static str,
+}
+
+/// What a key is when it is not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// Exactly as if this were written.
+    Is(&'static str),
+    /// Found out, as these words say.
+    Found(&'static str),
+    /// Nothing; the key's sentence says what that means where it is not plain.
+    Nothing,
+}
+
+/// Where a key may stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Outside the apps.
+    Global,
+    /// In every app, and under `defaults`.
+    App,
+    /// In apps with a `command`, and under `defaults`.
+    Worker,
+    /// In an app, but not under `defaults`: it says what makes this app another than the next.
+    Own,
+}
+
+use Place::{App, Global, Own, Worker};
+use Preset::{Found, Is, Nothing};
+
+const fn key(path: &'static str, preset: Preset, place: Place, about: &'static str) -> Key {
+    Key { path, preset, place, about }
+}
+
+/// Every key that works, in the order of `config/reference.yaml`.
+pub const KEYS: &[Key] = &[
+    key("email", Nothing, Global, "Contact address given to the CA."),
+    key(
+        "acme.ca",
+        Is("letsencrypt"),
+        Global,
+        "Who issues public certificates: `letsencrypt`, `letsencrypt-staging`, or the https URL of an ACME directory.",
+    ),
+    key(
+        "acme.ca_root",
+        Nothing,
+        Global,
+        "PEM file trusted for the CA's own https instead of the system's roots, for a private CA.",
+    ),
+    key("acme.key_type", Is("p256"), Global, "Kind of key in new certificates: `p256`, `p384` or `rsa2048`."),
+    key(
+        "storage",
+        Found("$STATE_DIRECTORY, else /var/lib/edge as root, else $XDG_STATE_HOME/edge"),
+        Global,
+        "Directory of certificates, account keys and renewal history.",
+    ),
+    key(
+        "runtime_dir",
+        Found("$RUNTIME_DIRECTORY, else /run/edge as root, else $XDG_RUNTIME_DIR/edge or /tmp/edge-UID"),
+        Global,
+        "Directory of worker sockets and the admin socket.",
+    ),
+    key(
+        "listen.http",
+        Is("[\":80\"]"),
+        Global,
+        "Addresses of plain HTTP; `:80` is that port of every address, `[]` turns it off.",
+    ),
+    key("listen.https", Is("[\":443\"]"), Global, "Addresses of HTTPS; `[]` turns it off."),
+    key("threads", Is("auto"), Global, "Event loops; `auto` is one for each CPU the process may use."),
+    key(
+        "log.level",
+        Is("info"),
+        Global,
+        "Least severity that is logged: `error`, `warn`, `info`, `debug` or `trace`.",
+    ),
+    key(
+        "log.format",
+        Is("auto"),
+        Global,
+        "Shape of a line: `text`, `json`, or `auto`, which is text on a terminal and JSON otherwise.",
+    ),
+    key(
+        "log.access",
+        Is("true"),
+        Global,
+        "A line for each request: `true` (standard output), `false`, or the path of a file, reopened on SIGUSR1.",
+    ),
+    key(
+        "admin",
+        Found("{runtime_dir}/admin.sock"),
+        Global,
+        "Path of the admin socket, which only edge's own user and root may open.",
+    ),
+    key("drain_timeout", Is("30s"), Global, "How long open requests may take at shutdown."),
+    key(
+        "timeouts.handshake",
+        Is("10s"),
+        Global,
+        "From accepting a connection to the end of its TLS handshake.",
+    ),
+    key(
+        "timeouts.headers",
+        Is("10s"),
+        Global,
+        "From the first byte of a request head, or the start of its connection, to its end; 408 beyond.",
+    ),
+    key("timeouts.body", Is("30s"), Global, "A request body without progress; 408 beyond."),
+    key(
+        "timeouts.write",
+        Is("30s"),
+        Global,
+        "A response that the client does not take; the connection is ended.",
+    ),
+    key("timeouts.keepalive", Is("60s"), Global, "An idle HTTP/1.1 client connection; it is closed."),
+    key(
+        "timeouts.keepalive_h2",
+        Is("75s"),
+        Global,
+        "An idle HTTP/2 client connection; it is closed with GOAWAY.",
+    ),
+    key("timeouts.connect", Is("1s"), Global, "Connecting to a worker or upstream server."),
+    key("timeouts.first_byte", Is("60s"), Global, "A worker that is silent after the request; 504 beyond."),
+    key(
+        "timeouts.upstream_idle",
+        Is("60s"),
+        Global,
+        "A worker that stops in the middle of a response; the response is cut visibly.",
+    ),
+    key("timeouts.tunnel", Is("10m"), Global, "An idle WebSocket."),
+    key(
+        "defaults",
+        Nothing,
+        Global,
+        "Keys of an app for every app, except `domains`, `default`, `command`, `upstream` and `redirect_to`; what an app says itself wins.",
+    ),
+    key(
+        "apps.NAME.domains",
+        Nothing,
+        Own,
+        "Host names and IP addresses it answers for; `*.example.com` stands for one label.",
+    ),
+    key(
+        "apps.NAME.default",
+        Is("false"),
+        Own,
+        "Whether it also takes names that no app has; without such an app they are refused.",
+    ),
+    key(
+        "apps.NAME.command",
+        Nothing,
+        Own,
+        "What starts a worker, split like a shell would but run without one; may hold {socket}, {port}, {worker}, {app}.",
+    ),
+    key(
+        "apps.NAME.upstream",
+        Nothing,
+        Own,
+        "Instead of `command`: address or list of servers that edge does not run, such as http://10.0.0.7:8080 or unix:/run/x.sock.",
+    ),
+    key(
+        "apps.NAME.server",
+        Is("auto"),
+        Worker,
+        "How a worker learns its address: `auto` looks at the command; or `uvicorn`, `fastapi`, `gunicorn`, `hypercorn`, `daphne`, `granian`, `waitress`, `node`, `puma`, `generic`.",
+    ),
+    key(
+        "apps.NAME.transport",
+        Is("auto"),
+        Worker,
+        "Between edge and the workers: `unix`, `tcp`, or `auto`, which prefers unix.",
+    ),
+    key("apps.NAME.workers", Is("auto"), Worker, "Number of worker processes; `auto` is one for each CPU."),
+    key(
+        "apps.NAME.working_dir",
+        Found("the directory of this file"),
+        Worker,
+        "Directory the workers start in; relative to this file.",
+    ),
+    key(
+        "apps.NAME.user",
+        Found("edge's own; as root the owner of working_dir, or nobody where that is root"),
+        Worker,
+        "User the workers run as, by name or number; only root can choose.",
+    ),
+    key(
+        "apps.NAME.group",
+        Found("the user's"),
+        Worker,
+        "Group the workers run as, by name or number; only root can choose.",
+    ),
+    key(
+        "apps.NAME.environment",
+        Is("{}"),
+        Worker,
+        "Variables for the workers; each also wins over `env_file`.",
+    ),
+    key(
+        "apps.NAME.env_file",
+        Is("[]"),
+        Worker,
+        "File or list of files with NAME=VALUE lines for the workers; relative to this file, later files win.",
+    ),
+    key(
+        "apps.NAME.healthcheck.path",
+        Nothing,
+        Worker,
+        "Path asked for readiness; without it any HTTP answer to / means ready.",
+    ),
+    key("apps.NAME.start_timeout", Is("60s"), Worker, "How long a worker may take to become ready."),
+    key(
+        "apps.NAME.drain_timeout",
+        Is("30s"),
+        Worker,
+        "How long a worker's open requests may take before its stop signal.",
+    ),
+    key("apps.NAME.stop_signal", Is("SIGTERM"), Worker, "Signal that asks a worker to end."),
+    key(
+        "apps.NAME.stop_grace_period",
+        Is("10s"),
+        Worker,
+        "From the stop signal to killing the worker's whole process group.",
+    ),
+    key(
+        "apps.NAME.restart.backoff",
+        Is("200ms"),
+        Worker,
+        "Pause before the second restart in a row, doubled each time; the first is at once.",
+    ),
+    key(
+        "apps.NAME.restart.max_backoff",
+        Is("30s"),
+        Worker,
+        "Longest pause between restarts; edge never gives up.",
+    ),
+    key(
+        "apps.NAME.tls",
+        Is("auto"),
+        App,
+        "Certificates: `auto` (ACME; edge's own CA for localhost, *.localhost, *.test, *.internal and private addresses), `internal`, `off`, or `{cert: FILE, key: FILE}`.",
+    ),
+    key(
+        "apps.NAME.http",
+        Is("redirect"),
+        App,
+        "What plain HTTP gets: `redirect` to https, or `serve` (the only choice with `tls: off`).",
+    ),
+    key(
+        "apps.NAME.redirect_to",
+        Nothing,
+        Own,
+        "One of the app's own domains; its other domains are answered with a redirect there.",
+    ),
+    key(
+        "apps.NAME.hsts",
+        Is("false"),
+        App,
+        "Strict-Transport-Security on https answers: `true` is one year, or a duration.",
+    ),
+    key("apps.NAME.max_body", Is("100MB"), App, "Longest request body; 413 beyond."),
+];
+
+/// Keys below `tls` where it is a mapping.
+pub const TLS_KEYS: [&str; 2] = ["cert", "key"];
+
+/// The key at `path`.
+pub fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// What may be written directly below `parent` (`""` is the top), each once.
+pub fn children(parent: &str) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for key in KEYS {
+        let below = if parent.is_empty() {
+            Some(key.path)
+        } else {
+            key.path.strip_prefix(parent).and_then(|rest| rest.strip_prefix('.'))
+        };
+        let name = below.and_then(|below| below.split('.').next());
+        names.extend(name.filter(|name| !names.contains(name)));
+    }
+    if parent == "apps.NAME.tls" {
+        names.extend(TLS_KEYS);
+    }
+    names
+}
+
+/// Where else a key of this name belongs, if there is exactly one such place.
+pub fn elsewhere(name: &str) -> Option<&'static str> {
+    let mut places = KEYS.iter().map(|key| key.path).filter(|path| path.rsplit('.').next() == Some(name));
+    match (places.next(), places.next()) {
+        (Some(place), None) => Some(place),
+        (_, Some(_)) | (None, None) => None,
+    }
+}
+
+/// The known word that `written` was probably meant to be: at most a third of its letters differ.
+pub fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Longer words are no typing mistake, and the distance takes time in the product of the lengths.
+    if written.len() > 40 {
+        return None;
+    }
+    let lower = written.to_lowercase().replace('-', "_");
+    let distance = |word: &str| strsim::damerau_levenshtein(&lower, &word.replace('-', "_"));
+    let (steps, word) =
+        known.into_iter().map(|word| (distance(word), word)).min_by_key(|(steps, _)| *steps)?;
+    (steps * 3 <= lower.len().max(word.len())).then_some(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_spelling_is_offered_and_strangers_are_not() {
+        let app = children("apps.NAME");
+        for (written, meant) in [
+            ("worker", Some("workers")),
+            ("Domains", Some("domains")),
+            ("work_dir", Some("working_dir")),
+            ("stop-signal", Some("stop_signal")),
+            ("queue", None),
+            ("concurrency", None),
+            ("x", None),
+        ] {
+            assert_eq!(nearest(written, app.iter().copied()), meant, "{written}");
+        }
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_place_is_recognised() {
+        assert_eq!(elsewhere("workers"), Some("apps.NAME.workers"));
+        assert_eq!(elsewhere("drain_timeout"), None, "there are two");
+    }
+
+    #[test]
+    fn each_key_stands_once_and_is_told_in_one_sentence() {
+        for (index, key) in KEYS.iter().enumerate() {
+            assert!(KEYS[..index].iter().all(|other| other.path != key.path), "{} twice", key.path);
+            assert!(key.about.ends_with('.') && !key.about.contains('\n'), "{}", key.path);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! From a path to the checked configuration.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::config::check;
+use crate::config::context::{read_regular, reason};
+use crate::config::model::Config;
+use crate::config::problem::Problems;
+use crate::config::raw;
+use crate::config::surroundings::Surroundings;
+
+/// Reads and checks the file; on any fault all of them are returned and nothing else happens.
+pub fn load(path: &Path, surroundings: &Surroundings) -> Result<Config, Problems> {
+    let text = read(path).map_err(|what| Problems::whole(path, what))?;
+    let file = std::path::absolute(path).map_err(|error| {
+        Problems::whole(path, format!("cannot tell where the file is: {}", reason(&error)))
+    })?;
+    let base = file.parent().unwrap_or(Path::new("/")).to_owned();
+    let mut parsed = raw::parse(&text);
+    let checked = parsed.root.map(|root| check::check(&root, &file, &base, surroundings));
+    match checked {
+        Some(Ok(config)) if parsed.problems.is_empty() => return Ok(config),
+        Some(Err(more)) => parsed.problems.extend(more),
+        Some(Ok(_)) | None => {}
+    }
+    Err(Problems::new(path, parsed.problems))
+}
+
+/// The file to read: the one named, else `./edge.yaml`, else `/etc/edge/edge.yaml`.
+pub fn find(explicit: Option<&Path>) -> Result<PathBuf, Problems> {
+    if let Some(path) = explicit {
+        return Ok(path.to_owned());
+    }
+    let places = ["edge.yaml", "/etc/edge/edge.yaml"].map(Path::new);
+    // One that is there and cannot be read is still the one meant: loading it says why.
+    places.into_iter().find(|path| path.symlink_metadata().is_ok()).map(Path::to_owned).ok_or_else(|| {
+        let what = "there is no such file here, nor /etc/edge/edge.yaml; name one with --config";
+        Problems::whole(places[0], what)
+    })
+}
+
+/// A configuration is a few pages of text; more is a mistake.
+const LONGEST: u64 = 1 << 20;
+
+fn read(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let file = read_regular(path).map_err(|error| format!("cannot read the file: {}", reason(&error)))?;
+    file.take(LONGEST + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("cannot read the file: {}", reason(&error)))?;
+    if bytes.len() as u64 > LONGEST {
+        return Err("the file is longer than 1 MiB".to_owned());
+    }
+    String::from_utf8(bytes).map_err(|_| "the file is not UTF-8 text".to_owned())
+}

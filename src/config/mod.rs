@@ -1,0 +1,22 @@
+//! What the operator wrote, and the checked form the program uses. Raw forms never leave this folder.
+//!
+//! A file's way: `load` reads the text, `raw` makes a tree with positions of it, `check` walks the tree through `section` and
+//! collects every problem, or returns the `model`. `keys` is the one table of what may be written.
+
+pub mod account;
+pub mod check;
+mod check_app;
+mod check_worker;
+mod context;
+pub mod env_file;
+pub mod keys;
+pub mod load;
+pub mod model;
+pub mod problem;
+pub mod raw;
+pub mod scalar;
+pub mod section;
+pub mod surroundings;
+
+#[cfg(test)]
+mod files;

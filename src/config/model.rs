@@ -1,0 +1,408 @@
+//! The checked configuration: what the program uses. A value of these types holds no nonsense: names exist, files could be
+//! read, limits are in range. Only `check` builds one. What each key means to operators is in `config/reference.yaml`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::name::{AppName, HostPattern};
+
+/// Everything `edge.yaml` says, defaults filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// How certificates are obtained.
+    pub acme: Acme,
+    /// Directory of certificates, account keys and renewal history.
+    pub storage: PathBuf,
+    /// Directory of worker sockets and the admin socket.
+    pub runtime_dir: PathBuf,
+    /// Where clients connect.
+    pub listen: Listen,
+    /// Number of data-plane threads; `auto` is resolved when the file is checked.
+    pub threads: NonZeroUsize,
+    /// What is written where.
+    pub log: Log,
+    /// Path of the admin socket.
+    pub admin: PathBuf,
+    /// How long open requests may take at shutdown.
+    pub drain_timeout: Duration,
+    /// Deadlines of connections and requests.
+    pub timeouts: Timeouts,
+    /// The apps in the order of the file.
+    pub apps: Vec<Arc<App>>,
+}
+
+/// How certificates are obtained from a CA (RFC 8555).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Acme {
+    /// Contact address given to the CA.
+    pub email: Option<String>,
+    /// Directory URL of the CA.
+    pub directory: String,
+    /// PEM file trusted for the CA's own HTTPS instead of the system's roots.
+    pub ca_root: Option<PathBuf>,
+    /// Kind of key in new certificates.
+    pub key_type: KeyType,
+}
+
+/// Kinds of certificate key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyType {
+    /// ECDSA on P-256.
+    P256,
+    /// ECDSA on P-384.
+    P384,
+    /// RSA with 2048 bits.
+    Rsa2048,
+}
+
+/// Addresses clients connect to. An empty list turns that kind off. Port 0 lets the system choose (for tests).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listen {
+    /// Plain HTTP.
+    pub http: Vec<ListenAddr>,
+    /// HTTPS.
+    pub https: Vec<ListenAddr>,
+}
+
+/// An address to bind. `:443` is one dual-stack socket on `[::]`, or `0.0.0.0` where the machine has no IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ListenAddr {
+    /// Every address of the machine.
+    Any(u16),
+    /// One address.
+    At(SocketAddr),
+}
+
+impl std::fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Any(port) => write!(f, ":{port}"),
+            Self::At(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+/// What is written where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    /// Least severity of events that are written.
+    pub level: LogLevel,
+    /// Shape of each line.
+    pub format: LogFormat,
+    /// Where a line for each request goes.
+    pub access: AccessLog,
+}
+
+/// Severity of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Something failed and needs a person.
+    Error,
+    /// Something failed and will be tried again, or will fail soon.
+    Warn,
+    /// What an operator wants to read later.
+    Info,
+    /// What a developer wants to read.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// Shape of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// Text.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where access lines go.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AccessLog {
+    /// Nowhere.
+    Off,
+    /// Standard output.
+    Stdout,
+    /// A file, opened for appending, reopened on SIGUSR1.
+    File(PathBuf),
+}
+
+/// Deadlines of connections and requests. Those of bodies, answers and tunnels begin anew with every progress.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Timeouts {
+    /// Accept to TLS finished.
+    pub handshake: Duration,
+    /// First byte of a request head to its end; for the first on a connection, from the connection's start.
+    pub headers: Duration,
+    /// Request body without progress.
+    pub body: Duration,
+    /// Response without progress towards the client.
+    pub write: Duration,
+    /// Idle HTTP/1.1 client connection.
+    pub keepalive: Duration,
+    /// Idle HTTP/2 client connection.
+    pub keepalive_h2: Duration,
+    /// Connecting to a worker.
+    pub connect: Duration,
+    /// Request sent to first byte of the response.
+    pub first_byte: Duration,
+    /// Silence in the middle of a response.
+    pub upstream_idle: Duration,
+    /// Silence on a WebSocket.
+    pub tunnel: Duration,
+}
+
+/// One app: names, and who answers for them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct App {
+    /// The operator's name for it.
+    pub name: AppName,
+    /// Hosts it answers for.
+    pub domains: Vec<HostPattern>,
+    /// Whether it also takes names nobody configured.
+    pub default: bool,
+    /// Who answers.
+    pub backend: Backend,
+    /// Where its certificates come from.
+    pub tls: Tls,
+    /// What plain HTTP does.
+    pub http: PlainHttp,
+    /// Canonical host: the app's other domains answer 308.
+    pub redirect_to: Option<crate::name::HostName>,
+    /// `Strict-Transport-Security` max-age on https answers.
+    pub hsts: Option<Duration>,
+    /// Longest request body in bytes; 413 beyond.
+    pub max_body: u64,
+}
+
+impl App {
+    /// Where the certificate of one of its domains comes from: an `auto` app ([`Tls::Acme`]) uses edge's own CA for domains
+    /// that no public CA would certify.
+    pub fn tls_for(&self, domain: &HostPattern) -> Tls {
+        match &self.tls {
+            Tls::Acme if domain.is_internal() => Tls::Internal,
+            Tls::Acme | Tls::Internal | Tls::Off | Tls::Files { .. } => self.tls.clone(),
+        }
+    }
+}
+
+impl HostPattern {
+    /// Whether only this machine or its own network can know the host: `localhost`, `*.localhost`, `*.test`, `*.internal`
+    /// (RFC 6761), a name without dots, a private address.
+    pub fn is_internal(&self) -> bool {
+        let (name, single) = match self {
+            Self::Exact(name) => (name, true),
+            // Every top-level domain would be such a name.
+            Self::Wildcard(suffix) => (suffix, false),
+        };
+        if let Some(ip) = name.ip() {
+            return is_private(ip);
+        }
+        let last = name.as_str().rsplit('.').next();
+        matches!(last, Some("localhost" | "test" | "internal")) || (single && name.parent().is_none())
+    }
+}
+
+/// Whether only this machine or its own network can reach the address, so that no public CA would certify it.
+fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let [a, b, ..] = ip.octets();
+            let shared = a == 100 && (64..128).contains(&b); // RFC 6598
+            ip.is_loopback() || ip.is_private() || ip.is_link_local() || ip.is_unspecified() || shared
+        }
+        IpAddr::V6(ip) => {
+            ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local() || ip.is_unspecified()
+        }
+    }
+}
+
+/// Who answers an app's requests.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Backend {
+    /// Processes edge runs.
+    Workers(Box<WorkerSpec>),
+    /// Servers edge does not run.
+    Upstream(Vec<Address>),
+}
+
+/// Where a worker or upstream server listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// An IP address and port.
+    Tcp(SocketAddr),
+    /// A host name and port, resolved at each connection.
+    Name(String, u16),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Name(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// How an app's workers are run. Printed for debugging, it keeps the values of the environment to itself.
+#[derive(Clone, PartialEq)]
+pub struct WorkerSpec {
+    /// Program and arguments as the operator wrote them, split, placeholders still in.
+    pub command: Vec<String>,
+    /// How the worker learns its address; `Auto` is decided from the command.
+    pub server: ServerKind,
+    /// Unix socket or loopback port.
+    pub transport: Transport,
+    /// Number of workers, at least 1; `auto` is resolved when the file is checked.
+    pub workers: u32,
+    /// Directory they start in; absolute.
+    pub working_dir: PathBuf,
+    /// Account they run as: always decided, also where the file is silent.
+    pub account: Account,
+    /// Extra environment, env files first, then `environment`; `${VAR}` already replaced.
+    pub environment: BTreeMap<String, String>,
+    /// Path asked for readiness; with none, any HTTP answer to `/` means ready.
+    pub healthcheck_path: Option<String>,
+    /// Spawn to ready.
+    pub start_timeout: Duration,
+    /// A worker's open requests, before its stop signal.
+    pub drain_timeout: Duration,
+    /// What asks a worker to end; a signal number.
+    pub stop_signal: i32,
+    /// Stop signal to kill.
+    pub stop_grace_period: Duration,
+    /// First and longest delay between restarts.
+    pub restart: Restart,
+}
+
+impl std::fmt::Debug for WorkerSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A new field must be named here, and thought about.
+        let Self {
+            command,
+            server,
+            transport,
+            workers,
+            working_dir,
+            account,
+            environment,
+            healthcheck_path,
+            start_timeout,
+            drain_timeout,
+            stop_signal,
+            stop_grace_period,
+            restart,
+        } = self;
+        f.debug_struct("WorkerSpec")
+            .field("program", &command.first())
+            .field("server", server)
+            .field("transport", transport)
+            .field("workers", workers)
+            .field("working_dir", working_dir)
+            .field("account", account)
+            .field("environment", &environment.keys())
+            .field("healthcheck_path", healthcheck_path)
+            .field("start_timeout", start_timeout)
+            .field("drain_timeout", drain_timeout)
+            .field("stop_signal", stop_signal)
+            .field("stop_grace_period", stop_grace_period)
+            .field("restart", restart)
+            .finish()
+    }
+}
+
+/// Delays between restarts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Restart {
+    /// Delay after the second failure in a row (the first is replaced at once).
+    pub backoff: Duration,
+    /// Longest delay.
+    pub max_backoff: Duration,
+}
+
+/// The account a worker runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Account {
+    /// Edge's own: nothing is changed.
+    Own,
+    /// Another one; edge runs as root.
+    Other {
+        /// User id.
+        uid: u32,
+        /// Primary group id.
+        gid: u32,
+        /// Supplementary groups.
+        groups: Vec<u32>,
+        /// Login name, for USER and LOGNAME.
+        name: String,
+        /// Home directory, for HOME.
+        home: PathBuf,
+    },
+}
+
+/// Server programs whose ways of being told an address edge knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is the program of that name")]
+pub enum ServerKind {
+    Auto,
+    Uvicorn,
+    Fastapi,
+    Gunicorn,
+    Hypercorn,
+    Daphne,
+    Granian,
+    Waitress,
+    Node,
+    Puma,
+    Generic,
+}
+
+/// What lies between edge and a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Unix where the server can, TCP otherwise.
+    Auto,
+    /// A unix socket.
+    Unix,
+    /// A loopback port.
+    Tcp,
+}
+
+/// Where an app's certificates come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Tls {
+    /// From the ACME CA.
+    Acme,
+    /// From edge's own CA.
+    Internal,
+    /// Plain HTTP only.
+    Off,
+    /// From PEM files the operator maintains.
+    Files {
+        /// Certificate chain.
+        cert: PathBuf,
+        /// Private key.
+        key: PathBuf,
+    },
+}
+
+/// What plain HTTP requests get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlainHttp {
+    /// 308 to https.
+    Redirect,
+    /// The app.
+    Serve,
+}

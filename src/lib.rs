@@ -1,0 +1,64 @@
+//! `edge` stands between the internet and an application: it ends TLS, obtains certificates, speaks HTTP/1.1 and HTTP/2, and
+//! forwards to worker processes that it spawns, watches, drains and replaces.
+//!
+//! One process. Its main thread is the control plane: supervisors, certificates, admin socket, signals. Each further thread is
+//! a data plane of its own, with its listening sockets, connections and idle worker connections; a request that finds a worker
+//! waits for no other thread. An HTTP/2 stream and a WebSocket have a task of their own, an HTTP/1.1 request has its
+//! connection's.
+//!
+//! # Three ways
+//! - **A request:** `listen/accept` → `listen/tls` → `listen/http` → `proxy/handle`, which asks `proxy/route` for the app,
+//!   `upstream/pool` for a lease on a worker's slot (chosen by `upstream/balance`), `proxy/headers` for what to pass on, and
+//!   `upstream/exchange` for the answer; `proxy/attempt` decides whether another worker is tried. `proxy/body` gives the lease
+//!   back with the last byte, and `telemetry/access` writes the line.
+//! - **A certificate:** `cert/schedule` decides what is due, now and for renewal; `cert/manager` has `cert/issuer` order it,
+//!   while `cert/challenge` lends the answers to the request path; `cert/bundle` checks it, `cert/store` keeps it, and
+//!   `cert/resolver` serves it.
+//! - **A worker:** `worker/rollout` decides who is launched and retired, `worker/lifecycle` what happens to each next: started,
+//!   admitted, drained, told to stop, killed. `worker/supervisor` performs it: `worker/adapter` has the command line,
+//!   `worker/launch` spawns and kills, `worker/probe` asks whether it is ready, `worker/slot` opens and closes it to requests.
+//!
+//! # Publications
+//! One writer, many readers, replaced whole: the roster of slots (`worker/slot`: supervisor → pool), certificates
+//! (`cert/resolver`: manager → handshakes), challenges (`cert/challenge`: issuer → requests). Beyond these only counters are
+//! shared between threads.
+//!
+//! # The map
+//! A file imports floor 0, its own folder, and what its line or its floor's heading names after `←`. `P` is pure: it decides,
+//! and never waits, reads a clock, touches a file or a socket, or logs. A test holds the code to this.
+//! ```text
+//! ── floor 0: words and tools ── open to every file
+//!   name.rs                P  host names, app names and worker identities: parsed once, compared, printed
+//!   backoff.rs             P  growing delays between attempts
+//!   report.rs              P  one error chain on one line
+//!   clock.rs                  wall time as a seam
+//!   deadline.rs               time-outs of the request path without a timer each
+//!   durable.rs                state files written whole or not at all
+//!   scope.rs                  ownership of tasks: the only place that spawns; ends by drain, then abort
+//!
+//! ── floor 1: config ── what the operator wrote, and the checked form the program uses
+//!   config/scalar.rs       P  sizes, durations, addresses: each parses itself and says what it wanted
+//!   config/model.rs        P  the checked configuration: a value of these types holds no nonsense
+//!   config/problem.rs      P  one fault with its place, key and remedy; all of them in order
+//!   config/env_file.rs     P  files of NAME=VALUE lines
+//!   config/surroundings.rs    what a file's meaning depends on besides its text: tests make it up
+//!   config/account.rs         who workers run as: names and numbers of the system's accounts
+//!   config/keys.rs         P  the keys that exist, and the nearest to one that does not
+//!   config/raw.rs          P  the file's shape with positions
+//!   config/section.rs      P  reading one mapping: known keys, defaults, spelling help
+//!   config/context.rs         what reading an app needs besides its section, and the files its keys name
+//!   config/check_worker.rs    how an app's workers are run
+//!   config/check_app.rs       names, certificates, redirects, and who answers
+//!   config/check.rs           raw to checked, or every problem
+//!   config/load.rs            file to text to raw to checked
+//! ```
+
+pub mod backoff;
+pub mod clock;
+pub mod deadline;
+pub mod durable;
+pub mod name;
+pub mod report;
+pub mod scope;
+
+pub mod config;
