@@ -51,6 +51,14 @@
 //!   config/check_app.rs       names, certificates, redirects, and who answers
 //!   config/check.rs           raw to checked, or every problem
 //!   config/load.rs            file to text to raw to checked
+//!
+//! ── floor 2: telemetry ── what edge says of itself
+//!   telemetry/line.rs      P  the alphabet of every line edge writes
+//!   telemetry/access.rs    P  one line for each request, as JSON and as text
+//!   telemetry/status.rs    P  what `edge status --json` prints
+//!   telemetry/sink.rs         lines to standard output or a file, reopened on request   ← config
+//!   telemetry/buffer.rs       a thread's lines on their way to a sink; the access log as one thread sees it
+//!   telemetry/log.rs          events to the same place, as the configuration wants them   ← config
 //! ```
 
 pub mod backoff;
@@ -62,3 +70,4 @@ pub mod report;
 pub mod scope;
 
 pub mod config;
+pub mod telemetry;

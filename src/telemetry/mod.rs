@@ -1,0 +1,12 @@
+//! What edge says of itself: events, access lines, status.
+
+pub mod line;
+
+pub mod access;
+pub mod status;
+
+pub mod sink;
+
+pub mod buffer;
+
+pub mod log;

@@ -1,0 +1,135 @@
+//! What `edge status --json` prints: the stable form of the running state. Names are the contract's.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The whole status.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the running program.
+    pub version: String,
+    /// Process id of edge.
+    pub pid: u32,
+    /// Seconds since start.
+    pub uptime_s: u64,
+    /// Bound addresses.
+    pub listeners: Vec<ListenerStatus>,
+    /// Apps by name.
+    pub apps: BTreeMap<String, AppStatus>,
+    /// Certificates in the order of the configuration.
+    pub certificates: Vec<CertificateStatus>,
+}
+
+/// A bound address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// `http` or `https`.
+    pub kind: String,
+    /// Address and port, the port as bound.
+    pub address: String,
+}
+
+/// One app.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AppStatus {
+    /// Its state.
+    pub state: AppState,
+    /// Counts configurations its workers were started for, from 1.
+    pub generation: u64,
+    /// Requests waiting for a worker.
+    pub queue: u64,
+    /// Its workers by slot.
+    pub workers: Vec<WorkerStatus>,
+}
+
+/// State of an app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppState {
+    /// No worker has been ready yet.
+    Starting,
+    /// Every wanted worker is ready.
+    Up,
+    /// Some are.
+    Degraded,
+    /// None is, though one was.
+    Down,
+    /// Workers die before they are ready, again and again; retries go on.
+    Failed,
+}
+
+/// One worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Its place.
+    pub slot: u32,
+    /// Process id, where one runs.
+    pub pid: Option<u32>,
+    /// Its state.
+    pub state: WorkerState,
+    /// Requests in flight.
+    pub in_flight: u64,
+    /// Requests ever taken by this incarnation.
+    pub requests: u64,
+    /// Incarnations of this slot after the first.
+    pub restarts: u64,
+    /// Memory of its process tree in bytes.
+    pub memory_bytes: u64,
+    /// Seconds since its spawn.
+    pub age_s: u64,
+    /// Where it listens.
+    pub address: String,
+    /// How the slot's last incarnation ended, in words.
+    pub last_exit: Option<String>,
+}
+
+/// State of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerState {
+    /// Spawned, not ready.
+    Starting,
+    /// Takes requests.
+    Ready,
+    /// Finishes its requests.
+    Draining,
+    /// Told to end.
+    Stopping,
+    /// Dead; the next incarnation waits for its delay.
+    Backoff,
+}
+
+/// One certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The name it is for.
+    pub name: String,
+    /// Its state.
+    pub state: CertificateState,
+    /// Issuer of the installed certificate, as the certificate says; empty without one.
+    pub issuer: String,
+    /// End of validity, RFC 3339.
+    pub not_after: Option<String>,
+    /// When it will be renewed, RFC 3339.
+    pub renew_at: Option<String>,
+    /// Why the last attempt failed, in words.
+    pub last_error: Option<String>,
+    /// When the next attempt is made, RFC 3339.
+    pub next_attempt: Option<String>,
+}
+
+/// State of a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CertificateState {
+    /// Installed and in time.
+    Valid,
+    /// None yet; being obtained.
+    Pending,
+    /// An attempt failed; another follows.
+    Retrying,
+    /// Waits for the operator.
+    Parked,
+    /// Installed, and its time is over.
+    Expired,
+}
