@@ -59,6 +59,30 @@
 //!   telemetry/sink.rs         lines to standard output or a file, reopened on request   ← config
 //!   telemetry/buffer.rs       a thread's lines on their way to a sink; the access log as one thread sees it
 //!   telemetry/log.rs          events to the same place, as the configuration wants them   ← config
+//!
+//! ── floor 3: worker ── processes: spawned, watched, drained, replaced   ← config
+//!   worker/slot.rs            a worker's place as the request path sees it; the roster of an app
+//!   worker/program.rs      P  which server a command starts, behind whatever wrappers
+//!   worker/flags.rs        P  a server's options looked up, taken out and added
+//!   worker/servers.rs      P  each server's own way of being told its address
+//!   worker/pidfd.rs           a process by descriptor
+//!   worker/family.rs          everything a worker started
+//!   worker/environment.rs     what a worker inherits, and the directory of its sockets
+//!   worker/guard.rs           ends the workers of an edge that was killed
+//!   worker/leftovers.rs       what a killed edge left behind, removed before new workers start
+//!   worker/registry.rs        the workers that live, written down for the next edge
+//!   worker/child.rs           one running worker: its end, its signals
+//!   worker/listening.rs       where a worker listens really, for the message
+//!   worker/member.rs          one worker as its crew holds it   ← telemetry
+//!   worker/crew.rs            the workers of one app as their supervisor holds them   ← telemetry
+//!   worker/lifecycle.rs    P  one worker's life: state, input, actions
+//!   worker/rollout.rs      P  how many to launch, whom to retire, when a death is a crash loop
+//!   worker/adapter.rs      P  how each server learns its address: final command line and environment
+//!   worker/launch.rs          the only place that makes and kills processes
+//!   worker/output.rs          what workers print, as log lines
+//!   worker/probe.rs           one attempt to find a worker ready
+//!   worker/usage.rs           memory of a worker, read from the kernel
+//!   worker/supervisor.rs      driver of one app's workers; publishes the roster   ← telemetry
 //! ```
 
 pub mod backoff;
@@ -71,3 +95,5 @@ pub mod scope;
 
 pub mod config;
 pub mod telemetry;
+
+pub mod worker;

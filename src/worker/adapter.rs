@@ -1,0 +1,311 @@
+//! How each server program learns where to listen: from an app's command to the final arguments and environment.
+//!
+//! Must not do: look at files or the environment. The same input gives the same plan, so `check` and `explain` show what
+//! `run` does. Facts about each program stand at its function.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::model::{ServerKind, Transport, WorkerSpec};
+use crate::name::AppName;
+use crate::worker::flags::Command;
+use crate::worker::program;
+
+/// … and closes its own side after this long, so that a request never meets a closing connection.
+pub(super) const RAISED_IDLE: Duration = Duration::from_secs(60);
+
+/// Everything needed to start one worker, but for the account and edge's own environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Which kind of server it was taken for.
+    pub server: ServerKind,
+    /// The program to execute.
+    pub program: Program,
+    /// Program and arguments as they are executed.
+    pub argv: Vec<String>,
+    /// The app's own environment and what edge adds; edge's additions win.
+    pub environment: BTreeMap<String, String>,
+    /// Whether it listens on a unix socket or a loopback port.
+    pub wire: Wire,
+    /// How long an idle connection to it may be kept; zero means that each is used once.
+    pub idle_timeout: Duration,
+    /// Requests it can work on at once, where that is known to be few.
+    pub concurrency: Option<u32>,
+    /// Processes the command itself starts behind one address, where it says so.
+    pub delegated: Option<u32>,
+    /// What the operator may want to know: something was replaced, or cannot work.
+    pub notes: Vec<String>,
+}
+
+/// What is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// The first argument, found along PATH.
+    Named,
+    /// Edge's own executable.
+    Edge,
+}
+
+/// What lies between edge and this worker: [`Transport`] decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// A unix socket.
+    Unix,
+    /// A loopback port.
+    Tcp,
+}
+
+/// Where one incarnation of a worker is told to listen. The port is a text so that a plan can be shown before one is chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The app.
+    pub app: AppName,
+    /// Its place in the app.
+    pub slot: u32,
+    /// Path of the unix socket.
+    pub socket: PathBuf,
+    /// Loopback port.
+    pub port: String,
+}
+
+impl Place {
+    /// The place of an incarnation.
+    pub fn new(app: &AppName, slot: u32, incarnation: u64, runtime_dir: &Path, port: String) -> Self {
+        let socket = runtime_dir.join(app.as_str()).join(format!("{slot}-{incarnation}.sock"));
+        Self { app: app.clone(), slot, socket, port }
+    }
+}
+
+/// The plan of a slot's first incarnation; `{port}` stands where a port will be chosen.
+pub fn plan(app: &AppName, spec: &WorkerSpec, slot: u32, runtime_dir: &Path) -> Plan {
+    plan_at(spec, &Place::new(app, slot, 1, runtime_dir, "{port}".to_owned()))
+}
+
+/// The plan of a worker that is to listen at `place`.
+pub fn plan_at(spec: &WorkerSpec, place: &Place) -> Plan {
+    let found = program::recognise(&spec.command);
+    let server = if spec.server == ServerKind::Auto { found.server } else { spec.server };
+    let placeholders = Placeholders::of(&spec.command);
+    let mut draft = Draft {
+        told: placeholders.tell_address(),
+        wire: wire(server, found.hello, spec.transport, placeholders),
+        command: Command::new(fill(&spec.command, place), found.arguments),
+        socket: place.socket.display().to_string(),
+        port: place.port.clone(),
+        grace: spec.stop_grace_period.as_secs().saturating_sub(2).max(1),
+        user: &spec.environment,
+        set: BTreeMap::new(),
+        idle_timeout: UNKNOWN_IDLE,
+        concurrency: None,
+        notes: Vec::new(),
+    };
+    draft.transport_notes(server, spec.transport);
+    draft.shell_notes(&spec.command);
+    draft.edge(place);
+    match server {
+        ServerKind::Uvicorn => draft.uvicorn(),
+        ServerKind::Fastapi => draft.fastapi(),
+        ServerKind::Gunicorn => draft.gunicorn(place),
+        ServerKind::Hypercorn => draft.hypercorn(),
+        ServerKind::Daphne => draft.daphne(),
+        ServerKind::Granian => draft.granian(),
+        ServerKind::Waitress => draft.waitress(),
+        ServerKind::Node => draft.node(),
+        ServerKind::Puma => draft.puma(),
+        ServerKind::Generic | ServerKind::Auto => draft.generic(found.hello),
+    }
+    draft.finish(spec, server, found.hello)
+}
+
+/// Shorter than any server's habit we know of.
+const UNKNOWN_IDLE: Duration = Duration::from_millis(1500);
+
+/// Which placeholders a command holds.
+#[derive(Debug, Clone, Copy)]
+struct Placeholders {
+    socket: bool,
+    port: bool,
+}
+
+impl Placeholders {
+    fn of(command: &[String]) -> Self {
+        let holds = |what: &str| command.iter().any(|word| word.contains(what));
+        Self { socket: holds("{socket}"), port: holds("{port}") }
+    }
+
+    fn tell_address(self) -> bool {
+        self.socket || self.port
+    }
+}
+
+fn fill(command: &[String], place: &Place) -> Vec<String> {
+    let socket = place.socket.display().to_string();
+    let slot = place.slot.to_string();
+    let fill = |word: &String| {
+        word.replace("{socket}", &socket)
+            .replace("{worker}", &slot)
+            .replace("{app}", place.app.as_str())
+            // Last: a port that is not chosen yet is shown as `{port}` itself.
+            .replace("{port}", &place.port)
+    };
+    command.iter().map(fill).collect()
+}
+
+fn wire(server: ServerKind, hello: bool, wanted: Transport, placeholders: Placeholders) -> Wire {
+    if placeholders.tell_address() {
+        return match (wanted, placeholders.socket, placeholders.port) {
+            (Transport::Tcp, _, true) | (_, false, true) => Wire::Tcp,
+            (Transport::Auto | Transport::Unix | Transport::Tcp, _, _) => Wire::Unix,
+        };
+    }
+    match (server, wanted) {
+        (ServerKind::Fastapi, _) | (_, Transport::Tcp) => Wire::Tcp,
+        (_, Transport::Unix) => Wire::Unix,
+        (ServerKind::Node, Transport::Auto) => Wire::Tcp,
+        (ServerKind::Generic | ServerKind::Auto, Transport::Auto) if !hello => Wire::Tcp,
+        (
+            ServerKind::Auto
+            | ServerKind::Uvicorn
+            | ServerKind::Gunicorn
+            | ServerKind::Hypercorn
+            | ServerKind::Daphne
+            | ServerKind::Granian
+            | ServerKind::Waitress
+            | ServerKind::Puma
+            | ServerKind::Generic,
+            Transport::Auto,
+        ) => Wire::Unix,
+    }
+}
+
+/// A plan being made.
+pub(super) struct Draft<'a> {
+    /// The command tells the address itself by a placeholder.
+    pub(super) told: bool,
+    pub(super) wire: Wire,
+    pub(super) command: Command,
+    pub(super) socket: String,
+    pub(super) port: String,
+    /// What a server may take to stop, a little less than edge's patience, in seconds.
+    pub(super) grace: u64,
+    pub(super) user: &'a BTreeMap<String, String>,
+    pub(super) set: BTreeMap<String, String>,
+    pub(super) idle_timeout: Duration,
+    pub(super) concurrency: Option<u32>,
+    pub(super) notes: Vec<String>,
+}
+
+impl Draft<'_> {
+    pub(super) fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.set.insert(name.to_owned(), value.into());
+    }
+
+    /// Takes options out of the command that would lead the server elsewhere, and says so.
+    pub(super) fn replace(&mut self, names: &[&str]) {
+        if self.told {
+            return;
+        }
+        for (name, value) in self.command.take(names) {
+            self.notes.push(format!("`{name} {value}` is replaced: edge says where a worker listens"));
+        }
+    }
+
+    /// Idle time by the keep-alive seconds the command insists on, or those edge sets.
+    pub(super) fn keep_alive(&mut self, names: &[&str]) {
+        self.idle_timeout = match self.command.number(names) {
+            Some(seconds) => Duration::from_secs(seconds.saturating_sub(1)).min(RAISED_IDLE),
+            None => RAISED_IDLE,
+        };
+    }
+
+    fn edge(&mut self, place: &Place) {
+        self.set("EDGE_APP", place.app.as_str());
+        self.set("EDGE_WORKER", place.slot.to_string());
+        match self.wire {
+            Wire::Unix => self.set("EDGE_SOCKET", self.socket.clone()),
+            Wire::Tcp => self.set("PORT", self.port.clone()),
+        }
+        self.set("WEB_CONCURRENCY", "1");
+        self.set("PYTHONUNBUFFERED", "1");
+    }
+
+    pub(super) fn address(&mut self, name: &str, value: impl Into<String>) {
+        if !self.told {
+            self.set(name, value);
+        }
+    }
+
+    fn transport_notes(&mut self, server: ServerKind, wanted: Transport) {
+        match (server, wanted, self.wire) {
+            (ServerKind::Fastapi, Transport::Unix, Wire::Tcp) => {
+                self.notes
+                    .push("`fastapi run` cannot listen on a unix socket: a loopback port is used".into());
+            }
+            (_, Transport::Unix, Wire::Tcp) => {
+                self.notes
+                    .push("`transport: unix` needs `{socket}` in the command, which holds `{port}`".into());
+            }
+            (_, Transport::Tcp, Wire::Unix) => {
+                self.notes
+                    .push("`transport: tcp` needs `{port}` in the command, which holds `{socket}`".into());
+            }
+            (_, Transport::Auto | Transport::Unix | Transport::Tcp, Wire::Unix | Wire::Tcp) => {}
+        }
+    }
+
+    fn shell_notes(&mut self, command: &[String]) {
+        if command.iter().any(|word| word.contains("$PORT") || word.contains("${PORT")) {
+            self.notes
+                .push("`$PORT` is not replaced, because no shell runs the command: write `{port}`".into());
+        }
+    }
+
+    fn finish(mut self, spec: &WorkerSpec, server: ServerKind, hello: bool) -> Plan {
+        let delegated = match server {
+            ServerKind::Uvicorn
+            | ServerKind::Fastapi
+            | ServerKind::Gunicorn
+            | ServerKind::Hypercorn
+            | ServerKind::Granian
+            | ServerKind::Puma => self.command.number(&["--workers", "-w"]),
+            ServerKind::Auto
+            | ServerKind::Daphne
+            | ServerKind::Waitress
+            | ServerKind::Node
+            | ServerKind::Generic => None,
+        };
+        let delegated = delegated.filter(|count| *count > 1).and_then(|count| u32::try_from(count).ok());
+        if let Some(each) = delegated {
+            self.concurrency = None;
+            if spec.workers > 1 {
+                let all = u64::from(each) * u64::from(spec.workers);
+                let workers = spec.workers;
+                self.notes
+                    .push(format!("each of {workers} workers starts {each} processes itself: {all} in all"));
+            }
+        }
+        let mut environment = spec.environment.clone();
+        for (name, value) in self.set {
+            if name != "GUNICORN_CMD_ARGS" && environment.get(&name).is_some_and(|user| *user != value) {
+                self.notes.push(format!("`{name}` of the environment is replaced by edge's own value"));
+            }
+            environment.insert(name, value);
+        }
+        Plan {
+            server,
+            program: if hello { Program::Edge } else { Program::Named },
+            argv: self.command.into_words(),
+            environment,
+            wire: self.wire,
+            idle_timeout: self.idle_timeout,
+            concurrency: self.concurrency,
+            delegated,
+            notes: self.notes,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "adapter_tests.rs"]
+mod tests;

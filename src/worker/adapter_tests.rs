@@ -1,0 +1,229 @@
+use super::*;
+use crate::config::model::{Account, Restart};
+
+fn spec(command: &str) -> WorkerSpec {
+    WorkerSpec {
+        command: shlex::split(command).expect("splits"),
+        server: ServerKind::Auto,
+        transport: Transport::Auto,
+        workers: 1,
+        working_dir: "/srv".into(),
+        account: Account::Own,
+        environment: BTreeMap::new(),
+        healthcheck_path: None,
+        start_timeout: Duration::from_secs(60),
+        drain_timeout: Duration::from_secs(30),
+        stop_signal: 15,
+        stop_grace_period: Duration::from_secs(10),
+        restart: Restart { backoff: Duration::from_millis(200), max_backoff: Duration::from_secs(30) },
+    }
+}
+
+fn planned(spec: &WorkerSpec) -> Plan {
+    let app = "api".parse().expect("valid");
+    plan_at(spec, &Place::new(&app, 2, 5, Path::new("/run/edge"), "4711".into()))
+}
+
+fn shown(plan: &Plan) -> (String, Vec<String>) {
+    const ALWAYS: [&str; 4] = ["EDGE_APP", "EDGE_WORKER", "WEB_CONCURRENCY", "PYTHONUNBUFFERED"];
+    let added = plan.environment.iter().filter(|(name, _)| !ALWAYS.contains(&name.as_str()));
+    (plan.argv.join(" "), added.map(|(name, value)| format!("{name}={value}")).collect())
+}
+
+const SOCKET: &str = "/run/edge/api/2-5.sock";
+
+#[test]
+fn each_server_is_told_its_unix_socket_in_its_own_way() {
+    let edge = format!("EDGE_SOCKET={SOCKET}");
+    let cases: [(&str, String, Vec<String>, Duration); 8] = [
+        (
+            "uvicorn main:app",
+            "uvicorn main:app".into(),
+            vec![
+                edge.clone(),
+                "FORWARDED_ALLOW_IPS=*".into(),
+                "UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=8".into(),
+                "UVICORN_TIMEOUT_KEEP_ALIVE=75".into(),
+                format!("UVICORN_UDS={SOCKET}"),
+            ],
+            RAISED_IDLE,
+        ),
+        (
+            "gunicorn a:b -k uvicorn_worker.UvicornWorker -b 0.0.0.0:80",
+            "gunicorn a:b -k uvicorn_worker.UvicornWorker".into(),
+            vec![
+                edge.clone(),
+                "FORWARDED_ALLOW_IPS=*".into(),
+                format!("GUNICORN_CMD_ARGS=-b unix:{SOCKET} -w 1 --keep-alive 75 --graceful-timeout 8"),
+                "XDG_RUNTIME_DIR=/run/edge/api".into(),
+            ],
+            RAISED_IDLE,
+        ),
+        (
+            "hypercorn a:b",
+            format!("hypercorn a:b -b unix:{SOCKET} -w 0 --keep-alive 75"),
+            vec![edge.clone()],
+            RAISED_IDLE,
+        ),
+        (
+            "daphne -p 8000 a:b",
+            format!("daphne a:b -u {SOCKET} --proxy-headers"),
+            vec![edge.clone()],
+            Duration::from_secs(50),
+        ),
+        (
+            "granian --interface asgi a:b",
+            "granian --interface asgi a:b".into(),
+            vec![edge.clone(), format!("GRANIAN_UDS={SOCKET}"), "GRANIAN_WORKERS=1".into()],
+            Duration::from_secs(25),
+        ),
+        (
+            "waitress-serve a:b",
+            format!(
+                "waitress-serve --unix-socket={SOCKET} --unix-socket-perms=660 --trusted-proxy=* \
+                 --trusted-proxy-headers=x-forwarded-for x-forwarded-proto a:b"
+            ),
+            vec![edge.clone()],
+            RAISED_IDLE,
+        ),
+        (
+            "bundle exec puma",
+            format!("bundle exec puma -b unix://{SOCKET} -w 0"),
+            vec![edge.clone()],
+            Duration::from_secs(15),
+        ),
+        (
+            "serve --at {socket} --name {app}-{worker}",
+            format!("serve --at {SOCKET} --name api-2"),
+            vec![edge.clone()],
+            UNKNOWN_IDLE,
+        ),
+    ];
+    for (command, argv, environment, idle) in cases {
+        let plan = planned(&spec(command));
+        assert_eq!(shown(&plan), (argv, environment), "{command}");
+        assert_eq!(plan.wire, Wire::Unix, "{command}");
+        assert_eq!(plan.idle_timeout, idle, "{command}");
+    }
+}
+
+#[test]
+fn each_server_is_told_its_loopback_port_in_its_own_way() {
+    for (command, argv, environment) in [
+        (
+            "uvicorn a:b --host 0.0.0.0 --port 80",
+            "uvicorn a:b",
+            vec![
+                "FORWARDED_ALLOW_IPS=127.0.0.1",
+                "PORT=4711",
+                "UVICORN_HOST=127.0.0.1",
+                "UVICORN_PORT=4711",
+                "UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=8",
+                "UVICORN_TIMEOUT_KEEP_ALIVE=75",
+            ],
+        ),
+        (
+            "fastapi run main.py --port 80",
+            "fastapi run main.py --host 127.0.0.1 --port 4711",
+            vec!["FORWARDED_ALLOW_IPS=127.0.0.1", "PORT=4711"],
+        ),
+        ("node server.js", "node server.js", vec!["PORT=4711"]),
+        ("./serve", "./serve", vec!["PORT=4711"]),
+        ("./serve :{port}", "./serve :4711", vec!["PORT=4711"]),
+        ("daphne a:b", "daphne a:b -b 127.0.0.1 -p 4711 --proxy-headers", vec!["PORT=4711"]),
+    ] {
+        let plan = planned(&WorkerSpec { transport: Transport::Tcp, ..spec(command) });
+        let environment: Vec<String> = environment.into_iter().map(str::to_owned).collect();
+        assert_eq!(shown(&plan), (argv.to_owned(), environment), "{command}");
+        assert_eq!(plan.wire, Wire::Tcp, "{command}");
+    }
+}
+
+#[test]
+fn auto_prefers_a_unix_socket_where_the_server_is_known_to_take_one() {
+    for (command, wire) in [
+        ("uvicorn a:b", Wire::Unix),
+        ("fastapi run", Wire::Tcp),
+        ("node x.js", Wire::Tcp),
+        ("./serve", Wire::Tcp),
+        ("edge hello", Wire::Unix),
+        ("./serve {port} {socket}", Wire::Unix),
+    ] {
+        assert_eq!(planned(&spec(command)).wire, wire, "{command}");
+    }
+}
+
+#[test]
+fn a_synchronous_gunicorn_takes_one_request_and_one_connection_at_a_time() {
+    for (command, concurrency, idle) in [
+        ("gunicorn a:b", Some(1), Duration::ZERO),
+        ("gunicorn a:b -k sync", Some(1), Duration::ZERO),
+        ("gunicorn a:b --threads 4", Some(4), RAISED_IDLE),
+        ("gunicorn a:b -k gthread --threads=8", Some(8), RAISED_IDLE),
+        ("gunicorn a:b -k asgi --keep-alive 5", None, Duration::from_secs(4)),
+        ("gunicorn a:b -c conf.py", None, UNKNOWN_IDLE),
+        ("gunicorn a:b -w 4", None, Duration::ZERO),
+    ] {
+        let plan = planned(&spec(command));
+        assert_eq!((plan.concurrency, plan.idle_timeout), (concurrency, idle), "{command}");
+    }
+}
+
+#[test]
+fn a_command_with_placeholders_keeps_its_own_address() {
+    let plan = planned(&spec("uvicorn a:b --uds {socket}"));
+    assert_eq!(plan.argv.join(" "), format!("uvicorn a:b --uds {SOCKET}"));
+    assert!(!plan.environment.contains_key("UVICORN_UDS"));
+    assert_eq!(plan.environment["FORWARDED_ALLOW_IPS"], "*");
+    assert!(plan.notes.is_empty(), "{:?}", plan.notes);
+}
+
+#[test]
+fn what_is_replaced_or_cannot_work_is_said() {
+    for (command, part) in [
+        ("gunicorn a:b -b :80", "`-b :80` is replaced"),
+        ("./serve --port $PORT", "write `{port}`"),
+        ("hypercorn a:b", "proxy-headers"),
+    ] {
+        let notes = planned(&spec(command)).notes.join("\n");
+        assert!(notes.contains(part), "{command}: {notes}");
+    }
+    let unix = WorkerSpec { transport: Transport::Unix, ..spec("fastapi run") };
+    assert!(planned(&unix).notes.join("\n").contains("cannot listen on a unix socket"));
+}
+
+#[test]
+fn a_command_that_starts_its_own_workers_is_left_alone_and_counted() {
+    let mut spec = spec("uvicorn a:b --workers 4");
+    let plan = planned(&spec);
+    assert_eq!(plan.argv.join(" "), "uvicorn a:b --workers 4");
+    assert_eq!(plan.delegated, Some(4));
+    spec.workers = 2;
+    assert!(planned(&spec).notes.join("\n").contains("8 in all"));
+}
+
+#[test]
+fn the_operators_gunicorn_options_are_kept_behind_edges() {
+    let mut spec = spec("gunicorn a:b");
+    spec.environment.insert("GUNICORN_CMD_ARGS".into(), "-b :80 --threads 3".into());
+    let plan = planned(&spec);
+    assert_eq!(
+        plan.environment["GUNICORN_CMD_ARGS"],
+        format!("-b unix:{SOCKET} -w 1 --keep-alive 75 --graceful-timeout 8 --threads 3")
+    );
+    assert_eq!(plan.concurrency, Some(3));
+}
+
+#[test]
+fn the_demo_worker_is_edges_own_executable() {
+    assert_eq!(planned(&spec("edge hello")).program, Program::Edge);
+    assert_eq!(planned(&spec("edge-hello")).program, Program::Named);
+}
+
+#[test]
+fn a_plan_can_be_shown_before_a_port_is_chosen() {
+    let app = "api".parse().expect("valid");
+    let plan = plan(&app, &spec("fastapi run"), 0, Path::new("/run/edge"));
+    assert_eq!(plan.argv.join(" "), "fastapi run --host 127.0.0.1 --port {port}");
+    assert_eq!(plan.environment["PORT"], "{port}");
+}

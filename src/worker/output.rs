@@ -1,0 +1,164 @@
+//! A worker's stdout and stderr as log lines, and the last of them kept for the report of its death.
+//!
+//! Must not do: let a worker wait. The pipes are read as fast as they fill; what is too long is cut.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt::Write;
+use std::rc::Rc;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::name::WorkerId;
+
+/// Longest line; what is longer becomes several.
+const LINE: usize = 16 * 1024;
+/// Lines kept.
+const KEPT_LINES: usize = 50;
+/// Bytes kept.
+const KEPT_BYTES: usize = 64 * 1024;
+
+/// The last lines a worker wrote. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Tail(Rc<RefCell<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    lines: VecDeque<String>,
+    bytes: usize,
+}
+
+impl Tail {
+    /// The lines, oldest first.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.borrow().lines.iter().cloned().collect()
+    }
+
+    fn push(&self, line: String) {
+        let mut kept = self.0.borrow_mut();
+        kept.bytes += line.len();
+        kept.lines.push_back(line);
+        while kept.lines.len() > KEPT_LINES || kept.bytes > KEPT_BYTES {
+            let gone = kept.lines.pop_front().map_or(0, |line| line.len());
+            kept.bytes -= gone;
+        }
+    }
+}
+
+/// Logs what comes out of `pipe` line by line until its end. Cancel-safe but for a line not yet ended.
+pub async fn follow(mut pipe: pipe::Receiver, id: WorkerId, pid: u32, stream: &'static str, tail: Tail) {
+    let mut lines = Lines::default();
+    let mut buffer = vec![0; 8 * 1024];
+    let log = |line: String| {
+        let (app, worker) = (id.app.as_str(), id.slot);
+        tracing::info!(target: "worker", app, worker, pid, stream, "{line}");
+        tail.push(line);
+    };
+    loop {
+        match pipe.read(&mut buffer).await {
+            Ok(0) => break,
+            Ok(count) => lines.feed(&buffer[..count], &log),
+            Err(error) => {
+                tracing::warn!(app = %id.app, worker = id.slot, pid, stream, %error, "cannot read a worker's output");
+                break;
+            }
+        }
+    }
+    lines.finish(&log);
+}
+
+/// Bytes to lines.
+#[derive(Debug, Default)]
+struct Lines {
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    fn feed(&mut self, mut bytes: &[u8], line: &impl Fn(String)) {
+        while !bytes.is_empty() {
+            let room = LINE - self.rest.len();
+            let window = &bytes[..bytes.len().min(room)];
+            match memchr::memchr(b'\n', window) {
+                Some(end) => {
+                    self.rest.extend_from_slice(&bytes[..end]);
+                    bytes = &bytes[end + 1..];
+                    self.emit(line);
+                }
+                None => {
+                    self.rest.extend_from_slice(window);
+                    bytes = &bytes[window.len()..];
+                    if self.rest.len() == LINE {
+                        self.emit(line);
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, line: &impl Fn(String)) {
+        if !self.rest.is_empty() {
+            self.emit(line);
+        }
+    }
+
+    fn emit(&mut self, line: &impl Fn(String)) {
+        let text = self.rest.strip_suffix(b"\r").unwrap_or(&self.rest);
+        let text = printable(&String::from_utf8_lossy(text));
+        self.rest.clear();
+        line(text);
+    }
+}
+
+/// Control characters would let a worker, or who writes into its log, move the operator's cursor.
+fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\t' {
+            // Writing to a String does not fail.
+            let _ = write!(out, "{}", c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(chunks: &[&[u8]]) -> Vec<String> {
+        let seen = RefCell::new(Vec::new());
+        let mut lines = Lines::default();
+        let note = |line| seen.borrow_mut().push(line);
+        for chunk in chunks {
+            lines.feed(chunk, &note);
+        }
+        lines.finish(&note);
+        seen.into_inner()
+    }
+
+    #[test]
+    fn chunks_become_lines_without_control_characters() {
+        assert_eq!(lines(&[b"a", b"b\nc\r\n\nd"]), ["ab", "c", "", "d"]);
+        assert_eq!(lines(&[b"\x1b[31mred\x07\tx\n"]), ["\\u{1b}[31mred\\u{7}\tx"]);
+        assert_eq!(lines(&[b"\xff\n"]), ["\u{fffd}"]);
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let long = vec![b'x'; 40 * 1024];
+        let sizes: Vec<usize> = lines(&[&long]).iter().map(String::len).collect();
+        assert_eq!(sizes, [LINE, LINE, 8 * 1024]);
+    }
+
+    #[test]
+    fn only_the_last_lines_are_kept() {
+        let tail = Tail::default();
+        (0..60).for_each(|n| tail.push(n.to_string()));
+        assert_eq!((tail.lines().len(), tail.lines()[0].as_str()), (50, "10"));
+        (0..9).for_each(|_| tail.push("x".repeat(LINE)));
+        assert_eq!(tail.lines().len(), 4);
+    }
+}

@@ -1,0 +1,212 @@
+//! What each server program has to be told, and how: where to listen, whose forwarded headers to believe, how long to keep
+//! idle connections. Facts about a program stand at its function.
+
+use std::time::Duration;
+
+use crate::worker::adapter::{Draft, Place, RAISED_IDLE, Wire};
+use crate::worker::flags::Command;
+
+/// Edge asks servers to keep idle connections this long, in seconds …
+const RAISED: &str = "75";
+
+impl Draft<'_> {
+    /// A unix socket's peer has no address a server could trust by; the directory around it is what keeps others out.
+    fn trust(&mut self) {
+        self.set("FORWARDED_ALLOW_IPS", if self.wire == Wire::Unix { "*" } else { "127.0.0.1" });
+    }
+
+    /// Every option can be given as `UVICORN_…`; a flag beats the variable of the same name, `UVICORN_UDS` beats
+    /// `--host` and `--port`.
+    pub(super) fn uvicorn(&mut self) {
+        match self.wire {
+            Wire::Unix => {
+                self.replace(&["--uds", "--fd"]);
+                self.address("UVICORN_UDS", self.socket.clone());
+            }
+            Wire::Tcp => {
+                self.replace(&["--uds", "--fd", "--host", "--port"]);
+                self.address("UVICORN_HOST", "127.0.0.1");
+                self.address("UVICORN_PORT", self.port.clone());
+            }
+        }
+        self.set("UVICORN_TIMEOUT_KEEP_ALIVE", RAISED);
+        self.set("UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN", self.grace.to_string());
+        self.keep_alive(&["--timeout-keep-alive"]);
+        self.trust();
+    }
+
+    /// No unix socket, no keep-alive option (5 s), and `0.0.0.0` unless told otherwise.
+    pub(super) fn fastapi(&mut self) {
+        self.replace(&["--host", "--port"]);
+        if !self.told {
+            self.command.append(["--host", "127.0.0.1", "--port", &self.port]);
+        }
+        self.idle_timeout = Duration::from_secs(4);
+        self.trust();
+    }
+
+    /// Reads options from a variable; the command's own beat those, and several `-b` add up.
+    pub(super) fn gunicorn(&mut self, place: &Place) {
+        const BIND: [&str; 2] = ["-b", "--bind"];
+        self.replace(&BIND);
+        let mut own = match self.user.get("GUNICORN_CMD_ARGS").and_then(|text| shlex::split(text)) {
+            Some(words) => Command::new(words, 0),
+            None => Command::new(Vec::new(), 0),
+        };
+        let mut words = Vec::new();
+        if !self.told {
+            own.take(&BIND);
+            let address = match self.wire {
+                Wire::Unix => format!("unix:{}", self.socket),
+                Wire::Tcp => format!("127.0.0.1:{}", self.port),
+            };
+            words.extend(["-b".to_owned(), address]);
+        }
+        let grace = self.grace.to_string();
+        words.extend(["-w", "1", "--keep-alive", RAISED, "--graceful-timeout", &grace].map(str::to_owned));
+        words.extend(own.into_words());
+        let options = shlex::try_join(words.iter().map(String::as_str));
+        // A NUL is all that cannot be joined, and no environment value holds one.
+        self.set("GUNICORN_CMD_ARGS", options.unwrap_or_default());
+        // Where newer versions put a control socket, one path for all of a user's gunicorns; older versions do not know the
+        // option that turns it off.
+        if let Some(directory) = place.socket.parent() {
+            self.set("XDG_RUNTIME_DIR", directory.display().to_string());
+        }
+        self.trust();
+        self.gunicorn_kind(&Command::new(words, 0));
+    }
+
+    fn gunicorn_kind(&mut self, options: &Command) {
+        let ask = |names: &[&str]| self.command.value(names).or_else(|| options.value(names));
+        let class = ask(&["-k", "--worker-class"]);
+        let threads = ask(&["--threads"]).and_then(|text| text.parse::<u32>().ok()).unwrap_or(1);
+        let configured = ask(&["-c", "--config"]).is_some();
+        match class.as_deref() {
+            None | Some("sync") if threads <= 1 => {
+                if class.is_some() || !configured {
+                    // Answers every request with `Connection: close` and takes the next when that is done.
+                    self.idle_timeout = Duration::ZERO;
+                    self.concurrency = Some(1);
+                }
+            }
+            None | Some("sync" | "gthread") => {
+                self.concurrency = Some(threads);
+                self.keep_alive(&["--keep-alive"]);
+            }
+            Some(_) => self.keep_alive(&["--keep-alive"]),
+        }
+    }
+
+    /// Options only; several `-b` add up.
+    pub(super) fn hypercorn(&mut self) {
+        self.replace(&["-b", "--bind"]);
+        if !self.told {
+            let address = match self.wire {
+                Wire::Unix => format!("unix:{}", self.socket),
+                Wire::Tcp => format!("127.0.0.1:{}", self.port),
+            };
+            self.command.append(["-b", &address]);
+        }
+        if self.command.value(&["-w", "--workers"]).is_none() {
+            // Without a supervising process of its own, which would end with status 0 when its child dies.
+            self.command.append(["-w", "0"]);
+        }
+        self.keep_alive(&["--keep-alive"]);
+        if self.command.value(&["--keep-alive"]).is_none() {
+            self.command.append(["--keep-alive", RAISED]);
+        }
+        self.notes.push(NO_FORWARDED.replace("{}", "hypercorn"));
+    }
+
+    /// Options only; keeps idle connections 60 s.
+    pub(super) fn daphne(&mut self) {
+        self.replace(&["-u", "--unix-socket", "-b", "--bind", "-p", "--port", "--fd", "-e", "--endpoint"]);
+        if !self.told {
+            match self.wire {
+                Wire::Unix => self.command.append(["-u", &self.socket]),
+                Wire::Tcp => self.command.append(["-b", "127.0.0.1", "-p", &self.port]),
+            }
+        }
+        if !self.command.has("--proxy-headers") {
+            self.command.append(["--proxy-headers"]);
+        }
+        self.idle_timeout = Duration::from_secs(50);
+    }
+
+    /// Every option can be given as `GRANIAN_…`; a flag beats the variable of the same name. Keeps idle connections 30 s.
+    pub(super) fn granian(&mut self) {
+        match self.wire {
+            Wire::Unix => {
+                self.replace(&["--uds"]);
+                self.address("GRANIAN_UDS", self.socket.clone());
+            }
+            Wire::Tcp => {
+                self.replace(&["--uds", "--host", "--port"]);
+                self.address("GRANIAN_HOST", "127.0.0.1");
+                self.address("GRANIAN_PORT", self.port.clone());
+            }
+        }
+        self.set("GRANIAN_WORKERS", "1");
+        self.idle_timeout = Duration::from_secs(25);
+        self.notes.push(NO_FORWARDED.replace("{}", "granian"));
+    }
+
+    /// Options only, and only before the application; keeps idle connections 120 s.
+    pub(super) fn waitress(&mut self) {
+        self.replace(&["--listen", "--host", "--port", "--unix-socket", "--unix-socket-perms"]);
+        let mut options = Vec::new();
+        if !self.told {
+            match self.wire {
+                Wire::Unix => {
+                    options.push(format!("--unix-socket={}", self.socket));
+                    options.push("--unix-socket-perms=660".to_owned());
+                }
+                Wire::Tcp => options.push(format!("--listen=127.0.0.1:{}", self.port)),
+            }
+        }
+        if self.command.value(&["--trusted-proxy"]).is_none() {
+            let peer = if self.wire == Wire::Unix { "*" } else { "127.0.0.1" };
+            options.push(format!("--trusted-proxy={peer}"));
+            if self.command.value(&["--trusted-proxy-headers"]).is_none() {
+                options.push("--trusted-proxy-headers=x-forwarded-for x-forwarded-proto".to_owned());
+            }
+        }
+        self.command.insert(options);
+        self.keep_alive(&["--channel-timeout"]);
+    }
+
+    /// `server.listen(process.env.PORT)` takes a port or a path; closes idle connections after 5 s.
+    pub(super) fn node(&mut self) {
+        if !self.told {
+            let address = if self.wire == Wire::Unix { self.socket.clone() } else { self.port.clone() };
+            self.set("PORT", address);
+        }
+        self.idle_timeout = Duration::from_secs(4);
+    }
+
+    /// Options beat the configuration file; keeps idle connections 20 s, newer versions 65 s.
+    pub(super) fn puma(&mut self) {
+        self.replace(&["-b", "--bind", "-p", "--port"]);
+        if !self.told {
+            let address = match self.wire {
+                Wire::Unix => format!("unix://{}", self.socket),
+                Wire::Tcp => format!("tcp://127.0.0.1:{}", self.port),
+            };
+            self.command.append(["-b", &address]);
+        }
+        if self.command.value(&["-w", "--workers"]).is_none() {
+            self.command.append(["-w", "0"]);
+        }
+        self.idle_timeout = Duration::from_secs(15);
+    }
+
+    pub(super) fn generic(&mut self, hello: bool) {
+        if hello {
+            self.idle_timeout = RAISED_IDLE;
+        }
+    }
+}
+
+const NO_FORWARDED: &str = "{} has no option to trust forwarded headers: wrap the application in its proxy-headers helper \
+    to see https and the client's address";

@@ -1,0 +1,137 @@
+//! Driver of one app's workers: feeds what happens to `lifecycle` and `rollout`, performs what they decide.
+//!
+//! Runs on the main thread, where workers must be spawned. It ends only when it is told to: workers go last, when nobody asks
+//! them for anything any more, so a draining scope alone means nothing to it.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::model::{App, Backend, WorkerSpec};
+use crate::name::WorkerId;
+use crate::scope::Scope;
+use crate::telemetry::status::AppStatus;
+use crate::worker::crew::{Crew, Event};
+use crate::worker::launch::Tools;
+use crate::worker::slot::{Roster, Slot};
+use crate::worker::usage;
+
+/// One app's workers, kept running. Clones are handles to the same.
+#[derive(Clone)]
+pub struct Supervisor {
+    crew: Rc<RefCell<Crew>>,
+    events: mpsc::UnboundedSender<Event>,
+    gone: CancellationToken,
+}
+
+/// Starts an app's workers and keeps them running. Those that are ready are published in `roster`. When `scope` aborts, all
+/// are killed; when it drains, nothing happens: see [`Supervisor::stop`].
+pub fn supervise(
+    app: Arc<App>,
+    spec: &WorkerSpec,
+    roster: Arc<Roster>,
+    tools: Tools,
+    scope: &Scope,
+) -> Supervisor {
+    let (events, inbox) = mpsc::unbounded_channel();
+    let crew = Crew::new(app, spec.clone(), roster, tools, events.clone(), scope.child());
+    let crew = Rc::new(RefCell::new(crew));
+    let gone = CancellationToken::new();
+    let driver = drive(Rc::clone(&crew), inbox, scope.clone());
+    // Also when the driver panics nobody waits for ever.
+    let guard = gone.clone().drop_guard();
+    scope.spawn(async move {
+        let _guard = guard;
+        driver.await;
+    });
+    Supervisor { crew, events, gone }
+}
+
+/// The roster of an app whose servers edge does not run: one slot for each address, for ever. Empty for any other app.
+pub fn fixed_roster(app: &App) -> Arc<Roster> {
+    /// Below what common servers allow an idle connection.
+    const IDLE: Duration = Duration::from_secs(4);
+    let roster = Roster::new();
+    match &app.backend {
+        Backend::Upstream(addresses) => {
+            let id = |slot| WorkerId { app: app.name.clone(), slot, incarnation: 1 };
+            let slots = (0..).zip(addresses);
+            roster.publish(
+                slots.map(|(slot, address)| Slot::new(id(slot), 0, address.clone(), IDLE)).collect(),
+            );
+        }
+        Backend::Workers(_) => {}
+    }
+    roster
+}
+
+impl Supervisor {
+    /// The app and its workers now. The queue is not the supervisor's to know and reads 0; memory is as last measured.
+    pub fn status(&self) -> AppStatus {
+        self.crew.borrow().status()
+    }
+
+    /// Measures the memory of every worker for [`Self::status`], away from the event loop.
+    pub async fn measure(&self) {
+        let running = self.crew.borrow().running();
+        for (id, child) in running {
+            let bytes = usage::memory(child.pid(), child.mark().to_owned()).await;
+            self.crew.borrow_mut().measured(&id, bytes);
+        }
+    }
+
+    /// Retires every worker: its slot is closed, its open requests finish, then it gets its stop signal, then it is killed.
+    /// Completes when every process is reaped and every socket removed. May be called again, and abandoned.
+    pub async fn stop(&self) {
+        let _ended_already = self.events.send(Event::Stop);
+        self.gone.cancelled().await;
+    }
+
+    /// Kills every worker, open requests or not; completes like [`Self::stop`].
+    pub async fn kill_now(&self) {
+        let _ended_already = self.events.send(Event::Abort);
+        self.gone.cancelled().await;
+    }
+}
+
+async fn drive(crew: Rc<RefCell<Crew>>, mut inbox: mpsc::UnboundedReceiver<Event>, scope: Scope) {
+    crew.borrow_mut().begin();
+    let mut aborting = false;
+    loop {
+        let wake_at = {
+            let crew = crew.borrow();
+            if crew.is_gone() {
+                break;
+            }
+            crew.wake_at()
+        };
+        // Every arm is cancel-safe: a channel, a timer, a token.
+        tokio::select! {
+            event = inbox.recv() => match event {
+                Some(event) => crew.borrow_mut().handle(event),
+                // Cannot be: the crew itself holds a sender.
+                None => break,
+            },
+            () = sleep_until(wake_at) => crew.borrow_mut().handle(Event::Tick),
+            () = scope.aborted(), if !aborting => {
+                aborting = true;
+                crew.borrow_mut().handle(Event::Abort);
+            }
+        }
+    }
+}
+
+async fn sleep_until(at: Option<std::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+#[path = "supervisor_tests.rs"]
+mod tests;

@@ -1,0 +1,429 @@
+//! With real processes: a small Python server that can be as stubborn as servers are.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use tokio::task::LocalSet;
+
+use super::*;
+use crate::config::model::{Account, PlainHttp, Restart, ServerKind, Tls, Transport};
+use crate::telemetry::status::{AppState, WorkerState};
+use crate::worker::adapter::{self, Wire};
+use crate::worker::family;
+use crate::worker::launch::{LaunchError, Launcher, Order, ProcessLauncher};
+use crate::worker::leftovers;
+
+const SERVER: &str = r#"
+import os, signal, socket, sys, time
+modes = sys.argv[1:]
+if 'stubborn' in modes:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def note(name):
+    with open(name + '.new', 'w') as file:
+        file.write(str(os.getpid()))
+    os.rename(name + '.new', name)
+if 'child' in modes and os.fork() == 0:
+    note('child')
+    time.sleep(1000)
+if 'daemon' in modes and os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        note('daemon')
+        time.sleep(1000)
+    os._exit(0)
+if 'astray' in modes:
+    server = socket.create_server(('127.0.0.1', 0))
+else:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(os.environ['EDGE_SOCKET'])
+    server.listen()
+print('listening', flush=True)
+while True:
+    client, _ = server.accept()
+    client.recv(65536)
+    client.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
+    client.close()
+"#;
+
+struct Stage {
+    root: TempDir,
+    scope: Scope,
+    launcher: Rc<ProcessLauncher>,
+    roster: Arc<Roster>,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let launcher = ProcessLauncher::new(root.path().join("run")).expect("a launcher");
+        Self { root, scope: Scope::new(), launcher: Rc::new(launcher), roster: Roster::new() }
+    }
+
+    fn start(&self, spec: WorkerSpec) -> Supervisor {
+        let tools = Tools { launcher: self.launcher.clone(), rng: fastrand::Rng::with_seed(7) };
+        supervise(app(), &spec, Arc::clone(&self.roster), tools, &self.scope)
+    }
+
+    fn server(&self, modes: &[&str]) -> WorkerSpec {
+        server(self.root.path(), modes)
+    }
+
+    /// The first slot whose process is not `other`.
+    async fn ready(&self, other: u32) -> Arc<Slot> {
+        let found = self.roster.wait_for_change(|slots| slots.iter().find(|slot| slot.pid != other).cloned());
+        tokio::time::timeout(PATIENCE, found).await.expect("a worker becomes ready")
+    }
+
+    fn leaves_nothing(&self) {
+        let left: Vec<PathBuf> = std::fs::read_dir(self.root.path().join("run"))
+            .expect("the runtime directory stays")
+            .map(|entry| entry.expect("readable").path())
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn app() -> Arc<App> {
+    Arc::new(App {
+        name: "api".parse().expect("valid"),
+        domains: vec!["api.test".parse().expect("valid")],
+        default: false,
+        backend: Backend::Upstream(Vec::new()),
+        tls: Tls::Internal,
+        http: PlainHttp::Redirect,
+        redirect_to: None,
+        hsts: None,
+        max_body: 1,
+    })
+}
+
+fn server(root: &Path, modes: &[&str]) -> WorkerSpec {
+    let script = root.join("server.py");
+    std::fs::write(&script, SERVER).expect("writable");
+    let command = ["python3", script.to_str().expect("plain path")];
+    spec(root, command.iter().chain(modes).map(|word| (*word).to_owned()).collect())
+}
+
+fn spec(root: &Path, command: Vec<String>) -> WorkerSpec {
+    WorkerSpec {
+        command,
+        server: ServerKind::Auto,
+        transport: Transport::Unix,
+        workers: 1,
+        working_dir: root.to_owned(),
+        account: Account::Own,
+        environment: std::collections::BTreeMap::new(),
+        healthcheck_path: None,
+        start_timeout: PATIENCE,
+        drain_timeout: PATIENCE,
+        stop_signal: 15,
+        stop_grace_period: Duration::from_millis(300),
+        restart: Restart { backoff: Duration::from_millis(1), max_backoff: Duration::from_millis(20) },
+    }
+}
+
+fn shell(root: &Path, script: &str) -> WorkerSpec {
+    spec(root, ["sh", "-c", script].map(str::to_owned).to_vec())
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let holds = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, holds).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+fn alive(pid: u32) -> bool {
+    family::process(pid).is_some_and(|one| !one.zombie)
+}
+
+fn noted(root: &Path, name: &str) -> Option<u32> {
+    std::fs::read_to_string(root.join(name)).ok()?.parse().ok()
+}
+
+fn kill(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("killed");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_killed_is_replaced() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let app = stage.start(stage.server(&[]));
+            let first = stage.ready(0).await;
+            assert_eq!(app.status().state, AppState::Up);
+            kill(first.pid);
+            let second = stage.ready(first.pid).await;
+            assert!(!first.is_open() && second.is_open());
+            assert_eq!((second.id.slot, second.id.incarnation), (0, 2));
+            app.measure().await;
+            let worker = app.status().workers.remove(0);
+            assert_eq!(
+                (worker.restarts, worker.pid, worker.state),
+                (1, Some(second.pid), WorkerState::Ready)
+            );
+            assert_eq!(worker.last_exit.as_deref(), Some("SIGKILL while it served"));
+            assert!(worker.memory_bytes > 1024 * 1024, "{worker:?}");
+            app.stop().await;
+            assert!(stage.roster.load().is_empty());
+            stage.leaves_nothing();
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn stopping_ends_everything_a_worker_started_however_stubborn() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let app = stage.start(stage.server(&["stubborn", "child", "daemon"]));
+            let leader = stage.ready(0).await.pid;
+            let root = stage.root.path();
+            eventually("both are there", || {
+                noted(root, "child").is_some() && noted(root, "daemon").is_some()
+            })
+            .await;
+            app.stop().await;
+            for pid in [Some(leader), noted(root, "child"), noted(root, "daemon")] {
+                let pid = pid.expect("noted");
+                assert!(family::process(pid).is_none(), "{pid} is reaped");
+            }
+            stage.leaves_nothing();
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_a_dead_worker_started_dies_with_it() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let app = stage.start(stage.server(&["child", "daemon"]));
+            let first = stage.ready(0).await;
+            let root = stage.root.path();
+            eventually("both are there", || {
+                noted(root, "child").is_some() && noted(root, "daemon").is_some()
+            })
+            .await;
+            let (child, daemon) =
+                (noted(root, "child").expect("noted"), noted(root, "daemon").expect("noted"));
+            kill(first.pid);
+            eventually("both are gone", || !alive(child) && !alive(daemon)).await;
+            app.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn open_requests_finish_before_the_stop_signal() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let app = stage.start(stage.server(&[]));
+            let slot = stage.ready(0).await;
+            assert!(slot.try_acquire());
+            let stopping = app.stop();
+            tokio::pin!(stopping);
+            let early = tokio::time::timeout(Duration::from_millis(300), stopping.as_mut()).await;
+            assert!(early.is_err() && alive(slot.pid));
+            assert_eq!(app.status().workers[0].state, WorkerState::Draining);
+            slot.release();
+            stopping.await;
+            assert!(!alive(slot.pid));
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_second_word_kills_at_once() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let app = stage.start(stage.server(&["stubborn"]));
+            let slot = stage.ready(0).await;
+            assert!(slot.try_acquire());
+            let patient = app.clone();
+            let at_once = async {
+                eventually("it drains", || !slot.is_open()).await;
+                app.kill_now().await;
+            };
+            tokio::join!(patient.stop(), at_once);
+            assert!(family::process(slot.pid).is_none());
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn workers_that_never_start_are_tried_for_ever_and_explained() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let app = stage.start(shell(stage.root.path(), "echo no database >&2; exit 3"));
+            eventually("the app failed", || app.status().state == AppState::Failed).await;
+            let tries = app.status().workers[0].restarts;
+            let worker = || app.status().workers.remove(0);
+            assert_eq!(worker().last_exit.as_deref(), Some("exit status 3 before it was ready"));
+            eventually("it goes on", || worker().restarts > tries + 3).await;
+            app.stop().await;
+
+            let app = stage.start(spec(stage.root.path(), vec!["no-such-program".into()]));
+            eventually("the app failed", || app.status().state == AppState::Failed).await;
+            let said = app.status().workers[0].last_exit.clone().expect("said");
+            assert!(said.starts_with("cannot run `no-such-program`: No such file"), "{said}");
+            app.stop().await;
+            stage.leaves_nothing();
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_worker_that_listens_elsewhere_is_told_so() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let spec = WorkerSpec { start_timeout: Duration::from_secs(2), ..stage.server(&["astray"]) };
+            let app = stage.start(spec);
+            let said = || app.status().workers.first().and_then(|worker| worker.last_exit.clone());
+            eventually("it is explained", || said().is_some()).await;
+            let said = said().expect("checked");
+            assert!(said.starts_with("not ready in 2 s: nothing listens at unix:"), "{said}");
+            assert!(said.contains("it listens on 127.0.0.1:"), "{said}");
+            app.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_worker_runs_as_its_account_from_a_directory_only_root_can_enter() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let root = stage.root.path();
+            // Others may pass to the sockets but not into the checkout.
+            set_mode(root, 0o711);
+            let checkout = root.join("checkout");
+            std::fs::create_dir(&checkout).expect("writable");
+            set_mode(&checkout, 0o700);
+            let account = Account::Other {
+                uid: 65534,
+                gid: 65534,
+                groups: vec![],
+                name: "nobody".into(),
+                home: "/".into(),
+            };
+            let mut spec = spec(&checkout, ["sleep", "100"].map(str::to_owned).to_vec());
+            spec.account = account.clone();
+            let id = WorkerId { app: "api".parse().expect("valid"), slot: 0, incarnation: 1 };
+            let place = stage.launcher.place(&id, &account, Wire::Unix).expect("a place");
+            let plan = adapter::plan_at(&spec, &place);
+            let order = Order { id: &id, spec: &spec, plan: &plan, place: &place };
+            let child = stage.launcher.launch(&order).expect("started");
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.pid())).expect("it runs");
+            let line = |key: &str| status.lines().find(|line| line.starts_with(key)).expect(key).to_owned();
+            assert_eq!(line("Uid:"), "Uid:\t65534\t65534\t65534\t65534");
+            assert_eq!(line("Groups:").trim(), "Groups:");
+            // The first 31; the C library keeps the ones behind to itself.
+            let ignored =
+                u64::from_str_radix(&line("SigIgn:")["SigIgn:\t".len()..], 16).expect("hexadecimal");
+            assert_eq!(ignored & 0x7fff_ffff, 0);
+            let cwd = std::fs::read_link(format!("/proc/{}/cwd", child.pid())).expect("readable");
+            assert_eq!(cwd, checkout);
+            let one = family::process(child.pid()).expect("it runs");
+            assert_eq!((one.session, one.group), (child.pid(), child.pid()));
+            child.kill();
+            child.exited().await;
+            child.bury().await;
+        })
+        .await;
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("changed");
+}
+
+#[tokio::test]
+async fn a_working_directory_that_is_missing_is_named() {
+    let stage = Stage::new();
+    let spec = spec(Path::new("/no/such/place"), vec!["true".into()]);
+    let id = WorkerId { app: "api".parse().expect("valid"), slot: 0, incarnation: 1 };
+    let place = stage.launcher.place(&id, &Account::Own, Wire::Unix).expect("a place");
+    let plan = adapter::plan_at(&spec, &place);
+    let error = stage.launcher.launch(&Order { id: &id, spec: &spec, plan: &plan, place: &place });
+    assert!(matches!(error, Err(LaunchError::WorkingDirectory { .. })));
+}
+
+/// Not a test: the process that the two below kill. It runs the server in the directory it is given.
+#[tokio::test]
+#[ignore = "an edge to be killed, started by other tests"]
+async fn edge_to_be_killed() {
+    let Some(root) = std::env::var_os("EDGE_TEST_ROOT").map(PathBuf::from) else { return };
+    LocalSet::new()
+        .run_until(async {
+            let launcher = Rc::new(ProcessLauncher::new(root.join("run")).expect("a launcher"));
+            let tools = Tools { launcher, rng: fastrand::Rng::new() };
+            let spec = server(&root, &["stubborn", "child", "daemon"]);
+            let _app = supervise(app(), &spec, Roster::new(), tools, &Scope::new());
+            std::future::pending::<()>().await;
+        })
+        .await;
+}
+
+/// Starts that edge, waits until its worker and all it starts are there: the edge and those processes.
+async fn doomed(root: &Path) -> (std::process::Child, Vec<u32>) {
+    let edge = std::process::Command::new(std::env::current_exe().expect("known"))
+        .args(["--exact", "worker::supervisor::tests::edge_to_be_killed", "--ignored", "--nocapture"])
+        .env("EDGE_TEST_ROOT", root)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("started");
+    let socket = root.join("run/api/0-1.sock");
+    eventually("it all runs", || {
+        noted(root, "child").is_some() && noted(root, "daemon").is_some() && socket.exists()
+    })
+    .await;
+    let (child, daemon) = (noted(root, "child").expect("noted"), noted(root, "daemon").expect("noted"));
+    let leader = family::process(child).expect("it runs").session;
+    (edge, vec![leader, child, daemon])
+}
+
+#[tokio::test]
+async fn nothing_survives_a_killed_edge() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let (mut edge, processes) = doomed(root.path()).await;
+    edge.kill().expect("killed");
+    edge.wait().expect("reaped");
+    let since = std::time::Instant::now();
+    eventually("all are gone", || processes.iter().all(|pid| !alive(*pid))).await;
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    assert_eq!(leftovers::sweep(&root.path().join("run")).await.expect("free"), 0);
+    assert_eq!(std::fs::read_dir(root.path().join("run")).expect("there").count(), 0);
+}
+
+#[tokio::test]
+async fn the_next_start_removes_what_survived() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let run = root.path().join("run");
+    let (mut edge, processes) = doomed(root.path()).await;
+    let in_use = leftovers::sweep(&run).await.expect_err("that edge lives");
+    assert_eq!(in_use.pid, edge.id());
+    let guards = family::processes().into_iter().filter(|one| one.parent == edge.id());
+    let guard = guards.into_iter().find(|one| !processes.contains(&one.pid)).expect("a guard");
+    kill(guard.pid);
+    edge.kill().expect("killed");
+    edge.wait().expect("reaped");
+    assert!(processes.iter().all(|pid| alive(*pid)), "all ignore what they are told");
+    assert_eq!(leftovers::sweep(&run).await.expect("free"), processes.len());
+    assert!(processes.iter().all(|pid| !alive(*pid)));
+    assert_eq!(std::fs::read_dir(&run).expect("there").count(), 0);
+}
