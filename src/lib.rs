@@ -83,6 +83,27 @@
 //!   worker/probe.rs           one attempt to find a worker ready
 //!   worker/usage.rs           memory of a worker, read from the kernel
 //!   worker/supervisor.rs      driver of one app's workers; publishes the roster   ← telemetry
+//!
+//! ── floor 3: cert ── certificates: decided when, ordered, stored, published   ← config
+//!   cert/bundle.rs         P  chain and key that belong together, names, validity
+//!   cert/failure.rs        P  what went wrong: when to try again, what an operator does
+//!   cert/validity.rs       P  the time of a certificate, and the moment in it to renew
+//!   cert/delay.rs          P  how long to wait after a failure, by its class
+//!   cert/gate.rs           P  how many orders run at once, and which come first
+//!   cert/schedule.rs       P  what is due now, and when to look again
+//!   cert/challenge.rs         the answers to pending challenges, published for the request path
+//!   cert/store.rs             certificates, account and failures on disk
+//!   cert/disk.rs              writes in order, away from the thread that drives
+//!   cert/files.rs             certificates the operator maintains as files
+//!   cert/ca_client.rs         the HTTP client towards a CA, with limits
+//!   cert/trouble.rs           what a CA's refusal means, and patience with its nonces
+//!   cert/account.rs           the account at a CA
+//!   cert/internal.rs          edge's own CA
+//!   cert/issuer.rs            one order at an ACME CA
+//!   cert/resolver.rs          which certificate a client gets: the published snapshot
+//!   cert/names.rs             every configured name with its certificate   ← telemetry::status
+//!   cert/driver.rs            performs what schedule and gate decide   ← telemetry
+//!   cert/manager.rs           loads what is stored, starts the driver, tells the status   ← telemetry
 //! ```
 
 pub mod backoff;
@@ -96,4 +117,5 @@ pub mod scope;
 pub mod config;
 pub mod telemetry;
 
+pub mod cert;
 pub mod worker;

@@ -1,0 +1,247 @@
+//! The HTTP client under the ACME library: a time limit and a size limit for each call, and refusals with everything the CA
+//! said (status, `Retry-After`, also where the body is a web page), which the library would drop.
+
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::cert::failure::{Answer, short};
+use crate::clock::Clock;
+
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+const BODY_LIMIT: usize = 64 * 1024;
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("edge/", env!("CARGO_PKG_VERSION")));
+
+/// Speaks HTTPS with one CA. Clones share their connections.
+#[derive(Clone)]
+pub struct CaClient {
+    http: Client<HttpsConnector<HttpConnector>, BodyWrapper<Bytes>>,
+    clock: Arc<dyn Clock>,
+}
+
+/// The client could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum ClientError {
+    #[error("cannot read certificates from {path} (`acme.ca_root`): {reason}")]
+    Root { path: String, reason: String },
+    #[error("TLS towards the CA cannot be set up")]
+    Tls(#[from] rustls::Error),
+}
+
+/// The CA answered, and refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("HTTP status {status}{}", detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default())]
+pub struct Refusal {
+    /// HTTP status.
+    pub status: u16,
+    /// Type of the problem document, without its URN prefix.
+    pub kind: Option<String>,
+    /// The CA's own words.
+    pub detail: Option<String>,
+    /// How long it asks to wait.
+    pub retry_after: Option<Duration>,
+}
+
+/// No answer within the limits.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum CallError {
+    #[error("no answer within {} s", TIME_LIMIT.as_secs())]
+    TimedOut,
+    #[error("connection failed")]
+    Connection(#[source] hyper_util::client::legacy::Error),
+    #[error("the answer broke off or was longer than {BODY_LIMIT} bytes")]
+    Body(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Refusal {
+    /// The parts a failure is classified by.
+    pub fn answer(&self) -> Answer<'_> {
+        Answer {
+            status: Some(self.status),
+            kind: self.kind.as_deref(),
+            detail: self.detail.as_deref(),
+            retry_after: self.retry_after,
+        }
+    }
+}
+
+impl CaClient {
+    /// A client that trusts the certificates in `root`, or the system's where there is none.
+    pub fn new(
+        root: Option<&Path>,
+        provider: &Arc<CryptoProvider>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ClientError> {
+        let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
+            .with_safe_default_protocol_versions()?;
+        let config = match root {
+            Some(path) => builder.with_root_certificates(roots_in(path)?).with_no_client_auth(),
+            None => match rustls_platform_verifier::Verifier::new(Arc::clone(provider)) {
+                Ok(verifier) => builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(Arc::new(verifier))
+                    .with_no_client_auth(),
+                Err(error) => {
+                    // Minimal container images have no roots of their own.
+                    tracing::info!(%error, "this system has no trusted roots; using the built-in ones");
+                    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+                    builder.with_root_certificates(roots).with_no_client_auth()
+                }
+            },
+        };
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().build();
+        let http = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(20))
+            .build(connector);
+        Ok(Self { http, clock })
+    }
+
+    async fn call(
+        self,
+        mut request: Request<BodyWrapper<Bytes>>,
+    ) -> Result<BytesResponse, instant_acme::Error> {
+        request.headers_mut().insert(USER_AGENT, AGENT);
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let exchanged = async {
+            let response = self.http.request(request).await.map_err(CallError::Connection)?;
+            whole(response).await
+        };
+        let answered = tokio::time::timeout(TIME_LIMIT, exchanged).await.unwrap_or(Err(CallError::TimedOut));
+        let (parts, body) = match answered {
+            Ok(answer) => answer.into_parts(),
+            Err(error) => {
+                tracing::debug!(%method, %uri, %error, "no answer from the CA");
+                return Err(instant_acme::Error::Other(Box::new(error)));
+            }
+        };
+        tracing::debug!(%method, %uri, status = parts.status.as_u16(), "answer from the CA");
+        if !parts.status.is_client_error() && !parts.status.is_server_error() {
+            return Ok(BytesResponse { parts, body: Box::new(body) });
+        }
+        let refusal = refusal(parts.status.as_u16(), &parts.headers, &body, self.clock.now());
+        if refusal.kind.as_deref() == Some("badNonce") {
+            // The library signs again with the nonce of this answer; only it holds the key.
+            return Ok(BytesResponse { parts, body: Box::new(body) });
+        }
+        Err(instant_acme::Error::Other(Box::new(refusal)))
+    }
+}
+
+impl HttpClient for CaClient {
+    fn request(
+        &self,
+        request: Request<BodyWrapper<Bytes>>,
+    ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, instant_acme::Error>> + Send>> {
+        Box::pin(self.clone().call(request))
+    }
+}
+
+async fn whole(response: Response<Incoming>) -> Result<Response<Bytes>, CallError> {
+    let (parts, body) = response.into_parts();
+    let body = Limited::new(body, BODY_LIMIT).collect().await.map_err(CallError::Body)?;
+    Ok(Response::from_parts(parts, body.to_bytes()))
+}
+
+fn roots_in(path: &Path) -> Result<RootCertStore, ClientError> {
+    let fail = |reason: String| ClientError::Root { path: path.display().to_string(), reason };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| fail(error.to_string()))? {
+        let certificate = certificate.map_err(|error| fail(error.to_string()))?;
+        roots.add(certificate).map_err(|error| fail(error.to_string()))?;
+    }
+    if roots.is_empty() { Err(fail("it holds no certificate".to_owned())) } else { Ok(roots) }
+}
+
+#[derive(serde::Deserialize)]
+struct ProblemDocument {
+    r#type: Option<String>,
+    detail: Option<String>,
+    #[serde(default)]
+    subproblems: Vec<ProblemDocument>,
+}
+
+fn refusal(status: u16, headers: &HeaderMap, body: &[u8], now: SystemTime) -> Refusal {
+    let retry_after = headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now));
+    let json = headers.get(CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().windows(4).any(|w| w == b"json"));
+    let problem = json.then(|| serde_json::from_slice::<ProblemDocument>(body).ok()).flatten();
+    let Some(mut problem) = problem else {
+        return Refusal { status, kind: None, detail: None, retry_after };
+    };
+    // A compound problem says nothing itself (RFC 8555 §6.7.1); with one name in each order its first part says all.
+    if problem.r#type.as_deref().map(short) == Some("compound") && !problem.subproblems.is_empty() {
+        problem = problem.subproblems.swap_remove(0);
+    }
+    let kind = problem.r#type.as_deref().map(|kind| short(kind).to_owned());
+    Refusal { status, kind, detail: problem.detail, retry_after }
+}
+
+/// Seconds or a date (RFC 9110 §10.2.3).
+fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    fn read(status: u16, fields: &[(&'static str, &str)], body: &str) -> Refusal {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.insert(*name, value.parse().expect("valid"));
+        }
+        refusal(status, &headers, body.as_bytes(), UNIX_EPOCH + Duration::from_secs(784_111_777))
+    }
+
+    #[test]
+    fn a_refusal_keeps_what_the_ca_said() {
+        let problem = r#"{"type":"urn:ietf:params:acme:error:rateLimited","detail":"too many","status":429}"#;
+        let json = ("content-type", "application/problem+json");
+        let refused = read(429, &[json, ("retry-after", "3600")], problem);
+        assert_eq!(refused.kind.as_deref(), Some("rateLimited"));
+        assert_eq!(refused.detail.as_deref(), Some("too many"));
+        assert_eq!(refused.retry_after, Some(Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn a_date_and_a_web_page_are_understood() {
+        let date = ("retry-after", "Sun, 06 Nov 1994 08:50:37 GMT");
+        let refused = read(503, &[("content-type", "text/html"), date], "<h1>busy</h1>");
+        assert_eq!(refused.kind, None);
+        assert_eq!(refused.retry_after, Some(Duration::from_secs(60)));
+        assert_eq!(read(503, &[("retry-after", "soon")], "{").retry_after, None);
+    }
+
+    #[test]
+    fn a_compound_problem_speaks_by_its_part() {
+        let body = r#"{"type":"urn:ietf:params:acme:error:compound","subproblems":
+            [{"type":"urn:ietf:params:acme:error:caa","detail":"forbidden"}]}"#;
+        assert_eq!(read(403, &[], body).kind.as_deref(), Some("caa"));
+    }
+}

@@ -1,0 +1,71 @@
+//! How long to wait after a failure: the table of delays by class. Constants only; `schedule` keeps the counts.
+
+use std::time::{Duration, SystemTime};
+
+use fastrand::Rng;
+
+use crate::cert::failure::{Class, Failure};
+use crate::cert::validity::Validity;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// How long to wait after the `count`th failure of its class.
+pub fn delay(
+    failure: &Failure,
+    count: u32,
+    installed: Option<Validity>,
+    now: SystemTime,
+    rng: &mut Rng,
+) -> Duration {
+    if failure.class == Class::Limited
+        && let Some(asked) = failure.retry_after
+    {
+        // Never sooner than asked; late enough that a herd of names does not return in one second.
+        let asked = asked.min(8 * DAY);
+        return asked + (asked / 10).min(10 * MINUTE).mul_f64(rng.f64());
+    }
+    let plain = table_delay(failure.class, count, installed.map(|validity| validity.life())).unwrap_or(DAY);
+    let plain = match installed {
+        Some(validity) if failure.class == Class::Transient && validity.left(now) < validity.life() / 20 => {
+            plain.min(15 * MINUTE)
+        }
+        Some(_) | None => plain,
+    };
+    match failure.class {
+        // The table is what the CA would say, so it is a floor as well.
+        Class::Limited => plain + plain.mul_f64(rng.f64() * 0.1),
+        Class::Transient
+        | Class::Validation
+        | Class::Caa
+        | Class::Order
+        | Class::Account
+        | Class::Permanent
+        | Class::Action
+        | Class::Store => plain.mul_f64(0.8 + rng.f64() * 0.4),
+    }
+}
+
+/// The table of delays. `None`: park, and look again after a day.
+pub fn table_delay(class: Class, count: u32, life: Option<Duration>) -> Option<Duration> {
+    let nth = |steps: &[Duration], rest: Duration| {
+        steps.get(count.saturating_sub(1) as usize).copied().unwrap_or(rest)
+    };
+    let plain = match class {
+        Class::Transient => nth(&[5 * SECOND, 15 * SECOND, MINUTE, 5 * MINUTE, 15 * MINUTE], HOUR),
+        // Three quick ones, then four a day for a week, then one a day.
+        Class::Validation if count <= 31 => nth(&[MINUTE, 10 * MINUTE, 100 * MINUTE], 6 * HOUR),
+        Class::Validation => DAY,
+        Class::Caa => nth(&[HOUR, 6 * HOUR], DAY),
+        Class::Order => nth(&[5 * SECOND, 30 * SECOND, MINUTE, 5 * MINUTE, 15 * MINUTE], HOUR),
+        Class::Account => nth(&[10 * SECOND], DAY),
+        Class::Limited => return Some(nth(&[HOUR, 6 * HOUR], DAY)),
+        Class::Permanent | Class::Action => return None,
+        Class::Store => nth(&[30 * SECOND, MINUTE, 2 * MINUTE, 5 * MINUTE], 10 * MINUTE),
+    };
+    // A certificate that lives for minutes is retried within them; for one of months this is no limit.
+    let cap = life.map_or(Duration::MAX, |life| (life / 20).max(SECOND));
+    Some(plain.min(cap))
+}

@@ -1,0 +1,423 @@
+//! Performs what `schedule` and `gate` decide: orders, installs, stores, remembers; one task for all names.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fastrand::Rng;
+use rustls::crypto::CryptoProvider;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::cert::bundle::CertBundle;
+use crate::cert::disk::{Job, What};
+use crate::cert::failure::{Class, Failure, Reach};
+use crate::cert::gate::Gate;
+use crate::cert::internal::InternalCa;
+use crate::cert::issuer::{Issuer, NotObtained};
+use crate::cert::names::{Name, Names, Source, rfc3339};
+use crate::cert::resolver::Certificates;
+use crate::cert::schedule::{Action, Input, is_plausible};
+use crate::cert::store::{CaId, CertStore};
+use crate::clock::Clock;
+use crate::name::HostPattern;
+use crate::report::Report;
+use crate::scope::Scope;
+
+/// How often the operator's files are looked at, and the longest sleep: wall clocks jump, machines are suspended.
+const LOOK: Duration = Duration::from_secs(60);
+/// How often a second process tries to become the one that orders.
+const FOLLOW: Duration = Duration::from_secs(3);
+
+/// What the manager works with; fakes in tests.
+pub struct Seams {
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// Where certificates are kept.
+    pub store: Arc<dyn CertStore>,
+    /// Who issues for `tls: auto`.
+    pub issuer: Rc<dyn Issuer>,
+    /// Directory of edge's own CA.
+    pub internal: PathBuf,
+    /// Cryptography.
+    pub provider: Arc<CryptoProvider>,
+}
+
+/// Edge's own CA; what stands against it is logged and may pass.
+pub(in crate::cert) fn open_internal(seams: &Seams, now: SystemTime) -> Option<InternalCa> {
+    match InternalCa::open(&seams.internal, Arc::clone(&seams.provider), now) {
+        Ok(ca) => Some(ca),
+        Err(error) => {
+            tracing::error!(error = %Report(&error), "names of the internal CA cannot be served");
+            None
+        }
+    }
+}
+
+/// What tasks of the driver report to it.
+pub(in crate::cert) enum Event {
+    Ended(usize, Result<CertBundle, NotObtained>),
+    Written(usize, Result<(), String>),
+    Stored(usize, Result<(), String>),
+}
+
+/// The running state; lives in its task.
+pub(in crate::cert) struct Driver {
+    pub(in crate::cert) names: Rc<RefCell<Names>>,
+    pub(in crate::cert) certificates: Arc<Certificates>,
+    pub(in crate::cert) gate: Gate,
+    pub(in crate::cert) rng: Rng,
+    pub(in crate::cert) owner: bool,
+    pub(in crate::cert) internal: Option<InternalCa>,
+    pub(in crate::cert) jobs: mpsc::UnboundedSender<Job>,
+    pub(in crate::cert) seams: Seams,
+    pub(in crate::cert) events: mpsc::UnboundedSender<Event>,
+    /// Jobs whose end was not reported yet.
+    pub(in crate::cert) writing: usize,
+    pub(in crate::cert) clock_warned: bool,
+    pub(in crate::cert) scope: Scope,
+}
+
+impl Driver {
+    pub(in crate::cert) async fn run(mut self, mut events: mpsc::UnboundedReceiver<Event>) {
+        let scope = self.scope.clone();
+        let mut looked = Instant::now();
+        while !scope.is_draining() {
+            let sleep = self.until_next();
+            tokio::select! {
+                () = scope.drained() => break,
+                Some(event) = events.recv() => self.take(event),
+                () = tokio::time::sleep(sleep) => {}
+            }
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                if self.names.borrow_mut().reload_files() {
+                    tracing::info!("certificate files changed; serving the new ones");
+                }
+            }
+            if !self.owner {
+                self.follow().await;
+            }
+            self.advance();
+            self.publish();
+        }
+        // What a CA has issued is stored before the end; orders end by themselves when the scope drains.
+        while self.gate.in_flight() > 0 || self.writing > 0 {
+            tokio::select! {
+                () = scope.aborted() => return,
+                Some(event) = events.recv() => self.take(event),
+            }
+        }
+    }
+
+    /// Ticks every machine and lets through what may start.
+    pub(in crate::cert) fn advance(&mut self) {
+        let now = self.seams.clock.now();
+        if !is_plausible(now) {
+            if !std::mem::replace(&mut self.clock_warned, true) {
+                tracing::error!(
+                    clock = rfc3339(now),
+                    "the clock of this machine is wrong; no certificate is ordered. Fix NTP"
+                );
+            }
+            return;
+        }
+        self.clock_warned = false;
+        let count = self.names.borrow().len();
+        for index in 0..count {
+            self.feed(index, Input::Tick, now);
+        }
+        let internal: Vec<usize> = self.due(|source| matches!(source, Source::Internal));
+        for index in internal {
+            self.feed(index, Input::Admitted, now);
+        }
+        if !self.owner {
+            return;
+        }
+        let acme = self.due(|source| matches!(source, Source::Acme(_)));
+        let waiting: Vec<_> = {
+            let names = self.names.borrow();
+            acme.into_iter()
+                .map(|index| (index, names.at(index).and_then(|name| name.machine.installed())))
+                .collect()
+        };
+        for index in self.gate.admit(&waiting, now) {
+            self.feed(index, Input::Admitted, now);
+        }
+    }
+
+    fn due(&self, of: impl Fn(&Source) -> bool) -> Vec<usize> {
+        let names = self.names.borrow();
+        let due =
+            |(index, name): (usize, &Name)| (name.machine.is_due() && of(&name.source)).then_some(index);
+        names.iter().enumerate().filter_map(due).collect()
+    }
+
+    fn feed(&mut self, index: usize, input: Input, now: SystemTime) {
+        let actions = match self.names.borrow_mut().at_mut(index) {
+            Some(name) => match name.source {
+                Source::Acme(_) | Source::Internal => name.machine.step(input, now, &mut self.rng),
+                Source::Files(..) | Source::Off => return,
+            },
+            None => return,
+        };
+        for action in actions {
+            match action {
+                Action::Order { regardless } => self.order(index, regardless, now),
+                Action::Store => self.store(index),
+                Action::Remember => self.remember(index),
+                Action::Install => {
+                    self.names.borrow_mut().serve(index);
+                    self.publish();
+                }
+            }
+        }
+    }
+
+    fn order(&mut self, index: usize, regardless: bool, now: SystemTime) {
+        let (pattern, internal) = match self.names.borrow().at(index) {
+            Some(name) => (name.pattern.clone(), matches!(name.source, Source::Internal)),
+            None => return,
+        };
+        if internal {
+            let issued = self.issue_internal(&pattern, now);
+            return self.ended(index, issued, now);
+        }
+        tracing::info!(cert = %pattern, "ordering a certificate");
+        let record = self.write_history(index);
+        let (issuer, scope, events) =
+            (Rc::clone(&self.seams.issuer), self.scope.clone(), self.events.clone());
+        self.scope.spawn(async move {
+            let recorded = match record {
+                Some(record) => record.await.unwrap_or_else(|_| Err("storage has stopped".to_owned())),
+                None => Err("the name is gone".to_owned()),
+            };
+            let end = match recorded {
+                Err(message) if !regardless => Err(NotObtained::Failed(Failure::new(Class::Store, message))),
+                Ok(()) | Err(_) => issuer.obtain(&pattern, &scope).await,
+            };
+            // The driver outlives every order, unless everything is aborted.
+            drop(events.send(Event::Ended(index, end)));
+        });
+    }
+
+    fn issue_internal(&mut self, pattern: &HostPattern, now: SystemTime) -> Result<CertBundle, NotObtained> {
+        if self.internal.is_none() {
+            self.internal = open_internal(&self.seams, now);
+        }
+        let failed = |message| NotObtained::Failed(Failure::new(Class::Store, message));
+        let Some(ca) = &self.internal else {
+            return Err(failed("edge's internal CA cannot be used; the log says why".to_owned()));
+        };
+        ca.issue(pattern, now).map_err(|error| failed(Report(&error).to_string()))
+    }
+
+    fn take(&mut self, event: Event) {
+        let now = self.seams.clock.now();
+        match event {
+            Event::Ended(index, end) => {
+                self.gate.release();
+                self.ended(index, end, now);
+            }
+            Event::Written(index, written) => {
+                self.writing -= 1;
+                if let Err(error) = written {
+                    tracing::warn!(
+                        cert = self.label(index),
+                        error,
+                        "the history of a certificate could not be saved"
+                    );
+                }
+            }
+            Event::Stored(index, stored) => {
+                self.writing -= 1;
+                match stored {
+                    Ok(()) => self.feed(index, Input::Stored, now),
+                    Err(message) => {
+                        tracing::error!(
+                            cert = self.label(index),
+                            error = message,
+                            "a certificate is served but could not be saved; it will be tried again"
+                        );
+                        self.feed(index, Input::StoreFailed { message }, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, index: usize, end: Result<CertBundle, NotObtained>, now: SystemTime) {
+        match end {
+            Ok(bundle) => self.obtained(index, bundle, now),
+            Err(NotObtained::Cancelled) => self.feed(index, Input::Cancelled, now),
+            Err(NotObtained::Failed(failure)) => self.failed(index, failure, now),
+        }
+    }
+
+    fn obtained(&mut self, index: usize, bundle: CertBundle, now: SystemTime) {
+        let (validity, serial, issuer) =
+            (bundle.validity(), bundle.serial().to_owned(), bundle.issuer().to_owned());
+        let free = self.names.borrow().at(index).is_some_and(|name| matches!(name.source, Source::Internal));
+        let ready = self.names.borrow_mut().hold(index, bundle);
+        if let Err(error) = ready {
+            return self.failed(index, Failure::new(Class::Order, Report(&error).to_string()), now);
+        }
+        if free {
+            // Edge's own CA issues again at no cost: nothing is lost by serving it first.
+            self.names.borrow_mut().serve(index);
+            self.publish();
+        }
+        self.feed(index, Input::Obtained { validity, serial }, now);
+        let renew_at = self.names.borrow().at(index).and_then(|name| name.machine.history().renew_at);
+        tracing::info!(
+            cert = self.label(index),
+            issuer,
+            not_after = rfc3339(validity.not_after),
+            renew_at = renew_at.map(rfc3339),
+            "obtained a certificate"
+        );
+    }
+
+    fn failed(&mut self, index: usize, failure: Failure, now: SystemTime) {
+        let (reach, class, message) = (failure.reach, failure.class, failure.message.clone());
+        self.feed(index, Input::Failed(failure), now);
+        let next = self.names.borrow().at(index).and_then(|name| name.machine.history().next_attempt);
+        tracing::warn!(
+            cert = self.label(index),
+            ?class,
+            error = message,
+            next_attempt = next.map(rfc3339),
+            "no certificate was obtained"
+        );
+        let (Reach::Account, Some(until)) = (reach, next) else { return };
+        let others: Vec<usize> = {
+            let names = self.names.borrow();
+            let same_ca = |(other, name): (usize, &Name)| {
+                (other != index && matches!(name.source, Source::Acme(_))).then_some(other)
+            };
+            names.iter().enumerate().filter_map(same_ca).collect()
+        };
+        for other in others {
+            self.feed(other, Input::Held { until, message: message.clone() }, now);
+        }
+    }
+
+    fn store(&mut self, index: usize) {
+        let bundle = self.names.borrow().at(index).and_then(|name| name.bundle.clone());
+        let Some(bundle) = bundle else { return };
+        if let Some(done) = self.write(index, What::Bundle(bundle)) {
+            self.report(index, done, Event::Stored);
+        }
+    }
+
+    fn remember(&mut self, index: usize) {
+        if let Some(done) = self.write_history(index) {
+            self.report(index, done, Event::Written);
+        }
+    }
+
+    fn write_history(&self, index: usize) -> Option<oneshot::Receiver<Result<(), String>>> {
+        let history = self.names.borrow().at(index)?.machine.history().clone();
+        self.write(index, What::History(history))
+    }
+
+    fn write(&self, index: usize, what: What) -> Option<oneshot::Receiver<Result<(), String>>> {
+        let names = self.names.borrow();
+        let name = names.at(index)?;
+        let ca = match &name.source {
+            Source::Acme(ca) => ca.clone(),
+            Source::Internal => CaId::internal(),
+            Source::Files(..) | Source::Off => return None,
+        };
+        let (done, reply) = oneshot::channel();
+        let sent = !self.owner || self.jobs.send(Job { ca, name: name.pattern.clone(), what, done }).is_ok();
+        // A follower writes nothing, and its machine need not know.
+        sent.then_some(reply)
+    }
+
+    fn report(
+        &mut self,
+        index: usize,
+        done: oneshot::Receiver<Result<(), String>>,
+        event: fn(usize, Result<(), String>) -> Event,
+    ) {
+        self.writing += 1;
+        let (events, owner) = (self.events.clone(), self.owner);
+        self.scope.spawn(async move {
+            let told = match done.await {
+                Ok(told) => told,
+                Err(_) if !owner => Ok(()),
+                Err(_) => Err("storage has stopped".to_owned()),
+            };
+            drop(events.send(event(index, told)));
+        });
+    }
+
+    /// As a second process on one storage: takes over if the first is gone, and its certificates in any case.
+    async fn follow(&mut self) {
+        let wanted: Vec<_> = {
+            let names = self.names.borrow();
+            let of_acme = |(index, name): (usize, &Name)| match &name.source {
+                Source::Acme(ca) => Some((index, ca.clone(), name.pattern.clone())),
+                Source::Internal | Source::Files(..) | Source::Off => None,
+            };
+            names.iter().enumerate().filter_map(of_acme).collect()
+        };
+        let store = Arc::clone(&self.seams.store);
+        let read = tokio::task::spawn_blocking(move || {
+            // Locked before reading, so that what the first process wrote last is seen.
+            let owner = store.try_own().unwrap_or_else(|error| {
+                tracing::warn!(error = %Report(&error), "the storage cannot be locked; ordering nothing");
+                false
+            });
+            let found: Vec<_> =
+                wanted.into_iter().map(|(index, ca, name)| (index, store.load(&ca, &name))).collect();
+            (owner, found)
+        });
+        let Ok((owner, found)) = read.await else { return };
+        for (index, mut stored) in found {
+            if !owner {
+                // The attempt under way is the other's and has not failed.
+                stored.history.begun = None;
+            }
+            if self.names.borrow_mut().refresh(index, stored, &mut self.rng) {
+                tracing::info!(cert = self.label(index), "serving a certificate another edge obtained");
+            }
+        }
+        if owner {
+            tracing::info!("the other edge is gone; ordering certificates from now on");
+            self.owner = true;
+        }
+    }
+
+    fn until_next(&self) -> Duration {
+        let now = self.seams.clock.now();
+        let longest = if self.owner { LOOK } else { FOLLOW };
+        if !is_plausible(now) {
+            return longest;
+        }
+        let names = self.names.borrow();
+        let wake = names
+            .iter()
+            .filter(|name| match name.source {
+                Source::Acme(_) => self.owner,
+                Source::Internal => true,
+                Source::Files(..) | Source::Off => false,
+            })
+            .filter_map(|name| name.machine.wake_at(now));
+        let next = wake.chain(self.gate.opens_at()).min();
+        let sleep = next.map_or(longest, |at| at.duration_since(now).unwrap_or_default());
+        // Never a spin, should a wake-up ever not lead to a change.
+        sleep.clamp(Duration::from_millis(10), longest)
+    }
+
+    pub(in crate::cert) fn publish(&self) {
+        self.certificates.publish(&self.names.borrow().entries(self.seams.clock.now()));
+    }
+
+    fn label(&self, index: usize) -> String {
+        self.names.borrow().at(index).map(|name| name.pattern.to_string()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,52 @@
+//! Certificates the operator maintains as files: read at start, read again when they change.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+
+use crate::cert::bundle::{CertBundle, MAX_SIZE};
+use crate::cert::store::{FileError, StoreError};
+use crate::durable;
+use crate::name::AppName;
+
+/// A pair of files.
+#[derive(Debug, Clone)]
+pub struct FilePair {
+    /// Whose certificate.
+    pub app: AppName,
+    /// Certificate chain.
+    pub cert: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+}
+
+/// Tells one content of a pair of files from the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp([Option<(u64, i64, i64, u64)>; 2]);
+
+impl FilePair {
+    /// Reads and checks both.
+    pub fn load(&self, provider: &Arc<CryptoProvider>) -> Result<CertBundle, StoreError> {
+        let fail =
+            |path: &Path, source| StoreError::File { app: self.app.clone(), path: path.to_owned(), source };
+        let chain = content(&self.cert).map_err(|error| fail(&self.cert, error))?;
+        let key = content(&self.key).map_err(|error| fail(&self.key, error))?;
+        CertBundle::parse_parts(provider, &chain, &key).map_err(|error| fail(&self.cert, error.into()))
+    }
+
+    /// What tells whether they changed: a renewal tool may replace either, also within one second.
+    pub fn stamp(&self) -> Stamp {
+        let of = |path: &Path| {
+            let metadata = fs::metadata(path).ok()?;
+            Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
+        };
+        Stamp([of(&self.cert), of(&self.key)])
+    }
+}
+
+fn content(path: &Path) -> Result<Vec<u8>, FileError> {
+    durable::read(path, MAX_SIZE)?.ok_or(FileError::Missing)
+}

@@ -1,0 +1,121 @@
+//! Where certificates start: loads and publishes what is stored, then leaves the rest to `driver`. `schedule` decides when,
+//! `issuer` obtains, `store` keeps, `resolver` shows.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use fastrand::Rng;
+use tokio::sync::mpsc;
+
+use crate::cert::challenge::Challenges;
+use crate::cert::disk;
+use crate::cert::driver::{Driver, Seams, open_internal};
+use crate::cert::gate::Gate;
+use crate::cert::issuer::AcmeIssuer;
+use crate::cert::names::{Names, Source, uses_internal};
+use crate::cert::resolver::Certificates;
+use crate::cert::store::{DirStore, StoreError};
+use crate::clock::Clock;
+use crate::config::model::Config;
+use crate::report::Report;
+use crate::scope::Scope;
+use crate::telemetry::status::CertificateStatus;
+
+/// The running certificates of this process.
+#[derive(Clone)]
+pub struct Manager {
+    names: Rc<RefCell<Names>>,
+    clock: Arc<dyn Clock>,
+    root_file: Option<PathBuf>,
+}
+
+/// Starts over the real store and the configured CA. Everything stored is published before this returns; no CA is waited for.
+/// Must be called on the control thread, inside its `LocalSet`.
+pub fn start(
+    config: &Arc<Config>,
+    clock: Arc<dyn Clock>,
+    certificates: Arc<Certificates>,
+    challenges: Arc<Challenges>,
+    scope: &Scope,
+) -> Result<Manager, StoreError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let store = Arc::new(DirStore::open(&config.storage, Arc::clone(&provider))?);
+    let issuer = AcmeIssuer::new(
+        config.acme.clone(),
+        Arc::clone(&provider),
+        Arc::clone(&clock),
+        challenges,
+        Arc::clone(&store) as _,
+    );
+    let internal = store.internal();
+    let volatile = store.is_volatile();
+    let seams = Seams { clock, store, issuer: Rc::new(issuer), internal, provider };
+    let manager = start_with(config, seams, certificates, scope)?;
+    let acme = manager.names.borrow().iter().any(|name| matches!(name.source, Source::Acme(_)));
+    if volatile && acme {
+        tracing::warn!(
+            storage = %config.storage.display(),
+            "certificates are kept where they do not outlive this machine or container; the CA's limits will be met. Mount a disk"
+        );
+    }
+    Ok(manager)
+}
+
+/// Starts over `seams`.
+pub fn start_with(
+    config: &Config,
+    seams: Seams,
+    certificates: Arc<Certificates>,
+    scope: &Scope,
+) -> Result<Manager, StoreError> {
+    let mut rng = Rng::new();
+    let now = seams.clock.now();
+    let owner = seams.store.try_own().unwrap_or_else(|error| {
+        tracing::warn!(error = %Report(&error), "the storage cannot be locked; make sure that no other edge uses it");
+        true
+    });
+    if !owner {
+        tracing::warn!("another edge orders certificates into this storage; serving what it obtains");
+    }
+    let internal = uses_internal(config).then(|| open_internal(&seams, now)).flatten();
+    let names = Names::load(config, &seams.provider, &*seams.store, internal.as_ref(), &mut rng)?;
+    let names = Rc::new(RefCell::new(names));
+    let (sender, events) = mpsc::unbounded_channel();
+    let manager = Manager {
+        names: Rc::clone(&names),
+        clock: Arc::clone(&seams.clock),
+        root_file: internal.as_ref().map(|ca| ca.root_file().to_owned()),
+    };
+    let mut driver = Driver {
+        names,
+        certificates,
+        gate: Gate::default(),
+        rng,
+        owner,
+        internal,
+        jobs: disk::start(Arc::clone(&seams.store), scope),
+        seams,
+        events: sender,
+        writing: 0,
+        clock_warned: false,
+        scope: scope.clone(),
+    };
+    driver.advance();
+    driver.publish();
+    scope.spawn(driver.run(events));
+    Ok(manager)
+}
+
+impl Manager {
+    /// Each certificate, in the order of the configuration.
+    pub fn status(&self) -> Vec<CertificateStatus> {
+        self.names.borrow().status(self.clock.now())
+    }
+
+    /// The root certificate of edge's own CA, where any name uses it: what a client must trust.
+    pub fn internal_root(&self) -> Option<&Path> {
+        self.root_file.as_deref()
+    }
+}

@@ -1,0 +1,355 @@
+//! Every configured name with its certificate: loaded at start, changed by the manager, shown as publication and as status.
+//! Touches the disk while loading only.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use fastrand::Rng;
+use rustls::crypto::CryptoProvider;
+use rustls::server::ProducesTickets;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::cert::bundle::CertBundle;
+use crate::cert::failure::Class;
+use crate::cert::files::{FilePair, Stamp};
+use crate::cert::internal::InternalCa;
+use crate::cert::resolver::{Entry, EntryState, Served};
+use crate::cert::schedule::{Certificate, History, is_plausible};
+use crate::cert::store::{CaId, CertStore, StoreError, Stored};
+use crate::config::model::{App, Config, Tls};
+use crate::name::{AppName, HostPattern};
+use crate::report::Report;
+use crate::telemetry::status::{CertificateState, CertificateStatus};
+
+/// Where a name's certificate comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// The ACME CA.
+    Acme(CaId),
+    /// Edge's own CA.
+    Internal,
+    /// Files of the operator.
+    Files(FilePair, Stamp),
+    /// Nowhere: plain HTTP only.
+    Off,
+}
+
+/// One configured name.
+pub struct Name {
+    /// The name.
+    pub pattern: HostPattern,
+    /// Whose it is.
+    pub app: AppName,
+    /// Whether its app takes names nobody configured.
+    pub default: bool,
+    /// Where its certificate comes from.
+    pub source: Source,
+    /// When it is ordered.
+    pub machine: Certificate,
+    /// What is installed.
+    pub bundle: Option<Arc<CertBundle>>,
+    served: Option<Arc<Served>>,
+    /// What is wrong with the operator's files.
+    pub file_error: Option<String>,
+    /// What will be served instead, while it is on its way to the disk.
+    coming: Option<Arc<Served>>,
+}
+
+/// All of them, in the order of the configuration.
+pub struct Names {
+    list: Vec<Name>,
+    provider: Arc<CryptoProvider>,
+    tickets: HashMap<AppName, Arc<dyn ProducesTickets>>,
+}
+
+impl Names {
+    /// Loads everything that is stored. Damage is logged and affects its name only; a file of the operator that cannot be
+    /// used is an error.
+    pub fn load(
+        config: &Config,
+        provider: &Arc<CryptoProvider>,
+        store: &dyn CertStore,
+        internal: Option<&InternalCa>,
+        rng: &mut Rng,
+    ) -> Result<Self, StoreError> {
+        let mut names = Self { list: Vec::new(), provider: Arc::clone(provider), tickets: HashMap::new() };
+        let ca = CaId::of(&config.acme.directory);
+        for app in &config.apps {
+            if let Ok(tickets) = rustls::crypto::aws_lc_rs::Ticketer::new() {
+                names.tickets.insert(app.name.clone(), tickets);
+            }
+            for pattern in &app.domains {
+                names.load_one(app, pattern, &ca, store, internal, rng)?;
+            }
+        }
+        Ok(names)
+    }
+
+    fn load_one(
+        &mut self,
+        app: &App,
+        pattern: &HostPattern,
+        ca: &CaId,
+        store: &dyn CertStore,
+        internal: Option<&InternalCa>,
+        rng: &mut Rng,
+    ) -> Result<(), StoreError> {
+        let empty = Certificate::found(None, History::default(), rng);
+        let mut name = Name {
+            pattern: pattern.clone(),
+            app: app.name.clone(),
+            default: app.default,
+            source: Source::Off,
+            machine: empty,
+            bundle: None,
+            served: None,
+            file_error: None,
+            coming: None,
+        };
+        match app.tls_for(pattern) {
+            Tls::Off => {}
+            Tls::Acme => {
+                name.source = Source::Acme(ca.clone());
+                let stored = store.load(ca, pattern);
+                self.adopt(&mut name, stored, rng)?;
+            }
+            Tls::Internal => {
+                name.source = Source::Internal;
+                let mut stored = store.load(&CaId::internal(), pattern);
+                // One of an earlier root is worthless to whoever trusts the present one.
+                stored.bundle.take_if(|bundle| internal.is_some_and(|ca| !ca.issued(bundle)));
+                self.adopt(&mut name, stored, rng)?;
+            }
+            Tls::Files { cert, key } => {
+                let pair = FilePair { app: app.name.clone(), cert, key };
+                let stamp = pair.stamp();
+                let bundle = pair.load(&self.provider)?;
+                if !bundle.covers(pattern) {
+                    tracing::warn!(cert = %pattern, file = %pair.cert.display(), "the certificate does not name this host");
+                }
+                name.source = Source::Files(pair, stamp);
+                self.fit(&mut name, Arc::new(bundle))?;
+            }
+        }
+        self.list.push(name);
+        Ok(())
+    }
+
+    fn adopt(&self, name: &mut Name, stored: Stored, rng: &mut Rng) -> Result<(), StoreError> {
+        for problem in &stored.problems {
+            tracing::error!(cert = %name.pattern, error = %Report(problem), "stored certificate state is damaged");
+        }
+        let installed = stored.bundle.as_ref().map(|bundle| (bundle.validity(), bundle.serial()));
+        name.machine = Certificate::found(installed, stored.history, rng);
+        match stored.bundle {
+            Some(bundle) => self.fit(name, Arc::new(bundle)),
+            None => Ok(()),
+        }
+    }
+
+    fn fit(&self, name: &mut Name, bundle: Arc<CertBundle>) -> Result<(), StoreError> {
+        let fail = |source| StoreError::Tls { name: name.pattern.to_string(), source };
+        let made;
+        let tickets = match self.tickets.get(&name.app) {
+            Some(tickets) => tickets,
+            None => {
+                made = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(fail)?;
+                &made
+            }
+        };
+        name.served = Some(Served::new(&bundle, &self.provider, tickets).map_err(fail)?);
+        name.bundle = Some(bundle);
+        Ok(())
+    }
+
+    /// Serves `bundle` for the name at `index` from the next publication on.
+    pub fn install(&mut self, index: usize, bundle: CertBundle) -> Result<(), StoreError> {
+        let mut name = self.list.swap_remove(index);
+        let fitted = self.fit(&mut name, Arc::new(bundle));
+        self.list.push(name);
+        let last = self.list.len() - 1;
+        self.list.swap(index, last);
+        fitted
+    }
+
+    /// Makes `bundle` ready for the name at `index`, to be served at [`Self::serve`].
+    pub fn hold(&mut self, index: usize, bundle: CertBundle) -> Result<(), StoreError> {
+        let before = self.at(index).and_then(|name| name.served.clone());
+        self.install(index, bundle)?;
+        if let Some(name) = self.at_mut(index) {
+            name.coming = std::mem::replace(&mut name.served, before);
+        }
+        Ok(())
+    }
+
+    /// Serves what was held, from the next publication on.
+    pub fn serve(&mut self, index: usize) {
+        if let Some(name) = self.at_mut(index)
+            && let Some(coming) = name.coming.take()
+        {
+            name.served = Some(coming);
+        }
+    }
+
+    /// Takes over what another process has stored since: returns whether anything changed.
+    pub fn refresh(&mut self, index: usize, stored: Stored, rng: &mut Rng) -> bool {
+        let Some(name) = self.list.get_mut(index) else { return false };
+        let Some(bundle) = stored.bundle else {
+            if name.bundle.is_none() {
+                name.machine = Certificate::found(None, stored.history, rng);
+            }
+            return false;
+        };
+        let changed = name.bundle.as_ref().is_none_or(|known| known.serial() != bundle.serial());
+        name.machine = Certificate::found(Some((bundle.validity(), bundle.serial())), stored.history, rng);
+        changed && self.install(index, bundle).is_ok()
+    }
+
+    /// Looks at the operator's files again: returns whether anything changed. A new content that cannot be used leaves the
+    /// old one in place.
+    pub fn reload_files(&mut self) -> bool {
+        let mut fresh = Vec::new();
+        for (index, name) in self.list.iter_mut().enumerate() {
+            let Source::Files(pair, known) = &mut name.source else { continue };
+            let stamp = pair.stamp();
+            if stamp == *known {
+                continue;
+            }
+            *known = stamp;
+            match pair.load(&self.provider) {
+                Ok(bundle) => {
+                    name.file_error = None;
+                    fresh.push((index, bundle));
+                }
+                Err(error) => {
+                    let error = Report(&error).to_string();
+                    tracing::error!(cert = %name.pattern, error, "changed certificate files cannot be used; keeping the old ones");
+                    name.file_error = Some(error);
+                }
+            }
+        }
+        let mut changed = false;
+        for (index, bundle) in fresh {
+            match self.install(index, bundle) {
+                Ok(()) => changed = true,
+                Err(error) => {
+                    tracing::error!(error = %Report(&error), "changed certificate files cannot be used")
+                }
+            }
+        }
+        changed
+    }
+
+    /// The names.
+    pub fn iter(&self) -> impl Iterator<Item = &Name> {
+        self.list.iter()
+    }
+
+    /// One of them.
+    pub fn at(&self, index: usize) -> Option<&Name> {
+        self.list.get(index)
+    }
+
+    /// One of them, to be changed.
+    pub fn at_mut(&mut self, index: usize) -> Option<&mut Name> {
+        self.list.get_mut(index)
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// What handshakes and the page for pending names read.
+    pub fn entries(&self, now: SystemTime) -> Vec<Entry> {
+        let state = |name: &Name| match (&name.source, &name.served) {
+            (Source::Off, _) => EntryState::Plain,
+            (_, Some(served)) => EntryState::Served(Arc::clone(served)),
+            (_, None) => EntryState::Pending(name.why_pending(now).into()),
+        };
+        let entry =
+            |name: &Name| Entry { name: name.pattern.clone(), default: name.default, state: state(name) };
+        self.list.iter().map(entry).collect()
+    }
+
+    /// What `edge status` shows.
+    pub fn status(&self, now: SystemTime) -> Vec<CertificateStatus> {
+        let shown = |name: &&Name| match name.source {
+            Source::Off => false,
+            Source::Acme(_) | Source::Internal | Source::Files(..) => true,
+        };
+        self.list.iter().filter(shown).map(|name| name.status(now)).collect()
+    }
+}
+
+impl Name {
+    fn why_pending(&self, now: SystemTime) -> String {
+        let history = self.machine.history();
+        if !is_plausible(now) {
+            return format!(
+                "this server's clock is wrong ({}), so no certificate can be obtained",
+                rfc3339(now)
+            );
+        }
+        match (&history.last_error, history.next_attempt) {
+            (Some(error), Some(next)) => format!("{error}. Next try at {}.", rfc3339(next)),
+            (Some(error), None) => format!("{error}."),
+            (None, _) => format!("A certificate for {} is being obtained.", self.pattern),
+        }
+    }
+
+    fn status(&self, now: SystemTime) -> CertificateStatus {
+        let history = self.machine.history();
+        let last_error = self.file_error.clone().or_else(|| history.last_error.clone());
+        let parked = match history.last_class {
+            Some(Class::Permanent | Class::Action) => true,
+            Some(
+                Class::Transient
+                | Class::Limited
+                | Class::Validation
+                | Class::Caa
+                | Class::Order
+                | Class::Account
+                | Class::Store,
+            )
+            | None => false,
+        };
+        let expired = self.bundle.as_ref().is_some_and(|bundle| bundle.validity().not_after <= now);
+        let state = match &self.bundle {
+            _ if expired => CertificateState::Expired,
+            _ if last_error.is_some() && parked => CertificateState::Parked,
+            _ if last_error.is_some() => CertificateState::Retrying,
+            Some(_) => CertificateState::Valid,
+            None => CertificateState::Pending,
+        };
+        let renewal = self.bundle.as_ref().and(history.renew_at);
+        CertificateStatus {
+            name: self.pattern.to_string(),
+            state,
+            issuer: self.bundle.as_ref().map(|bundle| bundle.issuer().to_owned()).unwrap_or_default(),
+            not_after: self.bundle.as_ref().map(|bundle| rfc3339(bundle.validity().not_after)),
+            renew_at: renewal.map(rfc3339),
+            last_error,
+            next_attempt: history.next_attempt.map(rfc3339),
+        }
+    }
+}
+
+/// A wall time for people and scripts, in whole seconds. Beyond what RFC 3339 can say, the seconds since 1970.
+pub fn rfc3339(at: SystemTime) -> String {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let known = i64::try_from(seconds).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
+    known.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| seconds.to_string())
+}
+
+/// Whether any name is served by edge's own CA.
+pub fn uses_internal(config: &Config) -> bool {
+    config.apps.iter().any(|app| app.domains.iter().any(|pattern| app.tls_for(pattern) == Tls::Internal))
+}

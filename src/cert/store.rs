@@ -1,0 +1,353 @@
+//! Where certificates, account keys and the history of attempts are kept: one file for each generation of a certificate.
+//!
+//! ```text
+//! accounts/CA/account.json            key and URL of the account
+//! certs/CA/NAME/00000001-SERIAL.pem   key and chain, the highest number is the newest; two are kept
+//! certs/CA/NAME/meta.json             failures, next attempt, chosen moment of renewal
+//! internal/                           edge's own CA
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::fcntl::{Flock, FlockArg};
+use rustls::crypto::CryptoProvider;
+
+use crate::cert::bundle::{BundleError, CertBundle, MAX_SIZE};
+use crate::cert::schedule::History;
+use crate::durable::{self, DurableError, Readers};
+use crate::name::{AppName, HostPattern};
+
+const GENERATIONS_KEPT: usize = 2;
+
+/// Something of the store, or a file of the operator, that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk refused.
+    #[error("certificate storage failed")]
+    Disk(#[from] DurableError),
+    /// A directory cannot be listed.
+    #[error("cannot list {}", path.display())]
+    List {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Others than its owner could have read a key.
+    #[error("{} can be read by others than its owner (mode {mode:04o}); refusing to use it. Run: chmod 600 {}", path.display(), path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Another account could have replaced a key.
+    #[error("{} belongs to user {uid}, not to edge's; refusing to use it. Run: chown {own} {}", path.display(), path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        uid: u32,
+        /// Who edge is.
+        own: u32,
+    },
+    /// A generation of a certificate that is no bundle, or one of another name.
+    #[error("cannot use {}", path.display())]
+    Bundle {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: BundleError,
+    },
+    /// A record that cannot be read.
+    #[error("cannot read {}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A certificate the operator maintains.
+    #[error("apps.{app}.tls: cannot use certificate {}", path.display())]
+    File {
+        /// Whose certificate.
+        app: AppName,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: FileError,
+    },
+    /// Edge's own CA.
+    #[error("edge's internal CA in {} cannot be used", path.display())]
+    Internal {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// TLS itself refuses.
+    #[error("TLS cannot be set up for {name}")]
+    Tls {
+        /// For whom.
+        name: String,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+}
+
+/// Why an operator's file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum FileError {
+    #[error(transparent)]
+    Disk(#[from] DurableError),
+    #[error("there is no such file")]
+    Missing,
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+}
+
+/// What is kept of one name.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// The newest usable generation.
+    pub bundle: Option<CertBundle>,
+    /// The history; empty where there is none or it is damaged.
+    pub history: History,
+    /// What was found and could not be used.
+    pub problems: Vec<StoreError>,
+}
+
+/// Keeps certificates. All calls block; each leaves either the old content or the new one, also after a crash, and may be
+/// repeated.
+pub trait CertStore: Send + Sync + 'static {
+    /// Everything kept of `name` at `ca`. What is damaged is reported and skipped.
+    fn load(&self, ca: &CaId, name: &HostPattern) -> Stored;
+    /// Keeps one more generation.
+    fn save(&self, ca: &CaId, name: &HostPattern, bundle: &CertBundle) -> Result<(), StoreError>;
+    /// Replaces the history.
+    fn remember(&self, ca: &CaId, name: &HostPattern, history: &History) -> Result<(), StoreError>;
+    /// Whether this process may order. Ends with the process, whatever happens to it; asked again until it is granted.
+    fn try_own(&self) -> Result<bool, StoreError>;
+}
+
+/// Keeps account keys; the same promises as [`CertStore`].
+pub trait AccountStore: Send + Sync + 'static {
+    /// The record of the account at `ca`.
+    fn load_account(&self, ca: &CaId) -> Result<Option<Vec<u8>>, StoreError>;
+    /// Replaces it.
+    fn save_account(&self, ca: &CaId, record: &[u8]) -> Result<(), StoreError>;
+}
+
+/// A CA as a directory name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CaId(String);
+
+impl CaId {
+    /// The CA with this directory URL.
+    pub fn of(directory_url: &str) -> Self {
+        let bare = directory_url.split_once("://").map_or(directory_url, |(_, rest)| rest);
+        let safe = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' };
+        let name: String = bare.chars().map(safe).take(120).collect();
+        // Neither `.` nor `..` may come out, whatever went in.
+        Self(name.trim_matches(['_', '.']).to_ascii_lowercase())
+    }
+
+    /// Edge's own CA.
+    pub fn internal() -> Self {
+        Self("internal".to_owned())
+    }
+}
+
+/// A store in a directory of this machine.
+#[derive(Debug)]
+pub struct DirStore {
+    root: PathBuf,
+    provider: Arc<CryptoProvider>,
+    lock: Mutex<Option<Flock<fs::File>>>,
+}
+
+impl DirStore {
+    /// The store in `root`, which is created where it does not exist.
+    pub fn open(root: &Path, provider: Arc<CryptoProvider>) -> Result<Self, StoreError> {
+        durable::create_private_dir(root)?;
+        Ok(Self { root: root.to_owned(), provider, lock: Mutex::new(None) })
+    }
+
+    /// Directory of edge's own CA.
+    pub fn internal(&self) -> PathBuf {
+        self.root.join("internal")
+    }
+
+    /// Whether what is kept here is lost with the machine or container: the CA's limits are met sooner than one thinks.
+    pub fn is_volatile(&self) -> bool {
+        nix::sys::statfs::statfs(&self.root).is_ok_and(|found| {
+            let kind = found.filesystem_type();
+            kind == nix::sys::statfs::TMPFS_MAGIC || kind == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC
+        })
+    }
+
+    fn directory(&self, ca: &CaId, name: &HostPattern) -> PathBuf {
+        self.root.join("certs").join(&ca.0).join(encoded(name))
+    }
+
+    fn account(&self, ca: &CaId) -> PathBuf {
+        self.root.join("accounts").join(&ca.0).join("account.json")
+    }
+
+    fn load_generation(&self, path: &Path, name: &HostPattern) -> Result<CertBundle, StoreError> {
+        let bundle_error = |source| StoreError::Bundle { path: path.to_owned(), source };
+        let pem = read_secret(path, MAX_SIZE)?.unwrap_or_default();
+        let bundle = CertBundle::parse(&self.provider, &pem).map_err(bundle_error)?;
+        if !bundle.covers(name) {
+            return Err(bundle_error(BundleError::NameMissing { name: name.to_string() }));
+        }
+        Ok(bundle)
+    }
+}
+
+impl CertStore for DirStore {
+    fn load(&self, ca: &CaId, name: &HostPattern) -> Stored {
+        let directory = self.directory(ca, name);
+        let mut stored = Stored::default();
+        match generations(&directory) {
+            Ok(found) => {
+                for (_, path) in found {
+                    match self.load_generation(&path, name) {
+                        Ok(bundle) => {
+                            stored.bundle = Some(bundle);
+                            break;
+                        }
+                        Err(error) => stored.problems.push(error),
+                    }
+                }
+            }
+            Err(error) => stored.problems.push(error),
+        }
+        match load_history(&directory.join("meta.json")) {
+            Ok(history) => stored.history = history,
+            Err(error) => stored.problems.push(error),
+        }
+        stored
+    }
+
+    fn save(&self, ca: &CaId, name: &HostPattern, bundle: &CertBundle) -> Result<(), StoreError> {
+        let directory = self.directory(ca, name);
+        durable::create_private_dir(&directory)?;
+        let before = generations(&directory)?;
+        let number = before.first().map_or(1, |(number, _)| number.saturating_add(1));
+        let serial: String = bundle.serial().chars().take(40).collect();
+        let path = directory.join(format!("{number:08}-{serial}.pem"));
+        durable::write(&path, &bundle.to_pem(), Readers::Owner)?;
+        for (_, old) in before.iter().skip(GENERATIONS_KEPT - 1) {
+            durable::remove(old)?;
+        }
+        Ok(())
+    }
+
+    fn remember(&self, ca: &CaId, name: &HostPattern, history: &History) -> Result<(), StoreError> {
+        let directory = self.directory(ca, name);
+        let path = directory.join("meta.json");
+        durable::create_private_dir(&directory)?;
+        let record = to_json(&path, history)?;
+        Ok(durable::write(&path, &record, Readers::Owner)?)
+    }
+
+    fn try_own(&self) -> Result<bool, StoreError> {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock.is_some() {
+            return Ok(true);
+        }
+        // On the directory itself: works on a read-only disk, and nobody can delete it from under us.
+        let fail = |source| StoreError::List { path: self.root.clone(), source };
+        let directory = fs::File::open(&self.root).map_err(fail)?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => {
+                *lock = Some(held);
+                Ok(true)
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(false),
+            Err((_, errno)) => Err(fail(errno.into())),
+        }
+    }
+}
+
+impl AccountStore for DirStore {
+    fn load_account(&self, ca: &CaId) -> Result<Option<Vec<u8>>, StoreError> {
+        read_secret(&self.account(ca), MAX_SIZE)
+    }
+
+    fn save_account(&self, ca: &CaId, record: &[u8]) -> Result<(), StoreError> {
+        let path = self.account(ca);
+        if let Some(directory) = path.parent() {
+            durable::create_private_dir(directory)?;
+        }
+        Ok(durable::write(&path, record, Readers::Owner)?)
+    }
+}
+
+/// Reads a file that holds a key, unless somebody else could have read or replaced it.
+pub(in crate::cert) fn read_secret(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(DurableError { action: "read", path: path.to_owned(), source }.into()),
+    };
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(StoreError::Exposed { path: path.to_owned(), mode });
+    }
+    let own = nix::unistd::geteuid().as_raw();
+    if metadata.uid() != own && metadata.uid() != 0 {
+        return Err(StoreError::Foreign { path: path.to_owned(), uid: metadata.uid(), own });
+    }
+    Ok(durable::read(path, limit)?)
+}
+
+pub(in crate::cert) fn to_json(path: &Path, record: &impl serde::Serialize) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec_pretty(record).map_err(|source| StoreError::Record { path: path.to_owned(), source })
+}
+
+fn load_history(path: &Path) -> Result<History, StoreError> {
+    let Some(record) = durable::read(path, MAX_SIZE)? else { return Ok(History::default()) };
+    serde_json::from_slice(&record).map_err(|source| StoreError::Record { path: path.to_owned(), source })
+}
+
+/// The generations in a directory, newest first.
+fn generations(directory: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
+    let fail = |source| StoreError::List { path: directory.to_owned(), source };
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(fail(source)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(fail)?.path();
+        let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| {
+            let (number, _serial) = name.strip_suffix(".pem")?.split_once('-')?;
+            number.parse::<u64>().ok()
+        });
+        found.extend(number.map(|number| (number, path)));
+    }
+    found.sort_by(|a, b| b.cmp(a));
+    Ok(found)
+}
+
+/// A name as one path component. Host names are lower case and hold neither capitals nor `+`, so nothing collides.
+fn encoded(name: &HostPattern) -> String {
+    match name {
+        HostPattern::Exact(host) => host.as_str().replace(':', "+"),
+        HostPattern::Wildcard(suffix) => format!("WILDCARD.{suffix}"),
+    }
+}

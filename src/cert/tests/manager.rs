@@ -1,0 +1,449 @@
+//! The driver with a CA and a disk that do as they are told.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fs;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, SystemTime};
+
+use tokio::task::LocalSet;
+
+use super::setup::{LOCAL, app, config, handshake, host, now, pattern, provider};
+use crate::cert::bundle::CertBundle;
+use crate::cert::driver::Seams;
+use crate::cert::failure::{Class, Failure, Reach};
+use crate::cert::internal::InternalCa;
+use crate::cert::issuer::{Issuer, NotObtained};
+use crate::cert::manager::{self, Manager};
+use crate::cert::resolver::Certificates;
+use crate::cert::schedule::History;
+use crate::cert::store::{CaId, CertStore, DirStore, StoreError, Stored};
+use crate::clock::Clock;
+use crate::config::model::{Config, Tls};
+use crate::durable::DurableError;
+use crate::name::HostPattern;
+use crate::scope::Scope;
+use crate::telemetry::status::CertificateState;
+
+/// A wall clock set by hand.
+struct SetClock(Mutex<SystemTime>);
+
+impl Clock for SetClock {
+    fn now(&self) -> SystemTime {
+        *self.0.lock().expect("not poisoned")
+    }
+}
+
+/// A CA that answers with the failures it was given, then with certificates.
+struct FakeCa {
+    ca: InternalCa,
+    clock: Arc<SetClock>,
+    failures: RefCell<VecDeque<Failure>>,
+    orders: Cell<u32>,
+    at_once: Cell<u32>,
+    most_at_once: Cell<u32>,
+}
+
+impl Issuer for FakeCa {
+    fn obtain<'a>(
+        &'a self,
+        name: &'a HostPattern,
+        scope: &'a Scope,
+    ) -> Pin<Box<dyn Future<Output = Result<CertBundle, NotObtained>> + 'a>> {
+        Box::pin(async move {
+            self.orders.set(self.orders.get() + 1);
+            self.at_once.set(self.at_once.get() + 1);
+            self.most_at_once.set(self.most_at_once.get().max(self.at_once.get()));
+            tokio::task::yield_now().await;
+            self.at_once.set(self.at_once.get() - 1);
+            if scope.is_draining() {
+                return Err(NotObtained::Cancelled);
+            }
+            if let Some(failure) = self.failures.borrow_mut().pop_front() {
+                return Err(NotObtained::Failed(failure));
+            }
+            Ok(self.ca.issue(name, self.clock.now()).expect("issued"))
+        })
+    }
+}
+
+/// A disk that can be full, or take its time.
+struct Disk {
+    real: DirStore,
+    full: AtomicBool,
+    /// A certificate that is to be saved waits for this.
+    slow: Mutex<Option<mpsc::Receiver<()>>>,
+    /// One waits.
+    saving: AtomicBool,
+}
+
+impl Disk {
+    fn check(&self) -> Result<(), StoreError> {
+        if !self.full.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let source = std::io::ErrorKind::StorageFull.into();
+        Err(DurableError { action: "write", path: "/store".into(), source }.into())
+    }
+}
+
+impl CertStore for Disk {
+    fn load(&self, ca: &CaId, name: &HostPattern) -> Stored {
+        self.real.load(ca, name)
+    }
+    fn save(&self, ca: &CaId, name: &HostPattern, bundle: &CertBundle) -> Result<(), StoreError> {
+        self.check()?;
+        let gate = self.slow.lock().expect("not poisoned").take();
+        if let Some(gate) = gate {
+            self.saving.store(true, Ordering::SeqCst);
+            // It opens when the other end is dropped, also by a test that fails.
+            assert!(gate.recv().is_err());
+        }
+        self.real.save(ca, name, bundle)
+    }
+    fn remember(&self, ca: &CaId, name: &HostPattern, history: &History) -> Result<(), StoreError> {
+        self.check()?;
+        self.real.remember(ca, name, history)
+    }
+    fn try_own(&self) -> Result<bool, StoreError> {
+        self.real.try_own()
+    }
+}
+
+struct Rig {
+    dir: tempfile::TempDir,
+    clock: Arc<SetClock>,
+    ca: Rc<FakeCa>,
+}
+
+struct Running {
+    scope: Scope,
+    manager: Manager,
+    certificates: Arc<Certificates>,
+    disk: Arc<Disk>,
+}
+
+fn rig() -> Rig {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let clock = Arc::new(SetClock(Mutex::new(now())));
+    let ca = FakeCa {
+        ca: InternalCa::open(&dir.path().join("fake-ca"), provider(), now()).expect("made"),
+        clock: Arc::clone(&clock),
+        failures: RefCell::default(),
+        orders: Cell::default(),
+        at_once: Cell::default(),
+        most_at_once: Cell::default(),
+    };
+    Rig { dir, clock, ca: Rc::new(ca) }
+}
+
+impl Rig {
+    fn storage(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    fn try_run(&self, config: &Config) -> Result<Running, StoreError> {
+        let real = DirStore::open(&config.storage, provider()).expect("opened");
+        let internal = real.internal();
+        let (full, slow, saving) = Default::default();
+        let disk = Arc::new(Disk { real, full, slow, saving });
+        let seams = Seams {
+            clock: Arc::clone(&self.clock) as _,
+            store: Arc::clone(&disk) as _,
+            issuer: Rc::clone(&self.ca) as _,
+            internal,
+            provider: provider(),
+        };
+        let (scope, certificates) = (Scope::new(), Certificates::new());
+        let manager = manager::start_with(config, seams, Arc::clone(&certificates), &scope)?;
+        Ok(Running { scope, manager, certificates, disk })
+    }
+
+    fn run(&self, domains: &[&str]) -> Running {
+        let apps = vec![app("api", domains, Tls::Acme)];
+        self.try_run(&config(&self.storage(), apps)).expect("started")
+    }
+
+    fn advance(&self, by: Duration) {
+        *self.clock.0.lock().expect("not poisoned") += by;
+    }
+
+    fn fail_with(&self, class: Class, reach: Reach, retry_after: Option<Duration>) {
+        let message = "the CA said no".to_owned();
+        self.ca.failures.borrow_mut().push_back(Failure { class, reach, retry_after, message });
+    }
+}
+
+impl Running {
+    /// Waits until `holds`. Sleeps pass at once (tokio's time is paused); the wall clock moves where a test moves it.
+    async fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+        let watched = async {
+            while !holds(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(3600), watched).await;
+        assert!(ended.is_ok(), "not in time: {what}: {:?}", self.manager.status());
+    }
+
+    fn state(&self, index: usize) -> CertificateState {
+        self.manager.status()[index].state
+    }
+
+    fn error(&self, index: usize) -> String {
+        self.manager.status()[index].last_error.clone().unwrap_or_default()
+    }
+
+    async fn stop(self) {
+        assert!(self.scope.close(Duration::from_secs(10)).await, "it drains by itself");
+    }
+}
+
+async fn local(test: impl Future<Output = ()>) {
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_missing_names_are_ordered_four_at_a_time() {
+    local(async {
+        let rig = rig();
+        let names: Vec<String> = (0..9).map(|n| format!("n{n}.example.com")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let running = rig.run(&names);
+        running
+            .until("all", |r| r.manager.status().iter().all(|one| one.state == CertificateState::Valid))
+            .await;
+        assert_eq!(rig.ca.orders.get(), 9);
+        assert!(rig.ca.most_at_once.get() <= 4);
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_does_not_stop_a_new_certificate_from_being_served() {
+    local(async {
+        let rig = rig();
+        let running = rig.run(&["a.example.com"]);
+        running.until("first", |r| r.state(0) == CertificateState::Valid).await;
+        let first = running.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
+        // The order's own record fits on the disk; what comes back does not.
+        rig.advance(Duration::from_secs(85 * 24 * 3600));
+        running.disk.full.store(true, Ordering::SeqCst);
+        running.until("saved not", |r| r.error(0).contains("/store")).await;
+        let second = running.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
+        assert!(!Arc::ptr_eq(&first, &second), "renewed in memory");
+        assert_eq!(rig.ca.orders.get(), 2);
+        running.disk.full.store(false, Ordering::SeqCst);
+        rig.advance(Duration::from_secs(600));
+        running.until("saved", |r| r.state(0) == CertificateState::Valid).await;
+        running.stop().await;
+        let running = rig.run(&["a.example.com"]);
+        assert_eq!(running.state(0), CertificateState::Valid);
+        assert_eq!(rig.ca.orders.get(), 2);
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_served_once_it_is_stored() {
+    local(async {
+        let rig = rig();
+        let running = rig.run(&["a.example.com"]);
+        let (open, gate) = mpsc::channel();
+        *running.disk.slow.lock().expect("not poisoned") = Some(gate);
+        running.until("obtained", |r| r.disk.saving.load(Ordering::SeqCst)).await;
+        // The driver publishes after everything it hears of; let it.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let served = |running: &Running| running.certificates.find(Some(&host("a.example.com")), LOCAL);
+        assert!(served(&running).is_none(), "a crash now would lose it");
+        drop(open);
+        running.until("served", |r| served(r).is_some()).await;
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_order_is_made_while_its_record_cannot_be_written() {
+    local(async {
+        let rig = rig();
+        let names: [&str; 1] = ["a.example.com"];
+        let storage = rig.storage();
+        // A file where the name's directory belongs makes every write fail, also for root.
+        fs::create_dir_all(&storage).expect("created");
+        fs::write(storage.join("certs"), "").expect("written");
+        let running = rig.run(&names);
+        running.until("refused", |r| !r.error(0).is_empty()).await;
+        assert_eq!(rig.ca.orders.get(), 0);
+        fs::remove_file(storage.join("certs")).expect("removed");
+        rig.advance(Duration::from_secs(3600));
+        running.until("issued", |r| r.state(0) == CertificateState::Valid).await;
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_and_their_waits_survive_a_restart() {
+    local(async {
+        let rig = rig();
+        rig.fail_with(Class::Limited, Reach::Name, Some(Duration::from_secs(3600)));
+        let running = rig.run(&["a.example.com"]);
+        running.until("failed", |r| r.state(0) == CertificateState::Retrying).await;
+        let page = running.certificates.pending(&host("a.example.com")).expect("pending");
+        assert!(page.starts_with("the CA said no. Next try at 2"), "{page}");
+        let status = running.manager.status();
+        running.stop().await;
+
+        let running = rig.run(&["a.example.com"]);
+        assert_eq!(running.manager.status(), status);
+        rig.advance(Duration::from_secs(3599));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        running.stop().await;
+        assert_eq!(rig.ca.orders.get(), 1, "no restart makes it sooner");
+        rig.advance(Duration::from_secs(361));
+        let running = rig.run(&["a.example.com"]);
+        running.until("issued", |r| r.state(0) == CertificateState::Valid).await;
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_on_the_account_holds_every_name() {
+    local(async {
+        let rig = rig();
+        let names: Vec<String> = (0..6).map(|n| format!("n{n}.example.com")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        for _ in 0..4 {
+            rig.fail_with(Class::Limited, Reach::Account, Some(Duration::from_secs(3600)));
+        }
+        let running = rig.run(&names);
+        running.until("held", |r| (0..6).all(|n| r.error(n) == "the CA said no")).await;
+        assert!(rig.ca.orders.get() <= 4, "{}", rig.ca.orders.get());
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parked_name_says_so() {
+    local(async {
+        let rig = rig();
+        rig.fail_with(Class::Permanent, Reach::Name, None);
+        let running = rig.run(&["a.example.com", "b.example.com"]);
+        running.until("parked", |r| (0..2).any(|n| r.state(n) == CertificateState::Parked)).await;
+        running.until("the other is served", |r| (0..2).any(|n| r.state(n) == CertificateState::Valid)).await;
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_an_impossible_clock_nothing_is_ordered() {
+    local(async {
+        let rig = rig();
+        *rig.clock.0.lock().expect("not poisoned") = SystemTime::UNIX_EPOCH;
+        let running = rig.run(&["a.example.com"]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(rig.ca.orders.get(), 0);
+        let page = running.certificates.pending(&host("a.example.com")).expect("pending");
+        assert!(page.contains("clock"), "{page}");
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_internal_ca_serves_before_start_returns_and_the_same_after_a_restart() {
+    local(async {
+        let rig = rig();
+        let apps = || vec![app("api", &["localhost", "*.app.test", "127.0.0.1"], Tls::Internal)];
+        let config = config(&rig.storage(), apps());
+        let running = rig.try_run(&config).expect("started");
+        let root = fs::read(running.manager.internal_root().expect("a root")).expect("readable");
+        let root = rustls::pki_types::pem::PemObject::from_pem_slice(&root).expect("PEM");
+        let served = running.certificates.find(Some(&host("a.app.test")), LOCAL).expect("served at once");
+        handshake(&served.config, &root, "a.app.test").expect("trusted");
+        let served = running.certificates.find(None, LOCAL).expect("that of the local address");
+        handshake(&served.config, &root, "127.0.0.1").expect("trusted");
+        let status = running.manager.status();
+        assert!(status.iter().all(|one| one.issuer == "edge internal CA"), "{status:?}");
+        running.stop().await;
+        let running = rig.try_run(&config).expect("started");
+        let again = running.manager.status();
+        assert_eq!(again, status);
+        assert_eq!(rig.ca.orders.get(), 0);
+        running.stop().await;
+    })
+    .await;
+}
+
+fn write_pair(dir: &Path, ca: &InternalCa, name: &str) -> Tls {
+    let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    let pem = ca.issue(&pattern(name), now()).expect("issued").to_pem();
+    fs::write(&cert, &pem).expect("written");
+    fs::write(&key, &pem).expect("written");
+    Tls::Files { cert, key }
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_files_are_served_and_broken_ones_are_not() {
+    local(async {
+        let rig = rig();
+        let tls = write_pair(rig.dir.path(), &rig.ca.ca, "a.example.com");
+        let config = config(&rig.storage(), vec![app("shop", &["a.example.com"], tls)]);
+        let running = rig.try_run(&config).expect("started");
+        let find = |r: &Running| r.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
+        let first = find(&running);
+        fs::write(rig.dir.path().join("key.pem"), "broken").expect("written");
+        running.until("complained", |r| !r.error(0).is_empty()).await;
+        assert!(Arc::ptr_eq(&first, &find(&running)), "the old one stays");
+        write_pair(rig.dir.path(), &rig.ca.ca, "a.example.com");
+        running.until("replaced", |r| !Arc::ptr_eq(&first, &find(r))).await;
+        assert_eq!(running.state(0), CertificateState::Valid);
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_cannot_be_used_at_start_is_an_error_naming_app_and_file() {
+    local(async {
+        let rig = rig();
+        let file = rig.dir.path().join("none.pem");
+        let tls = Tls::Files { cert: file.clone(), key: file.clone() };
+        let config = config(&rig.storage(), vec![app("shop", &["a.example.com"], tls)]);
+        let error = rig.try_run(&config).err().expect("refused").to_string();
+        assert!(error.contains("apps.shop.tls") && error.contains(&file.display().to_string()), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_edge_serves_what_the_first_obtains_and_takes_over_when_it_is_gone() {
+    local(async {
+        let rig = rig();
+        rig.fail_with(Class::Transient, Reach::Name, None);
+        let first = rig.run(&["a.example.com"]);
+        let second = rig.run(&["a.example.com"]);
+        first.until("failed", |r| !r.error(0).is_empty()).await;
+        rig.advance(Duration::from_secs(10));
+        first.until("issued", |r| r.state(0) == CertificateState::Valid).await;
+        second.until("taken over from disk", |r| r.state(0) == CertificateState::Valid).await;
+        assert_eq!(rig.ca.orders.get(), 2, "the first edge's two attempts only");
+        first.stop().await;
+        rig.advance(Duration::from_secs(61 * 24 * 3600));
+        second.until("renewed", |_| rig.ca.orders.get() == 3).await;
+        second.until("stored", |r| r.state(0) == CertificateState::Valid).await;
+        second.stop().await;
+    })
+    .await;
+}

@@ -1,0 +1,9 @@
+//! Promises of this folder that need several of its files, a disk or a real CA.
+
+mod handshake;
+mod manager;
+mod pebble;
+mod real_ca;
+mod schedule;
+mod setup;
+mod store;

@@ -1,0 +1,372 @@
+//! Laws of the schedule over random lives of a certificate.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fastrand::Rng;
+use proptest::prelude::*;
+
+use crate::cert::delay::{delay, table_delay};
+use crate::cert::failure::{Class, Failure, Reach};
+use crate::cert::gate::Gate;
+use crate::cert::names::rfc3339;
+use crate::cert::schedule::{Action, Certificate, History, Input, LONGEST_WAIT};
+use crate::cert::validity::Validity;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const CLASSES: [Class; 9] = [
+    Class::Transient,
+    Class::Limited,
+    Class::Validation,
+    Class::Caa,
+    Class::Order,
+    Class::Account,
+    Class::Permanent,
+    Class::Action,
+    Class::Store,
+];
+
+fn start() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+}
+
+fn valid_for(from: SystemTime, life: Duration) -> Validity {
+    Validity { not_before: from, not_after: from + life }
+}
+
+fn obtained(from: SystemTime, life: Duration) -> Input {
+    Input::Obtained { validity: valid_for(from, life), serial: format!("{from:?}") }
+}
+
+/// Brings a certificate to the point where its order runs.
+fn admit(certificate: &mut Certificate, now: SystemTime, rng: &mut Rng) -> Vec<Action> {
+    certificate.step(Input::Tick, now, rng);
+    assert!(certificate.is_due(), "{certificate:?}");
+    certificate.step(Input::Admitted, now, rng)
+}
+
+#[test]
+fn a_missing_certificate_is_ordered_installed_and_stored() {
+    let mut rng = Rng::with_seed(1);
+    let mut certificate = Certificate::found(None, History::default(), &mut rng);
+    assert_eq!(admit(&mut certificate, start(), &mut rng), [Action::Order { regardless: false }]);
+    assert_eq!(certificate.history().begun, Some(start()), "the attempt is on record before the CA is asked");
+    let actions = certificate.step(obtained(start(), 90 * DAY), start(), &mut rng);
+    assert_eq!(actions, [Action::Store]);
+    assert_eq!(certificate.step(Input::Stored, start(), &mut rng), [Action::Install, Action::Remember]);
+    let due = certificate.due_at().expect("planned").duration_since(start()).expect("later");
+    assert!(due > 59 * DAY && due < 61 * DAY, "{due:?}");
+}
+
+#[test]
+fn renewal_lies_at_two_thirds_of_a_life_and_at_half_of_a_short_one() {
+    for (life, share) in [(90 * DAY, 2.0 / 3.0), (Duration::from_secs(160 * 3600), 0.5), (MINUTE, 0.5)] {
+        for seed in 0..200 {
+            let mut rng = Rng::with_seed(seed);
+            let at = valid_for(start(), life).renewal(start(), &mut rng);
+            let found = at.duration_since(start()).expect("later").as_secs_f64() / life.as_secs_f64();
+            assert!((found - share).abs() <= 0.0101, "{life:?}: {found}");
+        }
+    }
+}
+
+#[test]
+fn a_backdated_certificate_is_not_renewed_at_once() {
+    let mut rng = Rng::with_seed(3);
+    // Issued "an hour ago" for 66 minutes: most of its life is over when it arrives.
+    let validity = valid_for(start() - HOUR, HOUR + 6 * MINUTE);
+    let at = validity.renewal(start(), &mut rng);
+    assert!(at >= start() + 2 * MINUTE && at < validity.not_after, "{at:?}");
+}
+
+#[test]
+fn the_delays_follow_the_table() {
+    for (class, count, life, wanted) in [
+        (Class::Transient, 1, None, Some(Duration::from_secs(5))),
+        (Class::Transient, 4, None, Some(5 * MINUTE)),
+        (Class::Transient, 99, None, Some(HOUR)),
+        (Class::Validation, 1, None, Some(MINUTE)),
+        (Class::Validation, 3, None, Some(100 * MINUTE)),
+        (Class::Validation, 4, None, Some(6 * HOUR)),
+        (Class::Validation, 32, None, Some(DAY)),
+        (Class::Validation, 1, Some(MINUTE), Some(Duration::from_secs(3))),
+        (Class::Validation, 4, Some(90 * DAY), Some(6 * HOUR)),
+        (Class::Caa, 1, None, Some(HOUR)),
+        (Class::Limited, 1, Some(MINUTE), Some(HOUR)),
+        (Class::Account, 2, None, Some(DAY)),
+        (Class::Permanent, 1, None, None),
+        (Class::Action, 1, None, None),
+        (Class::Store, 1, None, Some(Duration::from_secs(30))),
+    ] {
+        assert_eq!(table_delay(class, count, life), wanted, "{class:?} {count} {life:?}");
+    }
+}
+
+#[test]
+fn a_crash_in_the_middle_of_an_order_counts_as_a_failure() {
+    let mut rng = Rng::with_seed(5);
+    let mut certificate = Certificate::found(None, History::default(), &mut rng);
+    admit(&mut certificate, start(), &mut rng);
+    let saved = serde_json::to_vec(certificate.history()).expect("plain data");
+    let loaded: History = serde_json::from_slice(&saved).expect("round trip");
+    let mut after = Certificate::found(None, loaded, &mut rng);
+    after.step(Input::Tick, start(), &mut rng);
+    assert!(!after.is_due(), "not at once again");
+    after.step(Input::Tick, start() + MINUTE, &mut rng);
+    assert!(after.is_due());
+}
+
+#[test]
+fn a_stop_before_the_ca_issued_costs_nothing() {
+    let mut rng = Rng::with_seed(5);
+    let mut certificate = Certificate::found(None, History::default(), &mut rng);
+    admit(&mut certificate, start(), &mut rng);
+    assert_eq!(certificate.step(Input::Cancelled, start(), &mut rng), [Action::Remember]);
+    assert_eq!(*certificate.history(), History::default());
+}
+
+#[test]
+fn a_full_disk_keeps_the_certificate_and_stops_further_orders() {
+    let mut rng = Rng::with_seed(7);
+    let mut certificate = Certificate::found(None, History::default(), &mut rng);
+    admit(&mut certificate, start(), &mut rng);
+    certificate.step(obtained(start(), 90 * DAY), start(), &mut rng);
+    let full = Input::StoreFailed { message: "no space".to_owned() };
+    let mut now = start();
+    for _ in 0..20 {
+        assert_eq!(certificate.step(full.clone(), now, &mut rng), [Action::Install]);
+        assert_eq!(certificate.history().last_error.as_deref(), Some("no space"));
+        let wake = certificate.wake_at(now).expect("tries again");
+        assert!(wake > now && wake <= now + 10 * MINUTE);
+        now = wake;
+        assert_eq!(certificate.step(Input::Tick, now, &mut rng), [Action::Store]);
+    }
+    assert_eq!(certificate.step(Input::Stored, now, &mut rng), [Action::Install, Action::Remember]);
+    assert_eq!(certificate.history().last_error, None);
+    assert!(certificate.history().failures.is_empty());
+}
+
+#[test]
+fn close_to_its_end_a_certificate_is_renewed_even_without_a_disk() {
+    let mut rng = Rng::with_seed(9);
+    let installed = valid_for(start(), 90 * DAY);
+    let mut certificate = Certificate::found(Some((installed, "1")), History::default(), &mut rng);
+    let late = start() + 85 * DAY;
+    assert_eq!(admit(&mut certificate, late, &mut rng), [Action::Order { regardless: true }]);
+}
+
+#[test]
+fn one_accounts_limit_holds_the_other_names() {
+    let mut rng = Rng::with_seed(11);
+    let mut certificate = Certificate::found(None, History::default(), &mut rng);
+    certificate.step(Input::Tick, start(), &mut rng);
+    let held = Input::Held { until: start() + HOUR, message: "busy".to_owned() };
+    assert_eq!(certificate.step(held, start(), &mut rng), [Action::Remember]);
+    certificate.step(Input::Tick, start() + HOUR - MINUTE, &mut rng);
+    assert!(!certificate.is_due());
+    certificate.step(Input::Tick, start() + HOUR, &mut rng);
+    assert!(certificate.is_due());
+}
+
+#[test]
+fn a_wait_written_under_a_wrong_clock_does_not_last() {
+    let mut rng = Rng::with_seed(13);
+    let history = History { next_attempt: Some(start() + 4000 * DAY), ..History::default() };
+    let mut certificate = Certificate::found(None, history, &mut rng);
+    certificate.step(Input::Tick, start(), &mut rng);
+    assert!(certificate.due_at().expect("planned") <= start() + DAY);
+}
+
+#[test]
+fn the_gate_lets_four_at_once_and_the_most_urgent_first() {
+    let mut gate = Gate::default();
+    let left = |days: u32| Some(valid_for(start() - (90 - days) * DAY, 90 * DAY));
+    let waiting = [(0, left(30)), (1, left(25)), (2, None), (3, left(2)), (4, left(1)), (5, None)];
+    assert_eq!(gate.admit(&waiting, start()), [4, 3, 2, 5]);
+    assert!(gate.admit(&waiting, start()).is_empty());
+    gate.release();
+    assert_eq!(gate.admit(&[(0, left(30)), (1, left(25))], start()), [1]);
+}
+
+#[test]
+fn the_gate_starts_ten_orders_in_ten_seconds() {
+    let mut gate = Gate::default();
+    let mut admitted = 0;
+    for _ in 0..20 {
+        let found = gate.admit(&[(0, None)], start()).len();
+        admitted += found;
+        (0..found).for_each(|_| gate.release());
+    }
+    assert_eq!(admitted, 10);
+    let opens = gate.opens_at().expect("a time");
+    assert_eq!(gate.admit(&[(0, None)], opens).len(), 1);
+    assert_eq!(gate.admit(&[(0, None)], start() - HOUR).len(), 1, "a clock set back does not shut it");
+}
+
+fn failure(class: usize, retry_after: Option<u64>) -> Failure {
+    Failure {
+        class: CLASSES[class % CLASSES.len()],
+        reach: Reach::Name,
+        retry_after: retry_after.map(Duration::from_secs),
+        message: "failed".to_owned(),
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Succeed,
+    Fail(usize, Option<u64>),
+    DiskFails,
+    Crash,
+    Wait(u64),
+    Hold(u64),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => Just(Event::Succeed),
+        4 => (0..CLASSES.len(), proptest::option::of(0..1_000_000u64)).prop_map(|(c, r)| Event::Fail(c, r)),
+        1 => Just(Event::DiskFails),
+        1 => Just(Event::Crash),
+        4 => (0..200_000u64).prop_map(Event::Wait),
+        1 => (0..100_000u64).prop_map(Event::Hold),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn laws_hold_on_every_trace(
+        events in proptest::collection::vec(event(), 1..200),
+        seed in any::<u64>(),
+        life in prop_oneof![Just(60u64), Just(576_000), Just(7_776_000)],
+    ) {
+        let mut rng = Rng::with_seed(seed);
+        let life = Duration::from_secs(life);
+        let mut now = start();
+        let mut certificate = Certificate::found(None, History::default(), &mut rng);
+        let mut ordering = false;
+        let mut begun = now;
+        let mut forbidden_until = now;
+        let mut serial = 0u64;
+        for event in events {
+            prop_assert!(certificate.step(Input::Tick, now, &mut rng).iter().all(|a| *a == Action::Store));
+            if certificate.is_due() {
+                prop_assert!(!ordering, "one order at a time");
+                prop_assert!(now >= forbidden_until, "never before the CA's wait is over");
+                let actions = certificate.step(Input::Admitted, now, &mut rng);
+                prop_assert_eq!(actions.len(), 1);
+                prop_assert!(matches!(actions[0], Action::Order { regardless: _ }), "an order");
+                prop_assert!(certificate.step(Input::Admitted, now, &mut rng).is_empty());
+                ordering = true;
+                begun = now;
+            }
+            match event {
+                Event::Succeed | Event::DiskFails if ordering => {
+                    serial += 1;
+                    let validity = valid_for(now, life);
+                    certificate.step(Input::Obtained { validity, serial: serial.to_string() }, now, &mut rng);
+                    ordering = false;
+                    let stored = match event {
+                        Event::DiskFails => Input::StoreFailed { message: "full".to_owned() },
+                        _ => Input::Stored,
+                    };
+                    certificate.step(stored, now, &mut rng);
+                    prop_assert!(certificate.due_at().is_some_and(|at| at > now), "a success is never followed at once");
+                }
+                Event::Fail(class, retry_after) if ordering => {
+                    let failure = failure(class, retry_after);
+                    certificate.step(Input::Failed(failure.clone()), now, &mut rng);
+                    ordering = false;
+                    let next = certificate.history().next_attempt.expect("planned");
+                    prop_assert!(next > now || retry_after == Some(0), "always in the future");
+                    prop_assert!(next <= now + LONGEST_WAIT);
+                    if let (Class::Limited, Some(asked)) = (failure.class, retry_after) {
+                        forbidden_until = now + Duration::from_secs(asked.min(8 * 86_400));
+                    }
+                }
+                Event::Crash => {
+                    let saved = serde_json::to_vec(certificate.history()).expect("plain data");
+                    let history = serde_json::from_slice(&saved).expect("round trip");
+                    let serial = serial.to_string();
+                    let installed = certificate.installed().map(|validity| (validity, serial.as_str()));
+                    let renewal = certificate.history().renew_at;
+                    certificate = Certificate::found(installed, history, &mut rng);
+                    if let (Some(before), Some(after)) = (renewal, certificate.history().renew_at) {
+                        let moved = after.duration_since(before).unwrap_or_default();
+                        prop_assert!(moved <= Duration::from_secs(1), "the chosen moment is kept");
+                    }
+                    prop_assert!(!ordering || certificate.due_at().is_some_and(|at| at > begun), "a crash costs a wait");
+                    ordering = false;
+                }
+                Event::Wait(seconds) => now += Duration::from_secs(seconds),
+                Event::Hold(seconds) => {
+                    let until = now + Duration::from_secs(seconds);
+                    certificate.step(Input::Held { until, message: "held".to_owned() }, now, &mut rng);
+                }
+                Event::Succeed | Event::DiskFails | Event::Fail(..) => {
+                    if let Some(wake) = certificate.wake_at(now) {
+                        now = now.max(wake);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equal_inputs_give_equal_outputs(seed in any::<u64>(), class in 0..CLASSES.len(), retry in proptest::option::of(0..9999u64)) {
+        let run = || {
+            let mut rng = Rng::with_seed(seed);
+            let mut certificate = Certificate::found(None, History::default(), &mut rng);
+            admit(&mut certificate, start(), &mut rng);
+            certificate.step(Input::Failed(failure(class, retry)), start(), &mut rng);
+            certificate
+        };
+        prop_assert_eq!(run(), run());
+    }
+
+    #[test]
+    fn a_limit_is_never_waited_for_too_short(asked in 0..2_000_000u64, seed in any::<u64>()) {
+        let mut rng = Rng::with_seed(seed);
+        let failure = failure(1, Some(asked));
+        let asked = Duration::from_secs(asked.min(8 * 86_400));
+        let wait = delay(&failure, 1, None, start(), &mut rng);
+        prop_assert!(wait >= asked && wait <= asked + 10 * MINUTE);
+    }
+
+    #[test]
+    fn a_ca_that_recovers_in_time_renews_before_the_end(seed in any::<u64>(), class in 0..7usize, outage in 0.0..0.85f64) {
+        // Fails from its first attempt on until a share of the last third is over; afterwards every attempt succeeds.
+        prop_assume!(!matches!(CLASSES[class], Class::Limited | Class::Permanent));
+        let mut rng = Rng::with_seed(seed);
+        let life = 90 * DAY;
+        let installed = valid_for(start(), life);
+        let recovers = start() + life.mul_f64(2.0 / 3.0) + (life / 3).mul_f64(outage);
+        let mut certificate = Certificate::found(Some((installed, "1")), History::default(), &mut rng);
+        loop {
+            let now = certificate.due_at().expect("planned");
+            prop_assert!(now < installed.not_after, "too late");
+            admit(&mut certificate, now, &mut rng);
+            if now >= recovers {
+                break;
+            }
+            certificate.step(Input::Failed(failure(class, None)), now, &mut rng);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_record_of_a_far_future_is_bounded_and_printable() {
+    let mut rng = Rng::with_seed(1);
+    for far in [u64::MAX, i64::MAX as u64, 9_999_999_999_999] {
+        let record = format!("{{\"next_attempt\":{far},\"begun\":{far},\"renew_at\":{far}}}");
+        let history: History = serde_json::from_str(&record).expect("readable");
+        let mut certificate = Certificate::found(None, history, &mut rng);
+        let due = certificate.due_at().expect("waits");
+        assert!(!rfc3339(due).is_empty());
+        certificate.step(Input::Tick, start(), &mut rng);
+        assert!(certificate.due_at().expect("waits") <= start() + LONGEST_WAIT);
+    }
+}

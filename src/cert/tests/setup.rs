@@ -1,0 +1,112 @@
+//! What the tests of this folder share: configurations, clocks, handshakes.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection};
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::model::{
+    AccessLog, Acme, Address, App, Backend, Config, KeyType, Listen, Log, LogFormat, LogLevel, PlainHttp,
+    Timeouts, Tls,
+};
+use crate::name::{HostName, HostPattern};
+
+pub(super) const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+pub(super) fn now() -> SystemTime {
+    SystemClock.now()
+}
+
+pub(super) fn host(text: &str) -> HostName {
+    HostName::parse(text).expect(text)
+}
+
+pub(super) fn pattern(text: &str) -> HostPattern {
+    text.parse().expect(text)
+}
+
+pub(super) fn app(name: &str, domains: &[&str], tls: Tls) -> Arc<App> {
+    Arc::new(App {
+        name: name.parse().expect(name),
+        domains: domains.iter().map(|text| pattern(text)).collect(),
+        default: false,
+        backend: Backend::Upstream(vec![Address::Unix("/nowhere".into())]),
+        tls,
+        http: PlainHttp::Redirect,
+        redirect_to: None,
+        hsts: None,
+        max_body: 1,
+    })
+}
+
+pub(super) fn config(storage: &Path, apps: Vec<Arc<App>>) -> Config {
+    let second = Duration::from_secs(1);
+    Config {
+        file: "edge.yaml".into(),
+        acme: Acme {
+            email: None,
+            directory: "https://localhost:1/dir".to_owned(),
+            ca_root: None,
+            key_type: KeyType::P256,
+        },
+        storage: storage.to_owned(),
+        runtime_dir: storage.to_owned(),
+        listen: Listen { http: Vec::new(), https: Vec::new() },
+        threads: NonZeroUsize::MIN,
+        log: Log { level: LogLevel::Info, format: LogFormat::Auto, access: AccessLog::Off },
+        admin: storage.join("admin.sock"),
+        drain_timeout: second,
+        timeouts: Timeouts {
+            handshake: second,
+            headers: second,
+            body: second,
+            write: second,
+            keepalive: second,
+            keepalive_h2: second,
+            connect: second,
+            first_byte: second,
+            upstream_idle: second,
+            tunnel: second,
+        },
+        apps,
+    }
+}
+
+/// Completes a handshake in memory for `name` and returns the protocol agreed on.
+pub(super) fn handshake(
+    server: &Arc<rustls::ServerConfig>,
+    root: &CertificateDer<'static>,
+    name: &str,
+) -> Result<Option<Vec<u8>>, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(root.clone())?;
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let name = ServerName::try_from(name.to_owned()).expect("a server name");
+    let mut client = ClientConnection::new(Arc::new(config), name)?;
+    let mut server = ServerConnection::new(Arc::clone(server))?;
+    while client.is_handshaking() || server.is_handshaking() {
+        let mut wire = Vec::new();
+        client.write_tls(&mut wire).expect("memory");
+        server.read_tls(&mut wire.as_slice()).expect("memory");
+        server.process_new_packets()?;
+        let mut wire = Vec::new();
+        server.write_tls(&mut wire).expect("memory");
+        client.read_tls(&mut wire.as_slice()).expect("memory");
+        client.process_new_packets()?;
+    }
+    Ok(client.alpn_protocol().map(<[u8]>::to_vec))
+}

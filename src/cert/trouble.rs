@@ -1,0 +1,101 @@
+//! An attempt's failure between the ACME library and an operator's sentence; and patience with nonces, the one refusal that
+//! is no failure.
+
+use std::time::Duration;
+
+use instant_acme::Error;
+
+use crate::cert::ca_client::Refusal;
+use crate::cert::failure::{Answer, Call, Class, Failure, short};
+use crate::report::Report;
+
+/// How long a CA may take to validate or to issue.
+pub const POLL_LIMIT: Duration = Duration::from_secs(180);
+
+/// An attempt's failure before it is put into words.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The CA, or the way to it.
+    Ca(Call, Error),
+    /// Already in words.
+    Failed(Failure),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl Trouble {
+    /// Whether the CA has forgotten the account, which registering again repairs.
+    pub fn is_unknown_account(&self) -> bool {
+        match self {
+            Self::Ca(_, error) => {
+                refusal(error).is_some_and(|r| r.kind.as_deref() == Some("accountDoesNotExist"))
+            }
+            Self::Failed(_) => false,
+        }
+    }
+
+    /// In words, with its class.
+    pub fn into_failure(self, ca: &str, name: &str) -> Failure {
+        let (call, error) = match self {
+            Self::Failed(failure) => return failure,
+            Self::Ca(call, error) => (call, error),
+        };
+        if let Some(refusal) = refusal(&error) {
+            return Failure::refused(ca, name, call, refusal.answer());
+        }
+        match error {
+            // What an order or challenge object says about itself comes with HTTP status 200.
+            Error::Api(problem) => {
+                let kind = problem.r#type.as_deref().map(short);
+                let answer = Answer {
+                    status: problem.status,
+                    kind,
+                    detail: problem.detail.as_deref(),
+                    retry_after: None,
+                };
+                Failure::refused(ca, name, call, answer)
+            }
+            Error::Json(_) => Failure::new(
+                Class::Transient,
+                format!("{ca} answered with something that is not ACME. Is its URL right?"),
+            ),
+            Error::Timeout(_) => Failure::new(
+                Class::Transient,
+                format!("{ca} did not finish the order for {name} within {} s", POLL_LIMIT.as_secs()),
+            ),
+            other => Failure::new(Class::Transient, format!("{ca} cannot be reached: {}", Report(&other))),
+        }
+    }
+}
+
+/// Repeats a call as long as the CA refuses its nonce, which the library itself does only three times. Nonces are the CA's
+/// bookkeeping: one that is refused says nothing about the request.
+pub async fn patient<T>(mut call: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
+    const TRIES: u32 = 40;
+    let mut tries = 1;
+    loop {
+        match call().await {
+            Err(Error::Api(problem))
+                if tries < TRIES && problem.r#type.as_deref().map(short) == Some("badNonce") =>
+            {
+                tries += 1;
+                // After a few at full speed the CA gets time to settle.
+                if tries > 10 {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+            other => return other,
+        }
+    }
+}
+
+fn refusal(error: &Error) -> Option<&Refusal> {
+    match error {
+        Error::Other(source) => source.downcast_ref(),
+        _ => None,
+    }
+}
