@@ -104,6 +104,20 @@
 //!   cert/names.rs             every configured name with its certificate   ← telemetry::status
 //!   cert/driver.rs            performs what schedule and gate decide   ← telemetry
 //!   cert/manager.rs           loads what is stored, starts the driver, tells the status   ← telemetry
+//!
+//! ── floor 4: upstream ── choosing and reaching a worker   ← config, worker::slot
+//!   upstream/error.rs      P  what can go wrong between choosing a worker and the end of its answer
+//!   upstream/balance.rs    P  the least busy of several
+//!   upstream/wire.rs       P  HTTP/1.1 towards the worker, without sockets
+//!   upstream/framing.rs    P  where a body begins and ends on the wire
+//!   upstream/lease.rs         one request in flight on one slot, given back when dropped
+//!   upstream/pool.rs          a lease at once, or after waiting, or an error
+//!   upstream/connection.rs    one connection to a worker, and whether it may be used again
+//!   upstream/idle.rs          this thread's idle connections, last in first out
+//!   upstream/request_body.rs  a client's body on its way: bounded, watched, counted
+//!   upstream/upload.rs        the sending half of an attempt
+//!   upstream/body.rs          a worker's body, with what is left of the upload
+//!   upstream/exchange.rs      one attempt: a request out, the head of the answer in
 //! ```
 
 pub mod backoff;
@@ -119,3 +133,5 @@ pub mod telemetry;
 
 pub mod cert;
 pub mod worker;
+
+pub mod upstream;

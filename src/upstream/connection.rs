@@ -1,0 +1,174 @@
+//! One connection to a worker, over a unix socket or TCP.
+//!
+//! It owns no buffer: what is read lands in the thread's own, and leaves as slices of it. An idle connection costs a socket.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::config::model::Address;
+
+/// Room for a read: what a first answer usually fits in, and what one TLS record takes.
+pub const READ_SIZE: usize = 16 * 1024;
+/// Room for a read once one came back full.
+pub const BULK_READ_SIZE: usize = 64 * 1024;
+
+/// Small reads share an allocation of this size. A slice that a slow client holds keeps all of it.
+const SHARED_BUFFER: usize = 2 * READ_SIZE;
+/// First and longest pause while a worker's backlog is full.
+const BACKLOG_PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+/// Most bytes thrown away to end a connection with FIN.
+const MAX_DISCARDED: usize = 64 * 1024;
+
+thread_local! {
+    /// Where every connection of this thread reads into.
+    static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// A connection to a worker.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    used: bool,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Connection {
+    /// Connects. Waits as long as the system does, and while the worker's backlog is full: callers bound it. Cancel-safe.
+    pub async fn connect(address: &Address) -> io::Result<Self> {
+        let stream = match address {
+            Address::Unix(path) => Stream::Unix(connect_unix(path).await?),
+            Address::Tcp(address) => Stream::Tcp(TcpStream::connect(address).await?),
+            Address::Name(host, port) => Stream::Tcp(TcpStream::connect((host.as_str(), *port)).await?),
+        };
+        if let Stream::Tcp(stream) = &stream {
+            // Heads and bodies are written whole; waiting to fill a segment only delays the last one.
+            stream.set_nodelay(true)?;
+        }
+        Ok(Self { stream, used: false })
+    }
+
+    /// Whether it has served a request before.
+    pub fn is_used(&self) -> bool {
+        self.used
+    }
+
+    pub(super) fn mark_used(&mut self) {
+        self.used = true;
+    }
+
+    /// Whether the worker has neither closed nor said anything. Costs no system call unless something arrived.
+    pub fn is_quiet(&self) -> bool {
+        matches!(self.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Reads at most `size` bytes; none is the end.
+    ///
+    /// A read that does not fill its room tells the runtime that the socket is empty, so the next one waits without asking
+    /// the system: the reason to offer more room than is expected to be used.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>, size: usize) -> Poll<io::Result<Bytes>> {
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.capacity() - buffer.len() < size {
+                buffer.reserve(size.max(SHARED_BUFFER));
+            }
+            let mut room = (&mut *buffer).limit(size);
+            let count = ready!(pin!(self.read_buf(&mut room)).poll(cx))?;
+            debug_assert_eq!(count, buffer.len(), "the buffer is left empty after each read");
+            Poll::Ready(Ok(buffer.split().freeze()))
+        })
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.stream {
+            Stream::Unix(stream) => stream.try_read(buffer),
+            Stream::Tcp(stream) => stream.try_read(buffer),
+        }
+    }
+}
+
+impl Drop for Connection {
+    /// Closing a socket with unread bytes resets it, which costs some workers memory. Those that are here already are
+    /// thrown away, so that close says FIN.
+    fn drop(&mut self) {
+        let mut discarded = 0;
+        let mut buffer = [0; 1024];
+        while discarded < MAX_DISCARDED
+            && let Ok(count @ 1..) = self.try_read(&mut buffer)
+        {
+            discarded += count;
+        }
+    }
+}
+
+/// A non-blocking connect to a unix socket does not wait for room in the backlog but fails, so the waiting is done here.
+async fn connect_unix(path: &std::path::Path) -> io::Result<UnixStream> {
+    let (mut pause, longest) = BACKLOG_PAUSE;
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(longest);
+            }
+            connected => return connected,
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, data),
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

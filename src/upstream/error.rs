@@ -1,0 +1,86 @@
+//! What can go wrong between choosing a worker and the end of its answer.
+
+use std::io;
+use std::time::Duration;
+
+/// No worker could be had.
+#[derive(Debug, thiserror::Error)]
+pub enum AcquireError {
+    /// None became ready in time.
+    #[error("no worker was ready within {}s", waited.as_secs_f64())]
+    NoWorker {
+        /// How long the request waited.
+        waited: Duration,
+    },
+    /// As many requests as allowed wait already.
+    #[error("{waiting} requests wait for a worker already")]
+    QueueFull {
+        /// How many.
+        waiting: u64,
+    },
+}
+
+/// The client's request body failed: never the worker's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestBodyError {
+    /// Longer than the app allows.
+    #[error("the request body is longer than {limit} bytes")]
+    TooLarge {
+        /// The app's `max_body`.
+        limit: u64,
+    },
+    /// No progress for `timeouts.body`.
+    #[error("the client sent nothing of its request body for too long")]
+    TooSlow,
+    /// Framing broken, or the client is gone.
+    #[error("the request body ended early or was malformed")]
+    Broken(#[source] hyper::Error),
+}
+
+/// One attempt failed before its response head was complete.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The connection could not be made: nothing was sent.
+    #[error("cannot connect to the worker")]
+    Connect(#[source] io::Error),
+    /// The worker closed or reset before any byte of an answer.
+    #[error("the worker closed the connection before it answered")]
+    Closed {
+        /// What the system said, if anything.
+        #[source]
+        cause: Option<io::Error>,
+        /// Whether the connection had served a request before (the keep-alive race).
+        reused: bool,
+        /// Whether any byte of this request was written.
+        sent: bool,
+    },
+    /// The request cannot be said in HTTP/1.1: nothing was sent, and the client is to blame.
+    #[error("the request cannot be written as HTTP/1.1: {0}")]
+    Unwritable(&'static str),
+    /// The answer is not HTTP, or breaks its rules or our limits.
+    #[error("the worker's answer is not valid HTTP: {0}")]
+    BadResponse(&'static str),
+    /// No first byte in `timeouts.first_byte`.
+    #[error("the worker did not answer in time")]
+    TimedOut,
+    /// The client's body failed meanwhile.
+    #[error(transparent)]
+    RequestBody(#[from] RequestBodyError),
+}
+
+/// The answer broke off in the middle: its end must be visible to the client as truncation.
+#[derive(Debug, thiserror::Error)]
+pub enum ResponseBodyError {
+    /// The worker closed before the end its framing promised.
+    #[error("the worker's answer ended early")]
+    Truncated(#[source] Option<io::Error>),
+    /// Nothing for `timeouts.upstream_idle`.
+    #[error("the worker stopped in the middle of its answer")]
+    Stalled,
+    /// Framing broken.
+    #[error("the worker's answer is not valid HTTP: {0}")]
+    BadFraming(&'static str),
+    /// The client's upload failed while the worker was answering.
+    #[error(transparent)]
+    RequestBody(#[from] RequestBodyError),
+}

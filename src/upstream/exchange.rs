@@ -1,0 +1,300 @@
+//! One attempt: a request on a lease's connection, up to the head of the answer.
+//!
+//! Everything is polled inside the request's own task: no task, channel or timer is made for it.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{Method, StatusCode};
+use http_body::Body;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::config::model::{Address, Timeouts};
+use crate::deadline::{Deadline, Deadlines};
+use crate::upstream::body::{ResponseBody, Transfer, Watch};
+use crate::upstream::connection::{Connection, READ_SIZE};
+use crate::upstream::error::SendError;
+use crate::upstream::framing::BodyDecoder;
+use crate::upstream::idle::IdleConnections;
+use crate::upstream::lease::Lease;
+use crate::upstream::request_body::RequestBody;
+use crate::upstream::upload::{Upload, UploadState};
+use crate::upstream::wire::{
+    Asked, MAX_HEAD, MAX_INTERIM, Malformed, RequestFraming, RequestHead, ResponseHead, parse_response_head,
+    write_request_head,
+};
+
+/// What one data-plane thread needs to reach workers. Cheap to clone.
+#[derive(Clone)]
+pub struct Reach {
+    /// Its idle connections.
+    pub idle: Rc<IdleConnections>,
+    /// Its deadlines.
+    pub deadlines: Deadlines,
+    /// The configured time-outs.
+    pub timeouts: Timeouts,
+}
+
+/// A worker's answer.
+pub enum Answer {
+    /// A response. Its headers are the worker's without framing and hop-by-hop fields, except that a `Content-Length` the
+    /// body is known to have is kept.
+    Response(http::Response<ResponseBody>),
+    /// 101: the head, and the connection with any bytes the worker sent after it.
+    Upgraded {
+        /// Status and fields of the 101.
+        head: http::Response<()>,
+        /// The connection.
+        tunnel: Tunnel,
+    },
+}
+
+/// A worker's connection after 101, still holding the lease. Reads give what the worker sent with its 101 first.
+pub struct Tunnel {
+    /// The lease.
+    pub lease: Lease,
+    early: Bytes,
+    connection: Connection,
+}
+
+/// Sends one request and reads the head of its answer.
+///
+/// `body` is `None` where the request has none. It is taken out only once the exchange begins to read it, so after an error a
+/// body still there is untouched. Dropping the future closes the worker's connection, which cancels the request there.
+/// An idle connection that turns out closed before anything was sent is replaced by a fresh one without being reported.
+pub async fn exchange(
+    reach: &Reach,
+    lease: Lease,
+    head: &RequestHead<'_>,
+    body: &mut Option<RequestBody>,
+) -> Result<Answer, SendError> {
+    let framing = request_framing(body.as_ref());
+    let mut text = Vec::with_capacity(1024);
+    write_request_head(&mut text, head, framing).map_err(|Malformed(what)| SendError::Unwritable(what))?;
+    if let Some(body) = body.as_ref() {
+        body.check_announced()?;
+    }
+    let deadline = reach.deadlines.deadline();
+    let idle = reach.idle.take(lease.slot());
+    let connection = match idle {
+        Some(connection) => connection,
+        None => connect(reach, &lease.slot().address, &deadline).await?,
+    };
+    let mut attempt = Attempt {
+        connection,
+        upload: Upload::new(text, framing),
+        partial: BytesMut::new(),
+        asked: Asked { head: *head.method == Method::HEAD, upgrade: head.upgrade },
+        interim: 0,
+        watch: Watch::new(deadline, reach.timeouts.first_byte),
+    };
+    if framing != RequestFraming::None {
+        attempt.upload.attach(body.take());
+    }
+    let answer = match poll_fn(|cx| attempt.poll_answer(cx)).await {
+        Err(SendError::Closed { reused: true, .. }) if attempt.may_send_again(head.method) => {
+            // Whatever else is idle is as old, so the second try is on a connection of its own.
+            let deadline = reach.deadlines.deadline();
+            attempt.watch.stop();
+            attempt.connection = connect(reach, &lease.slot().address, &deadline).await?;
+            poll_fn(|cx| attempt.poll_answer(cx)).await?
+        }
+        answer => answer?,
+    };
+    Ok(attempt.into_answer(reach, lease, answer))
+}
+
+/// No framing for a body that is known to be empty.
+fn request_framing(body: Option<&RequestBody>) -> RequestFraming {
+    let Some(body) = body else { return RequestFraming::None };
+    match body.size_hint().exact() {
+        Some(0) => RequestFraming::None,
+        Some(length) => RequestFraming::Length(length),
+        None if body.is_end_stream() => RequestFraming::None,
+        None => RequestFraming::Chunked,
+    }
+}
+
+async fn connect(reach: &Reach, address: &Address, deadline: &Deadline) -> Result<Connection, SendError> {
+    let mut connecting = pin!(Connection::connect(address));
+    deadline.set(reach.timeouts.connect);
+    let connected = poll_fn(|cx| match connecting.as_mut().poll(cx) {
+        Poll::Ready(connected) => Poll::Ready(connected),
+        Poll::Pending => deadline.poll_passed(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
+    })
+    .await;
+    deadline.clear();
+    connected.map_err(SendError::Connect)
+}
+
+/// A request on a connection whose answer has not begun or is not complete.
+struct Attempt {
+    connection: Connection,
+    upload: Upload,
+    /// An incomplete head.
+    partial: BytesMut,
+    asked: Asked,
+    /// Interim responses so far.
+    interim: u32,
+    watch: Watch,
+}
+
+/// A final head, and what was read after it.
+type Begun = (ResponseHead, Bytes);
+
+impl Attempt {
+    /// Sends and reads until a final head is there. Reads while it sends: an answer may come before the body is all sent.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Begun, SendError>> {
+        let (state, moved) = self.upload.drive(cx, &mut self.connection)?;
+        if moved {
+            self.watch.stop();
+        }
+        if state == UploadState::Refused && self.connection.is_used() && !self.upload.any_sent() {
+            // Whatever the worker said before it closed an idle connection, it is not the answer to this request.
+            return Poll::Ready(Err(self.closed(None)));
+        }
+        while let Poll::Ready(read) = self.connection.poll_data(cx, READ_SIZE) {
+            let input = match read {
+                Ok(input) if !input.is_empty() => input,
+                ended => return Poll::Ready(Err(self.closed(ended.err()))),
+            };
+            self.watch.stop();
+            if let Some(begun) =
+                self.take_input(input).map_err(|Malformed(what)| SendError::BadResponse(what))?
+            {
+                return Poll::Ready(Ok(begun));
+            }
+        }
+        match state {
+            UploadState::OnClient => {
+                self.watch.stop();
+                Poll::Pending
+            }
+            UploadState::Sent | UploadState::OnWorker | UploadState::Refused => {
+                self.watch.poll_passed(cx).map(|()| Err(SendError::TimedOut))
+            }
+        }
+    }
+
+    fn take_input(&mut self, input: Bytes) -> Result<Option<Begun>, Malformed> {
+        let mut block = input;
+        if !self.partial.is_empty() {
+            // A head ends with a line, so there is no use in parsing before another line has ended.
+            let line_ended = memchr::memchr(b'\n', &block).is_some();
+            self.partial.extend_from_slice(&block);
+            if !line_ended && self.partial.len() < MAX_HEAD {
+                return Ok(None);
+            }
+            block = std::mem::take(&mut self.partial).freeze();
+        }
+        loop {
+            let Some((head, length)) = parse_response_head(&block, self.asked)? else {
+                self.partial = block.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+                return Ok(None);
+            };
+            block.advance(length);
+            if !head.is_interim() {
+                return Ok(Some((head, block)));
+            }
+            self.interim += 1;
+            if self.interim > MAX_INTERIM {
+                return Err(Malformed("it has too many interim responses"));
+            }
+            if block.is_empty() {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn closed(&mut self, cause: Option<io::Error>) -> SendError {
+        if !self.partial.is_empty() {
+            return SendError::BadResponse("its head ended early");
+        }
+        if self.interim > 0 {
+            return SendError::BadResponse("it ended after an interim response");
+        }
+        SendError::Closed {
+            cause: self.upload.take_refusal().or(cause),
+            reused: self.connection.is_used(),
+            sent: self.upload.any_sent(),
+        }
+    }
+
+    /// After a reused connection was found closed: whether the same may be sent on another one, and all of it is here.
+    fn may_send_again(&mut self, method: &Method) -> bool {
+        (method.is_idempotent() || !self.upload.any_sent()) && self.upload.rewind()
+    }
+
+    fn into_answer(self, reach: &Reach, lease: Lease, (head, input): Begun) -> Answer {
+        let framing = head.framing;
+        let mut response = http::Response::new(());
+        *response.status_mut() = head.status;
+        *response.version_mut() = head.version;
+        *response.headers_mut() = head.headers;
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            let tunnel = Tunnel { lease, early: input, connection: self.connection };
+            return Answer::Upgraded { head: response, tunnel };
+        }
+        let request_bytes = self.upload.received();
+        let upload = (!self.upload.is_sent()).then(|| Box::new(self.upload));
+        let transfer = Transfer {
+            connection: self.connection,
+            upload,
+            bulk: input.len() >= READ_SIZE,
+            input,
+            decoder: BodyDecoder::new(framing),
+            reusable: head.reusable,
+            watch: self.watch.with_patience(reach.timeouts.upstream_idle),
+            pool: Rc::clone(&reach.idle),
+        };
+        Answer::Response(response.map(|()| ResponseBody::new(lease, framing, request_bytes, transfer)))
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.early.is_empty() {
+            return Pin::new(&mut self.connection).poll_read(cx, buffer);
+        }
+        let size = self.early.len().min(buffer.remaining());
+        buffer.put_slice(&self.early.split_to(size));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write_vectored(cx, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.connection.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

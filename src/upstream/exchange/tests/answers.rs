@@ -1,0 +1,134 @@
+//! What a worker may say, and how it ends.
+
+use super::*;
+
+#[tokio::test]
+async fn a_clean_end_keeps_the_connection_for_the_next_request() {
+    for text in [
+        OK,
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n",
+        "HTTP/1.1 103 X\r\nlink: y\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+    ] {
+        let rig = Rig::new();
+        let worker = async {
+            let mut peer = rig.accept().await;
+            for _ in 0..3 {
+                peer.answer(text).await;
+            }
+            peer
+        };
+        let client = async {
+            for _ in 0..3 {
+                assert_eq!(rig.get().await.expect("whole").to_bytes(), "ok");
+                assert_eq!((rig.reach.idle.len(), rig.slot.in_flight()), (1, 0));
+            }
+        };
+        rig.run(async { tokio::join!(client, worker) }).await;
+    }
+}
+
+#[tokio::test]
+async fn answers_after_which_nothing_is_sure_end_the_connection() {
+    for (text, body) in [
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: 9\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            "ok",
+        ),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n", "ok"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok", "ok"),
+        ("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", "ok"),
+        ("HTTP/1.1 200 OK\r\n\r\nok until close", "ok until close"),
+        ("HTTP/1.1 204 No Content\r\n\r\nstray", ""),
+        ("HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\nstray", ""),
+    ] {
+        let rig = Rig::new();
+        assert_eq!(rig.get_answered(text).await.expect(text).to_bytes(), body, "{text:?}");
+        assert!(rig.reach.idle.is_empty(), "{text:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_seen_to_break_off() {
+    for text in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n",
+    ] {
+        let broken = Rig::new().get_answered(text).await.expect_err(text);
+        assert!(matches!(broken, ResponseBodyError::Truncated(None)), "{broken:?}");
+    }
+    let broken =
+        Rig::new().get_answered("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nno size\r\n").await;
+    assert!(matches!(broken, Err(ResponseBodyError::BadFraming(_))));
+}
+
+#[tokio::test]
+async fn trailers_follow_the_body() {
+    let text = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ngrpc-status: 0\r\n\r\n";
+    let rig = Rig::new();
+    let collected = rig.get_answered(text).await.expect("whole");
+    assert_eq!(collected.trailers().expect("trailers")["grpc-status"], "0");
+}
+
+#[tokio::test]
+async fn an_answer_may_come_byte_by_byte() {
+    let rig = Rig::new();
+    let worker = async {
+        let mut peer = rig.accept().await;
+        peer.read_to("\r\n\r\n").await;
+        for byte in
+            "HTTP/1.1 103 X\r\n\r\nHTTP/1.1 200 OK\r\na: b\r\ncontent-length: 2\r\n\r\nok".split_inclusive("")
+        {
+            peer.say(byte).await;
+            tokio::task::yield_now().await;
+        }
+        peer
+    };
+    let (collected, _peer) = rig.run(async { tokio::join!(rig.get(), worker) }).await;
+    assert_eq!(collected.expect("whole").to_bytes(), "ok");
+    assert_eq!(rig.reach.idle.len(), 1);
+}
+
+#[tokio::test]
+async fn head_has_a_length_and_no_body() {
+    let rig = Rig::new();
+    let worker = async {
+        let mut peer = rig.accept().await;
+        peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n").await;
+        peer
+    };
+    let (response, _peer) = rig.run(async { tokio::join!(rig.response(Method::HEAD), worker) }).await;
+    let response = response.expect("a head");
+    assert_eq!(response.headers()["content-length"], "5");
+    assert!(response.body().is_end_stream());
+    assert_eq!(rig.reach.idle.len(), 1, "over before anybody polled the body");
+}
+
+#[tokio::test]
+async fn interim_answers_are_skipped_but_not_without_end() {
+    let interim = "HTTP/1.1 100 Continue\r\n\r\n";
+    let text = interim.repeat(10) + OK;
+    assert_eq!(Rig::new().get_answered(&text).await.expect("whole").to_bytes(), "ok");
+    let text = interim.repeat(11) + OK;
+    let rig = Rig::new();
+    let worker = async { rig.accept().await.answer(&text).await };
+    let (answer, ()) = rig.run(async { tokio::join!(rig.response(Method::GET), worker) }).await;
+    assert!(matches!(answer, Err(SendError::BadResponse(_))));
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_told_from_a_worker_that_went_away() {
+    for (text, bad) in
+        [("", false), ("garbage", true), ("HTTP/1.1 200 OK\r\na: b", true), ("HTTP/1.1 101 X\r\n\r\n", true)]
+    {
+        let rig = Rig::new();
+        let worker = async { rig.accept().await.answer(text).await };
+        let (answer, ()) = rig.run(async { tokio::join!(rig.response(Method::GET), worker) }).await;
+        match answer {
+            Err(SendError::BadResponse(_)) => assert!(bad, "{text:?}"),
+            Err(SendError::Closed { reused: false, sent: true, .. }) => assert!(!bad, "{text:?}"),
+            Err(error) => panic!("{error:?}"),
+            Ok(_) => panic!("{text:?}"),
+        }
+        assert_eq!(rig.slot.in_flight(), 0);
+    }
+}

@@ -1,0 +1,184 @@
+//! Request bodies.
+
+use super::*;
+
+#[tokio::test]
+async fn an_upload_is_framed_anew_and_the_connection_kept() {
+    for (request, sent) in [
+        (
+            "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0005\r\n\r\nhello",
+            "POST / HTTP/1.1\r\nhost: a.test\r\ncontent-length: 5\r\n\r\nhello",
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nsum: 1\r\nhost: z\r\n\r\n",
+            "POST / HTTP/1.1\r\nhost: a.test\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nsum: 1\r\n\r\n",
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n",
+            "POST / HTTP/1.1\r\nhost: a.test\r\ncontent-length: 0\r\n\r\n",
+        ),
+    ] {
+        let rig = Rig::new();
+        let worker = async {
+            let mut peer = rig.accept().await;
+            assert_eq!(peer.read_to(sent).await, sent);
+            peer.say(OK).await;
+            while rig.reach.idle.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        rig.upload(request, worker).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_upload_is_relayed_and_the_connection_not_used_again() {
+    let rig = Rig::new();
+    let worker = async {
+        let mut peer = rig.accept().await;
+        peer.answer("HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno").await;
+        peer.rest().await;
+        assert!(rig.reach.idle.is_empty());
+    };
+    let mut client =
+        rig.upload("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 500000\r\n\r\nbegin", worker).await;
+    let mut heard = vec![0; 12];
+    client.read_exact(&mut heard).await.expect("an answer");
+    assert_eq!(heard, b"HTTP/1.1 413");
+}
+
+#[tokio::test]
+async fn a_worker_that_reads_no_more_may_still_answer() {
+    let rig = Rig::new();
+    let worker = async {
+        let mut peer = rig.accept().await;
+        peer.read_to("\r\n\r\n").await;
+        rustix::net::shutdown(peer.0.as_fd(), rustix::net::Shutdown::Read).expect("shut");
+        peer.say("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno").await;
+        while rig.slot.in_flight() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let request =
+        format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 800000\r\n\r\n{}", "x".repeat(800_000));
+    let mut client = rig.upload(&request, worker).await;
+    let mut heard = vec![0; 12];
+    client.read_exact(&mut heard).await.expect("an answer");
+    assert_eq!(heard, b"HTTP/1.1 403");
+}
+
+#[tokio::test]
+async fn both_directions_move_at_once() {
+    let rig = Rig::new();
+    let size = 400_000;
+    let worker = async {
+        let mut peer = rig.accept().await;
+        peer.answer(&format!("HTTP/1.1 200 OK\r\ncontent-length: {size}\r\n\r\n")).await;
+        let (mut from, mut to) = peer.0.split();
+        let copied = tokio::io::copy(&mut (&mut from).take(size), &mut to).await.expect("echoed");
+        assert_eq!(copied, size);
+        while rig.reach.idle.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let body = "x".repeat(400_000);
+    rig.upload(&format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n{body}"), worker).await;
+}
+
+#[tokio::test]
+async fn a_bad_upload_is_the_clients_fault_and_never_looks_complete() {
+    for (request, begins, error) in [
+        ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\n\r\n", false, "TooLarge"),
+        (
+            "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhell\r\n7\r\n",
+            true,
+            "TooSlow",
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhell\r\n7\r\nfoo bar\r\n",
+            true,
+            "TooLarge",
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhell\r\nzap\r\n",
+            true,
+            "Broken",
+        ),
+        ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhell", true, "TooSlow"),
+    ] {
+        let rig = Rig { max_body: 10, ..Rig::new() };
+        let worker = async {
+            if begins {
+                let sent = rig.accept().await.rest().await;
+                assert!(!sent.ends_with("0\r\n\r\n") && sent.len() < 100, "{sent}");
+            }
+            while rig.failed.borrow().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        rig.upload(request, worker).await;
+        let found = match rig.failed.take() {
+            Some(SendError::RequestBody(RequestBodyError::TooLarge { limit: 10 })) => "TooLarge",
+            Some(SendError::RequestBody(RequestBodyError::TooSlow)) => "TooSlow",
+            Some(SendError::RequestBody(RequestBodyError::Broken(_))) => "Broken",
+            other => panic!("{request:?}: {other:?}"),
+        };
+        assert_eq!(found, error, "{request:?}");
+        assert_eq!(rig.slot.in_flight(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_slow_upload_does_not_count_as_a_slow_worker() {
+    let rig = Rig::new();
+    let (mut client, server) = rig.front();
+    let steps = async {
+        client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n").await.expect("room");
+        let mut peer = rig.accept().await;
+        for byte in ["h", "e", "l", "l", "o"] {
+            // Five times three quarters of the worker's patience.
+            tokio::time::sleep(SHORT * 3 / 4).await;
+            client.write_all(byte.as_bytes()).await.expect("room");
+        }
+        peer.read_to("hello").await;
+        peer.say(OK).await;
+        let mut heard = vec![0; 12];
+        client.read_exact(&mut heard).await.expect("an answer");
+        assert_eq!(heard, b"HTTP/1.1 200");
+    };
+    rig.run(async {
+        tokio::select! { () = steps => {}, () = server => panic!("front ended") }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upload_of_which_nothing_was_sent_goes_to_a_fresh_connection() {
+    let rig = Rig::new();
+    let (mut client, server) = rig.front();
+    let steps = async {
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("room");
+        let mut peer = rig.accept().await;
+        peer.answer(OK).await;
+        while rig.reach.idle.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        // The runtime does not look at its sockets between these two.
+        drop(peer);
+        client
+            .write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello")
+            .await
+            .expect("room");
+        let mut peer = rig.accept().await;
+        assert!(peer.read_to("hello").await.starts_with("POST / "));
+        peer.say(OK).await;
+        while rig.reach.idle.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    rig.run(async {
+        tokio::select! { biased; () = steps => {}, () = server => panic!("front ended") }
+    })
+    .await;
+    assert!(rig.failed.borrow().is_none());
+}

@@ -1,0 +1,410 @@
+//! Where a body begins and ends on the wire, without I/O: reading by length, chunks or close, and writing chunks (RFC 9112 §6, §7).
+
+use std::io::Write as _;
+
+use bytes::{Buf, Bytes};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::upstream::wire::{Malformed, ResponseFraming, push_value};
+
+/// Most bytes of chunk extensions in one message. They mean nothing to us and are dropped.
+pub const MAX_EXTENSIONS: usize = 4 * 1024;
+/// Longest trailer section.
+pub const MAX_TRAILERS: usize = 16 * 1024;
+/// Most trailer fields.
+pub const MAX_TRAILER_FIELDS: usize = 32;
+
+/// A response body being read.
+#[derive(Debug)]
+pub struct BodyDecoder(State);
+
+#[derive(Debug)]
+enum State {
+    Length(u64),
+    Chunked(Chunks),
+    UntilClose,
+    Ended,
+}
+
+/// What [`BodyDecoder::decode`] found.
+#[derive(Debug, PartialEq)]
+pub enum Decoded {
+    /// A piece of the body, never empty; a slice of the input.
+    Data(Bytes),
+    /// Trailer fields: [`Self::End`] follows.
+    Trailers(HeaderMap),
+    /// The input is used up and the body is not over.
+    More,
+    /// The body is over. What is left of the input is not part of it.
+    End,
+}
+
+impl BodyDecoder {
+    /// A body of this framing, from its first byte.
+    pub fn new(framing: ResponseFraming) -> Self {
+        Self(match framing {
+            ResponseFraming::None => State::Ended,
+            ResponseFraming::Length(length) => State::Length(length),
+            ResponseFraming::Chunked => State::Chunked(Chunks::default()),
+            ResponseFraming::UntilClose => State::UntilClose,
+        })
+    }
+
+    /// Takes the next piece off the front of `input`.
+    pub fn decode(&mut self, input: &mut Bytes) -> Result<Decoded, Malformed> {
+        match &mut self.0 {
+            State::Ended | State::Length(0) => Ok(Decoded::End),
+            State::Chunked(chunks) => chunks.decode(input),
+            State::Length(_) | State::UntilClose if input.is_empty() => Ok(Decoded::More),
+            State::Length(left) => Ok(Decoded::Data(split_up_to(input, left))),
+            State::UntilClose => Ok(Decoded::Data(std::mem::take(input))),
+        }
+    }
+
+    /// Whether the body is whole if the worker closes now.
+    pub fn ends_with_close(&self) -> bool {
+        matches!(self.0, State::UntilClose)
+    }
+}
+
+fn split_up_to(input: &mut Bytes, left: &mut u64) -> Bytes {
+    let size = usize::try_from(*left).map_or(input.len(), |left| left.min(input.len()));
+    *left -= size as u64;
+    input.split_to(size)
+}
+
+/// The chunked coding. One byte at a time outside of data, so that input may be split anywhere.
+#[derive(Debug, Default)]
+struct Chunks {
+    at: At,
+    left: u64,
+    digits: u32,
+    extensions: usize,
+    trailers: Vec<u8>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+enum At {
+    #[default]
+    Size,
+    Extension,
+    SizeLf,
+    Data,
+    DataCr,
+    DataLf,
+    TrailersOrEnd,
+    EndLf,
+    Trailers,
+    Ended,
+}
+
+impl Chunks {
+    fn decode(&mut self, input: &mut Bytes) -> Result<Decoded, Malformed> {
+        loop {
+            if matches!(self.at, At::Ended) {
+                return Ok(Decoded::End);
+            }
+            let Some(byte) = input.first().copied() else { return Ok(Decoded::More) };
+            if matches!(self.at, At::Data) {
+                let data = split_up_to(input, &mut self.left);
+                if self.left == 0 {
+                    self.at = At::DataCr;
+                }
+                return Ok(Decoded::Data(data));
+            }
+            input.advance(1);
+            self.at = self.step(byte)?;
+            if matches!(self.at, At::Trailers) && self.trailers.ends_with(b"\r\n\r\n") {
+                self.at = At::Ended;
+                return parse_trailers(std::mem::take(&mut self.trailers)).map(Decoded::Trailers);
+            }
+        }
+    }
+
+    fn step(&mut self, byte: u8) -> Result<At, Malformed> {
+        match (self.at, byte) {
+            (At::Size, _) => self.size(byte),
+            (At::Extension, b'\r') => Ok(At::SizeLf),
+            (At::Extension, _) => self.extension(byte),
+            (At::SizeLf, b'\n') if self.left == 0 => Ok(At::TrailersOrEnd),
+            (At::SizeLf, b'\n') => Ok(At::Data),
+            (At::DataCr, b'\r') => Ok(At::DataLf),
+            (At::DataLf, b'\n') => {
+                self.digits = 0;
+                Ok(At::Size)
+            }
+            (At::TrailersOrEnd, b'\r') => Ok(At::EndLf),
+            (At::TrailersOrEnd | At::Trailers, _) => self.trailer(byte),
+            (At::EndLf, b'\n') => Ok(At::Ended),
+            (At::SizeLf | At::EndLf, _) => Err(Malformed("a chunk line does not end with CRLF")),
+            (At::DataCr | At::DataLf, _) => Err(Malformed("a chunk is longer than its size")),
+            (At::Data | At::Ended, _) => Ok(self.at),
+        }
+    }
+
+    fn size(&mut self, byte: u8) -> Result<At, Malformed> {
+        if let Some(digit) = char::from(byte).to_digit(16) {
+            // Sixteen digits are all of 64 bits.
+            if self.digits == 16 {
+                return Err(Malformed("a chunk size is too long"));
+            }
+            self.left = self.left << 4 | u64::from(digit);
+            self.digits += 1;
+            return Ok(At::Size);
+        }
+        match byte {
+            _ if self.digits == 0 => Err(Malformed("a chunk size is missing")),
+            b'\r' => Ok(At::SizeLf),
+            b';' | b' ' | b'\t' => self.extension(byte),
+            _ => Err(Malformed("a chunk size is malformed")),
+        }
+    }
+
+    fn extension(&mut self, byte: u8) -> Result<At, Malformed> {
+        self.extensions += 1;
+        if self.extensions > MAX_EXTENSIONS {
+            return Err(Malformed("its chunk extensions are too long"));
+        }
+        if byte.is_ascii_control() && byte != b'\t' {
+            return Err(Malformed("a chunk extension holds control characters"));
+        }
+        Ok(At::Extension)
+    }
+
+    fn trailer(&mut self, byte: u8) -> Result<At, Malformed> {
+        if self.trailers.len() == MAX_TRAILERS {
+            return Err(Malformed("its trailers are too long"));
+        }
+        if byte == b'\n' && self.trailers.last() != Some(&b'\r') {
+            return Err(Malformed("a trailer line does not end with CRLF"));
+        }
+        self.trailers.push(byte);
+        Ok(At::Trailers)
+    }
+}
+
+fn parse_trailers(section: Vec<u8>) -> Result<HeaderMap, Malformed> {
+    let section = Bytes::from(section);
+    let mut lines = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
+    let lines = match httparse::parse_headers(&section, &mut lines) {
+        Ok(httparse::Status::Complete((length, lines))) if length == section.len() => lines,
+        Err(httparse::Error::TooManyHeaders) => return Err(Malformed("it has too many trailers")),
+        Ok(_) | Err(_) => return Err(Malformed("its trailers are malformed")),
+    };
+    let mut trailers = HeaderMap::with_capacity(lines.len());
+    for line in lines {
+        let name = HeaderName::from_bytes(line.name.as_bytes());
+        let value = HeaderValue::from_maybe_shared(section.slice_ref(line.value));
+        let (Ok(name), Ok(value)) = (name, value) else {
+            return Err(Malformed("its trailers are malformed"));
+        };
+        if may_trail(&name) {
+            trailers.append(name, value);
+        }
+    }
+    Ok(trailers)
+}
+
+/// Appends the size line of a chunk; its data and CRLF follow. `size` must not be 0, which would end the body.
+pub fn write_chunk_size(out: &mut Vec<u8>, size: usize) {
+    // Writing to a vector cannot fail.
+    let _ = write!(out, "{size:x}\r\n");
+}
+
+/// Appends the last chunk with those trailers that may be one (RFC 9110 §6.5.1) and can be written.
+pub fn write_last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
+    out.extend_from_slice(b"0\r\n");
+    let mut size = 0;
+    for (name, value) in trailers.into_iter().flatten().take(MAX_TRAILER_FIELDS) {
+        size += name.as_str().len() + value.len() + 4;
+        if size > MAX_TRAILERS {
+            break;
+        }
+        let start = out.len();
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        if !may_trail(name) || push_value(out, value).is_err() {
+            out.truncate(start);
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Fields that mean nothing, or something dangerous, after the content: framing, routing, identity, control and content type.
+fn may_trail(name: &HeaderName) -> bool {
+    const NEVER: [&str; 39] = [
+        "age",
+        "authorization",
+        "cache-control",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-range",
+        "content-type",
+        "cookie",
+        "date",
+        "expect",
+        "expires",
+        "forwarded",
+        "host",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "keep-alive",
+        "location",
+        "max-forwards",
+        "pragma",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "range",
+        "retry-after",
+        "set-cookie",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "vary",
+        "via",
+        "warning",
+        "www-authenticate",
+        "x-real-ip",
+        "x-request-id",
+    ];
+    let name = name.as_str();
+    NEVER.binary_search(&name).is_err() && !name.starts_with("x-forwarded") && !name.contains(['_', '.'])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Body = Result<(Vec<u8>, Option<HeaderMap>, Vec<u8>), &'static str>;
+
+    /// Feeds `text` in pieces that end at `cuts`; what was decoded, its trailers and what was left over.
+    fn decode(framing: ResponseFraming, text: &[u8], cuts: &[usize]) -> Body {
+        let mut decoder = BodyDecoder::new(framing);
+        let (mut body, mut trailers, mut from) = (Vec::new(), None, 0);
+        for to in cuts.iter().copied().chain([text.len()]) {
+            let mut input = Bytes::copy_from_slice(&text[from..to]);
+            loop {
+                match decoder.decode(&mut input).map_err(|Malformed(what)| what)? {
+                    Decoded::Data(data) => body.extend_from_slice(&data),
+                    Decoded::Trailers(fields) => trailers = Some(fields),
+                    Decoded::More => break,
+                    Decoded::End => return Ok((body, trailers, [&input[..], &text[to..]].concat())),
+                }
+            }
+            from = to;
+        }
+        if decoder.ends_with_close() { Ok((body, trailers, Vec::new())) } else { Err("truncated") }
+    }
+
+    fn chunked(text: &[u8]) -> Body {
+        decode(ResponseFraming::Chunked, text, &[])
+    }
+
+    #[test]
+    fn chunks_are_joined_and_their_extensions_dropped() {
+        for text in ["5\r\nhello\r\n0\r\n\r\n", "2;a=b\r\nhe\r\n03  \r\nllo\r\n00;x\r\n\r\n"] {
+            assert_eq!(chunked(text.as_bytes()), Ok((b"hello".to_vec(), None, Vec::new())), "{text:?}");
+        }
+        assert_eq!(chunked(b"A\r\n0123456789\r\n0\r\n\r\nrest").expect("valid").2, b"rest");
+    }
+
+    #[test]
+    fn what_is_not_chunked_coding_is_refused() {
+        let long = [b"5;".as_slice(), &[b'x'; MAX_EXTENSIONS + 1], b"\r\nhello\r\n0\r\n\r\n"].concat();
+        let trailers = [b"0\r\na: ".as_slice(), &[b'x'; MAX_TRAILERS], b"\r\n\r\n"].concat();
+        let many = ["0\r\n", &"a: b\r\n".repeat(MAX_TRAILER_FIELDS + 1), "\r\n"].concat();
+        for text in [
+            b"\r\n".as_slice(),
+            b";a\r\n",
+            b"0x5\r\nhello\r\n",
+            b"+5\r\nhello\r\n",
+            b"5_\r\nhello\r\n",
+            b" 5\r\nhello\r\n",
+            b"-1\r\n",
+            b"00000000000000005\r\nhello\r\n",
+            b"5\nhello\r\n",
+            b"5\r\nhello\n",
+            b"5\r\nhelloo\r\n",
+            b"5\rhello",
+            b"5;a\n\r\n",
+            b"5;a\0\r\nhello\r\n",
+            b"0\r\n\n",
+            b"0\r\na: b\n\r\n",
+            b"0\r\nno colon\r\n\r\n",
+            b"0\r\na: b\r\n c\r\n\r\n",
+            b"5\r\nhel",
+            b"5\r\nhello\r\n0\r\n",
+            &long,
+            &trailers,
+            many.as_bytes(),
+        ] {
+            assert!(chunked(text).is_err(), "{:?}", String::from_utf8_lossy(text));
+        }
+    }
+
+    #[test]
+    fn trailers_pass_but_for_those_with_a_meaning_to_recipients() {
+        let text = b"0\r\nGrpc-Status: 0\r\nContent-Length: 5\r\nHost: x\r\nX-Forwarded-For: y\r\nX_a: z\r\nCookie: c\r\n\r\n";
+        let trailers = chunked(text).expect("valid").1.expect("trailers");
+        assert_eq!(trailers.len(), 1);
+        assert_eq!(trailers["grpc-status"], "0");
+        let mut out = Vec::new();
+        let both = HeaderMap::from_iter([
+            (http::header::HOST, HeaderValue::from_static("x")),
+            (HeaderName::from_static("checksum"), HeaderValue::from_static("1")),
+        ]);
+        write_last_chunk(&mut out, Some(&both));
+        assert_eq!(out, b"0\r\nchecksum: 1\r\n\r\n");
+    }
+
+    #[test]
+    fn other_framings_end_where_they_say() {
+        let decoded = |framing| decode(framing, b"hello", &[2]);
+        assert_eq!(decoded(ResponseFraming::Length(3)), Ok((b"hel".to_vec(), None, b"lo".to_vec())));
+        assert_eq!(decoded(ResponseFraming::Length(6)), Err("truncated"));
+        assert_eq!(decoded(ResponseFraming::UntilClose), Ok((b"hello".to_vec(), None, Vec::new())));
+        assert_eq!(decoded(ResponseFraming::None), Ok((Vec::new(), None, b"hello".to_vec())));
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_encoded_is_decoded_however_it_is_split(
+            chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..6),
+            trailer in proptest::option::of("[!-~]{1,20}"),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..12),
+        ) {
+            let mut text = Vec::new();
+            for chunk in &chunks {
+                write_chunk_size(&mut text, chunk.len());
+                text.extend_from_slice(chunk);
+                text.extend_from_slice(b"\r\n");
+            }
+            let trailers = trailer.map(|value| HeaderMap::from_iter([
+                (HeaderName::from_static("checksum"), HeaderValue::from_str(&value).expect("visible")),
+            ]));
+            write_last_chunk(&mut text, trailers.as_ref());
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(text.len())).collect();
+            cuts.sort_unstable();
+            let decoded = decode(ResponseFraming::Chunked, &text, &cuts);
+            prop_assert_eq!(decoded, Ok((chunks.concat(), trailers, Vec::new())));
+        }
+
+        #[test]
+        fn splitting_changes_no_result_and_no_bytes_panic(
+            text in proptest::collection::vec(prop::sample::select(b"012af;:= \t\r\n\0x".to_vec()), 0..60),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..12),
+        ) {
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
+            cuts.sort_unstable();
+            prop_assert_eq!(decode(ResponseFraming::Chunked, &text, &cuts), chunked(&text));
+        }
+    }
+}

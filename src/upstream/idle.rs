@@ -1,0 +1,104 @@
+//! This thread's idle connections to workers, last in first out.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::upstream::connection::Connection;
+use crate::worker::slot::Slot;
+
+/// How often connections of closed slots and aged ones are looked for while any are kept.
+pub const PRUNE_EVERY: Duration = Duration::from_millis(250);
+
+/// Idle connections by slot incarnation. One per data-plane thread; never shared.
+#[derive(Default)]
+pub struct IdleConnections {
+    /// By the slot's address in memory, which is its own as long as the entry holds the slot.
+    slots: RefCell<BTreeMap<*const Slot, Entry>>,
+    filled: Notify,
+}
+
+struct Entry {
+    slot: Arc<Slot>,
+    /// The last was put last; so the first is the oldest.
+    connections: Vec<(Instant, Connection)>,
+}
+
+impl IdleConnections {
+    /// None yet.
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self::default())
+    }
+
+    /// The connection to `slot` that was used last, if it is young enough and nothing was heard on it since.
+    pub fn take(&self, slot: &Arc<Slot>) -> Option<Connection> {
+        let mut slots = self.slots.borrow_mut();
+        let connections = &mut slots.get_mut(&Arc::as_ptr(slot))?.connections;
+        while let Some((since, connection)) = connections.pop() {
+            if since.elapsed() >= slot.idle_timeout {
+                // The others are older still.
+                connections.clear();
+            } else if connection.is_quiet() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection whose last answer ended cleanly, or closes it where it must not be kept.
+    pub fn put(&self, slot: &Arc<Slot>, mut connection: Connection) {
+        if slot.idle_timeout.is_zero() || !slot.is_open() {
+            return;
+        }
+        connection.mark_used();
+        let mut slots = self.slots.borrow_mut();
+        if slots.is_empty() {
+            self.filled.notify_one();
+        }
+        slots
+            .entry(Arc::as_ptr(slot))
+            .or_insert_with(|| Entry { slot: Arc::clone(slot), connections: Vec::new() })
+            .connections
+            .push((Instant::now(), connection));
+    }
+
+    /// Closes connections of closed slots and those kept too long.
+    pub fn prune(&self) {
+        let now = Instant::now();
+        self.slots.borrow_mut().retain(|_, entry| {
+            if !entry.slot.is_open() {
+                return false;
+            }
+            let timeout = entry.slot.idle_timeout;
+            let aged = entry.connections.partition_point(|(since, _)| now.duration_since(*since) >= timeout);
+            entry.connections.drain(..aged);
+            !entry.connections.is_empty()
+        });
+    }
+
+    /// Prunes from time to time; never returns. One task of each data-plane thread. Cancel-safe.
+    pub async fn run(&self) {
+        loop {
+            if self.slots.borrow().is_empty() {
+                self.filled.notified().await;
+            }
+            tokio::time::sleep(PRUNE_EVERY).await;
+            self.prune();
+        }
+    }
+
+    /// How many are kept.
+    pub fn len(&self) -> usize {
+        self.slots.borrow().values().map(|entry| entry.connections.len()).sum()
+    }
+
+    /// Whether none is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,14 @@
+//! Choosing and reaching a worker.
+
+pub mod balance;
+pub mod body;
+pub mod connection;
+pub mod error;
+pub mod exchange;
+pub mod framing;
+pub mod idle;
+pub mod lease;
+pub mod pool;
+pub mod request_body;
+pub(crate) mod upload;
+pub mod wire;

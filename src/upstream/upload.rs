@@ -1,0 +1,237 @@
+//! The sending half of an attempt: the head and, as far as the worker takes it, the client's body.
+//!
+//! Polled by whoever waits for the answer, so that both directions move in one task.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame};
+use tokio::io::AsyncWrite;
+
+use crate::upstream::connection::Connection;
+use crate::upstream::error::RequestBodyError;
+use crate::upstream::framing::{write_chunk_size, write_last_chunk};
+use crate::upstream::request_body::RequestBody;
+use crate::upstream::wire::RequestFraming;
+
+/// A request on its way. At most one frame of the body is held.
+pub(super) struct Upload {
+    /// The head, a chunk's size line, the last chunk; sent before `data`.
+    text: Vec<u8>,
+    /// How much of `text` is sent.
+    text_sent: usize,
+    /// A frame of the body.
+    data: Bytes,
+    /// What follows `data`.
+    tail: &'static [u8],
+    body: Option<RequestBody>,
+    /// How the body is written; the length counts down.
+    framing: RequestFraming,
+    /// The body is read to its end.
+    body_read: bool,
+    /// Bytes of this request that the system took.
+    sent: u64,
+    /// The worker takes no more; it may still answer.
+    refused: Option<io::Error>,
+}
+
+/// How far an upload is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UploadState {
+    /// All of it is sent.
+    Sent,
+    /// The client has to say more.
+    OnClient,
+    /// The worker has to take more.
+    OnWorker,
+    /// The worker will not take more.
+    Refused,
+}
+
+impl Upload {
+    /// Begins with `head`. `body` is not touched before the first poll.
+    pub(super) fn new(head: Vec<u8>, framing: RequestFraming) -> Self {
+        Self {
+            text: head,
+            text_sent: 0,
+            data: Bytes::new(),
+            tail: b"",
+            body: None,
+            framing,
+            body_read: matches!(framing, RequestFraming::None),
+            sent: 0,
+            refused: None,
+        }
+    }
+
+    /// Gives it the body to send, at most once.
+    pub(super) fn attach(&mut self, body: Option<RequestBody>) {
+        if self.body.is_none() {
+            self.body = body;
+        }
+    }
+
+    /// Whether the system took any byte.
+    pub(super) fn any_sent(&self) -> bool {
+        self.sent > 0
+    }
+
+    /// Whether the system took all.
+    pub(super) fn is_sent(&self) -> bool {
+        self.body_read && self.is_flushed()
+    }
+
+    /// Bytes read from the client so far.
+    pub(super) fn received(&self) -> u64 {
+        self.body.as_ref().map_or(0, RequestBody::received)
+    }
+
+    /// What the system said when the worker stopped taking bytes.
+    pub(super) fn take_refusal(&mut self) -> Option<io::Error> {
+        self.refused.take()
+    }
+
+    /// Makes ready to send the same again on another connection, where all of it is still here.
+    pub(super) fn rewind(&mut self) -> bool {
+        if self.any_sent() && self.body.is_some() {
+            return false;
+        }
+        // Without a body `text` is the head, and kept to the end.
+        self.text_sent = 0;
+        self.sent = 0;
+        self.refused = None;
+        true
+    }
+
+    /// Sends what can be sent. Also tells whether anything moved.
+    pub(super) fn drive(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &mut Connection,
+    ) -> Result<(UploadState, bool), RequestBodyError> {
+        let mut moved = false;
+        if self.refused.is_some() {
+            return Ok((UploadState::Refused, false));
+        }
+        // The head waits for the first frame only if that is here already: they leave in one write.
+        let mut on_client =
+            self.text_sent == 0 && !self.body_read && self.data.is_empty() && !self.fill(cx)?;
+        loop {
+            if self.refused.is_some() {
+                return Ok((UploadState::Refused, moved));
+            }
+            while !self.is_flushed() {
+                match self.poll_write(cx, connection) {
+                    Poll::Ready(Ok(count)) => {
+                        moved = true;
+                        self.sent += count as u64;
+                        self.advance(count);
+                    }
+                    Poll::Ready(Err(error)) => {
+                        self.refused = Some(error);
+                        return Ok((UploadState::Refused, moved));
+                    }
+                    Poll::Pending => return Ok((UploadState::OnWorker, moved)),
+                }
+            }
+            if self.body_read {
+                return Ok((UploadState::Sent, moved));
+            }
+            if on_client || !self.fill(cx)? {
+                return Ok((UploadState::OnClient, moved));
+            }
+            on_client = false;
+            moved = true;
+        }
+    }
+
+    /// Takes the next frame of the body; false while there is none.
+    fn fill(&mut self, cx: &mut Context<'_>) -> Result<bool, RequestBodyError> {
+        let Some(body) = &mut self.body else {
+            self.body_read = true;
+            return Ok(true);
+        };
+        let frame = match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(frame) => frame.transpose()?,
+        };
+        let over = body.is_end_stream();
+        if self.text_sent == self.text.len() {
+            self.text.clear();
+            self.text_sent = 0;
+        }
+        match frame.map(Frame::into_data) {
+            Some(Ok(data)) => self.put_data(data, over),
+            Some(Err(frame)) => self.put_end(frame.into_trailers().ok().as_ref()),
+            None => self.put_end(None),
+        }
+        Ok(true)
+    }
+
+    fn put_data(&mut self, mut data: Bytes, over: bool) {
+        match &mut self.framing {
+            RequestFraming::None => {}
+            RequestFraming::Length(left) => {
+                // The server side has counted them already; more than announced would be another request.
+                data.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= data.len() as u64;
+                self.body_read = *left == 0;
+                self.data = data;
+            }
+            RequestFraming::Chunked if data.is_empty() => {
+                if over {
+                    self.put_end(None);
+                }
+            }
+            RequestFraming::Chunked => {
+                write_chunk_size(&mut self.text, data.len());
+                self.tail = if over { b"\r\n0\r\n\r\n" } else { b"\r\n" };
+                self.body_read = over;
+                self.data = data;
+            }
+        }
+    }
+
+    fn put_end(&mut self, trailers: Option<&http::HeaderMap>) {
+        match self.framing {
+            RequestFraming::None | RequestFraming::Length(0) => self.body_read = true,
+            // Shorter than announced, which the server side reports as an error before it comes to this. What is missing
+            // cannot be made up: the worker must see the request break off.
+            RequestFraming::Length(_) => self.refused = Some(io::ErrorKind::UnexpectedEof.into()),
+            RequestFraming::Chunked => {
+                write_last_chunk(&mut self.text, trailers);
+                self.body_read = true;
+            }
+        }
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.text_sent == self.text.len() && self.data.is_empty() && self.tail.is_empty()
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, connection: &mut Connection) -> Poll<io::Result<usize>> {
+        let text = &self.text[self.text_sent..];
+        let written = if self.data.is_empty() && self.tail.is_empty() {
+            Pin::new(connection).poll_write(cx, text)
+        } else {
+            let slices = [IoSlice::new(text), IoSlice::new(&self.data), IoSlice::new(self.tail)];
+            Pin::new(connection).poll_write_vectored(cx, &slices)
+        };
+        match written {
+            Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Poll::Ready(Ok(_) | Err(_)) | Poll::Pending => written,
+        }
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        let text = count.min(self.text.len() - self.text_sent);
+        self.text_sent += text;
+        count -= text;
+        let data = count.min(self.data.len());
+        self.data.advance(data);
+        count -= data;
+        self.tail = &self.tail[count..];
+    }
+}
