@@ -118,6 +118,22 @@
 //!   upstream/upload.rs        the sending half of an attempt
 //!   upstream/body.rs          a worker's body, with what is left of the upload
 //!   upstream/exchange.rs      one attempt: a request out, the head of the answer in
+//!
+//! ── floor 5: proxy ── HTTP meaning, independent of the wire version   ← config
+//!   proxy/conn.rs             what is known of the client's connection   ← cert::resolver
+//!   proxy/target.rs        P  what a request asks for, checked before it is routed
+//!   proxy/frames.rs        P  where one WebSocket frame ends and the next begins
+//!   proxy/plane.rs            what one data-plane thread needs to answer   ← cert, upstream, telemetry
+//!   proxy/entry.rs            a request's access line, from its head to its last byte   ← telemetry
+//!   proxy/relay.rs            bytes both ways after a protocol switch
+//!   proxy/error.rs         P  every way a request fails: whose fault, which status   ← upstream::error
+//!   proxy/route.rs            host and path to app, redirect, challenge or refusal   ← upstream::pool
+//!   proxy/headers.rs       P  what is removed, added, rewritten, each way
+//!   proxy/attempt.rs       P  try again or not   ← upstream::error
+//!   proxy/reply.rs            the answers edge writes itself   ← upstream::error
+//!   proxy/body.rs             bodies with their limits, their lease and their access line   ← upstream, telemetry
+//!   proxy/upgrade.rs          WebSocket tunnels   ← upstream, telemetry
+//!   proxy/handle.rs           a request's way, a step a paragraph   ← upstream, worker::slot, cert, telemetry
 //! ```
 
 pub mod backoff;
@@ -135,3 +151,5 @@ pub mod cert;
 pub mod worker;
 
 pub mod upstream;
+
+pub mod proxy;

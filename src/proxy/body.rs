@@ -1,0 +1,156 @@
+//! The body of a response on its way to the client, and the access line that ends with it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+
+use crate::proxy::conn::Turn;
+use crate::proxy::entry::Entry;
+use crate::proxy::headers;
+use crate::report::Report;
+use crate::upstream::body::ResponseBody;
+use crate::upstream::error::ResponseBodyError;
+
+/// What a response's body is made of.
+#[expect(clippy::large_enum_variant, reason = "nearly every answer is a worker's")]
+pub enum Content {
+    /// Nothing.
+    Empty,
+    /// A page of edge's own.
+    Full(Bytes),
+    /// A worker's answer.
+    Upstream(ResponseBody),
+}
+
+/// A response's body with its request's entry: the request is over when this is dropped.
+pub struct Body {
+    content: Content,
+    entry: Option<Box<Entry>>,
+    /// Why the answer broke off, where the connection does not know yet.
+    broken: Option<ResponseBodyError>,
+}
+
+impl Body {
+    /// `content`, at the end of which `entry` is written.
+    pub fn new(content: Content, entry: Box<Entry>) -> Self {
+        Self { content, entry: Some(entry), broken: None }
+    }
+
+    /// No body, and nothing that ends with it: the request goes on as a tunnel.
+    pub fn detached() -> Self {
+        Self { content: Content::Empty, entry: None, broken: None }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        if let Some(entry) = &mut self.entry {
+            entry.record.bytes_out += bytes as u64;
+        }
+    }
+
+    fn poll_content(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let upstream = match &mut self.content {
+            Content::Empty => return Poll::Ready(None),
+            Content::Full(page) => {
+                let page = std::mem::take(page);
+                self.content = Content::Empty;
+                self.count(page.len());
+                return Poll::Ready(Some(Ok(Frame::data(page))));
+            }
+            Content::Upstream(body) => body,
+        };
+        match ready!(Pin::new(upstream).poll_frame(cx)) {
+            Some(Ok(mut frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.count(data.len());
+                } else if let Some(trailers) = frame.trailers_mut() {
+                    headers::trailers(trailers);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                if let Some(entry) = &mut self.entry {
+                    entry.blame(|| Report(&error).to_string());
+                }
+                // The connection drops what it has not sent when it hears of this: it gets one turn to send it first.
+                self.broken = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            None => {
+                self.finish();
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = ResponseBodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        let frame = self.poll_content(cx);
+        if let Some(entry) = &self.entry {
+            entry.turn.set(if frame.is_pending() { Turn::Worker } else { Turn::Client });
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Empty => true,
+            Content::Full(page) => page.is_empty(),
+            Content::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Empty => SizeHint::with_exact(0),
+            Content::Full(page) => SizeHint::with_exact(page.len() as u64),
+            Content::Upstream(body) => body.size_hint(),
+        }
+    }
+}
+
+impl Body {
+    /// The worker's answer is complete: its lease goes back before the connection is done with the last bytes.
+    fn finish(&mut self) {
+        if let (Content::Upstream(body), Some(entry)) = (&self.content, &mut self.entry) {
+            entry.record.bytes_in = body.request_bytes();
+        }
+        self.content = Content::Empty;
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let complete = http_body::Body::is_end_stream(self);
+        if let Some(entry) = &mut self.entry
+            && !complete
+        {
+            let why = match entry.turn.get() {
+                Turn::Over => "the client did not take the answer in time".to_owned(),
+                Turn::Unasked | Turn::Worker | Turn::Client => {
+                    format!("{} before the end of the answer", entry.who_ended())
+                }
+            };
+            entry.blame(|| why);
+        }
+        self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+//! What is known of the connection a request came on.
+
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+use crate::cert::resolver::Served;
+use crate::name::HostName;
+
+/// A client's connection. Shared by the requests on it.
+pub struct ConnInfo {
+    /// The other end.
+    pub peer: SocketAddr,
+    /// Our end.
+    pub local: SocketAddr,
+    /// What the handshake agreed on; `None` on plain HTTP.
+    pub tls: Option<TlsInfo>,
+    /// Requests open now; the connection's time-outs depend on it.
+    pub open: Rc<Cell<u32>>,
+    /// Requests ever begun.
+    pub requests: Cell<u64>,
+    /// Whom the answer that was polled last waits for.
+    pub turn: Rc<Cell<Turn>>,
+    /// The peer's address as every request on the connection tells it to the worker.
+    client: HeaderValue,
+}
+
+/// Whom an answer waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Turn {
+    /// It was not asked for more.
+    #[default]
+    Unasked,
+    /// It was asked for more than there is yet.
+    Worker,
+    /// It gave a piece.
+    Client,
+    /// The client has not taken that piece in time.
+    Over,
+}
+
+/// What a handshake agreed on.
+pub struct TlsInfo {
+    /// The name the client asked for.
+    pub sni: Option<HostName>,
+    /// The certificate it got.
+    pub served: Arc<Served>,
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+}
+
+impl ConnInfo {
+    /// A connection without requests.
+    pub fn new(peer: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>) -> Self {
+        let client = HeaderValue::from_str(&peer.ip().to_canonical().to_string())
+            .expect("an address is printable ASCII");
+        let (open, turn) = (Rc::default(), Rc::default());
+        Self { peer, local, tls, open, requests: Cell::new(0), turn, client }
+    }
+
+    /// The client's address; an IPv4 client of a dual-stack socket has its IPv4 address.
+    pub fn client_ip(&self) -> IpAddr {
+        self.peer.ip().to_canonical()
+    }
+
+    /// [`Self::client_ip`] as text, shared by all requests of the connection.
+    pub fn client(&self) -> &HeaderValue {
+        &self.client
+    }
+}
+
+/// Counts one open request on its connection until dropped: after the last byte of the response.
+pub struct OpenRequest(Rc<Cell<u32>>);
+
+impl OpenRequest {
+    /// One more.
+    pub fn on(conn: &ConnInfo) -> Self {
+        conn.open.set(conn.open.get() + 1);
+        conn.requests.set(conn.requests.get() + 1);
+        Self(Rc::clone(&conn.open))
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}

@@ -1,0 +1,84 @@
+//! A request's line in the access log, from its head to its last byte. Whatever way a request ends, dropping its entry writes
+//! the line: answered, cut, or abandoned by a client that went away.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use http::StatusCode;
+use http::header::HOST;
+use http::request::Parts;
+
+use crate::proxy::conn::{ConnInfo, OpenRequest, Turn};
+use crate::proxy::plane::Plane;
+use crate::telemetry::access::AccessRecord;
+
+/// An open request. Boxed, because it travels from the handler into the response's body, which every connection has room for.
+pub struct Entry {
+    /// What is known so far.
+    pub record: AccessRecord,
+    started: Instant,
+    plane: Rc<Plane>,
+    /// Its connection's: whom the answer waits for.
+    pub turn: Rc<Cell<Turn>>,
+    _open: OpenRequest,
+}
+
+impl Entry {
+    /// The entry of a request whose head was just read. Until it has a status, its client counts as gone.
+    pub fn open(parts: &Parts, request_id: u64, conn: &ConnInfo, plane: &Rc<Plane>) -> Box<Self> {
+        let record = AccessRecord {
+            at: plane.clock.now(),
+            app: None,
+            worker: None,
+            client: conn.client_ip(),
+            host: parts.headers.get(HOST).cloned(),
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            version: parts.version,
+            status: client_gone(),
+            bytes_in: 0,
+            bytes_out: 0,
+            duration: std::time::Duration::ZERO,
+            queued: std::time::Duration::ZERO,
+            upstream: None,
+            retries: 0,
+            tls: conn.tls.as_ref().map(|tls| tls.version),
+            request_id,
+            error: None,
+        };
+        Box::new(Self {
+            record,
+            started: Instant::now(),
+            plane: Rc::clone(plane),
+            turn: Rc::clone(&conn.turn),
+            _open: OpenRequest::on(conn),
+        })
+    }
+
+    /// Who ended a connection that ended too early.
+    pub fn who_ended(&self) -> &'static str {
+        if self.plane.tunnels.is_aborting() { "edge ended" } else { "the client was gone" }
+    }
+
+    /// Notes why edge answered itself or cut the answer; the first reason stays.
+    pub fn blame(&mut self, why: impl FnOnce() -> String) {
+        self.record.error.get_or_insert_with(why);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.record.duration = self.started.elapsed();
+        if self.record.status == client_gone() {
+            let who = self.who_ended();
+            self.blame(|| format!("{who} before there was an answer"));
+        }
+        self.plane.access.record(&self.record);
+    }
+}
+
+/// 499: what logs write where no status was sent.
+fn client_gone() -> StatusCode {
+    StatusCode::from_u16(499).expect("499 is a status")
+}

@@ -1,0 +1,268 @@
+//! A request's way, whatever version of HTTP it came by: checked, routed, forwarded, answered. Infallible, because a client
+//! always gets an answer; if it goes away, the future is dropped and the request ends everywhere.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header::STRICT_TRANSPORT_SECURITY;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+use crate::cert::challenge::Challenges;
+use crate::config::model::Tls;
+use crate::proxy::attempt::{self, Verdict};
+use crate::proxy::body::{Body, Content};
+use crate::proxy::conn::ConnInfo;
+use crate::proxy::entry::Entry;
+use crate::proxy::error::ProxyError;
+use crate::proxy::headers::{self, Forwarding};
+use crate::proxy::plane::Plane;
+use crate::proxy::reply;
+use crate::proxy::route::{self, Asked, Decision, Secured, Site};
+use crate::proxy::target::{self, Authority, Target};
+use crate::proxy::upgrade;
+use crate::upstream::error::SendError;
+use crate::upstream::exchange::{Answer, Tunnel, exchange};
+use crate::upstream::request_body::RequestBody;
+use crate::upstream::wire::RequestHead;
+
+/// Answers one request. The future must be dropped when the client is gone.
+pub async fn handle(request: Request<Incoming>, conn: &Rc<ConnInfo>, plane: &Rc<Plane>) -> Response<Body> {
+    let (parts, incoming) = request.into_parts();
+    let mut passage = Passage::begin(parts, conn, plane);
+    let outcome = match passage.decide() {
+        Ok(Step::Forward { site, host }) => passage.forward(&site, &host, incoming).await,
+        Ok(Step::Answer(response)) => Ok(Outcome::Answer(response)),
+        Err(error) => Err(error),
+    };
+    passage.end(outcome)
+}
+
+/// A request between its head and the head of its answer.
+struct Passage<'a> {
+    parts: Parts,
+    entry: Box<Entry>,
+    conn: &'a ConnInfo,
+    plane: &'a Rc<Plane>,
+    site: Option<Arc<Site>>,
+}
+
+/// What the head of a request leads to.
+#[expect(clippy::large_enum_variant, reason = "it lives for one match")]
+enum Step {
+    /// To a worker of the site, under the one authority of the request.
+    Forward {
+        site: Arc<Site>,
+        host: HeaderValue,
+    },
+    Answer(Response<Content>),
+}
+
+/// Where routing sends a request that it does not refuse.
+enum Routed {
+    To(Arc<Site>),
+    Elsewhere(String),
+}
+
+/// What a request ends in.
+enum Outcome {
+    Answer(Response<Content>),
+    Tunnel { head: Response<()>, client: OnUpgrade, worker: Tunnel },
+}
+
+impl<'a> Passage<'a> {
+    fn begin(parts: Parts, conn: &'a ConnInfo, plane: &'a Rc<Plane>) -> Self {
+        let entry = Entry::open(&parts, fastrand::u64(..), conn, plane);
+        Self { parts, entry, conn, plane, site: None }
+    }
+
+    /// Everything that is decided from the head alone.
+    fn decide(&mut self) -> Result<Step, ProxyError> {
+        let secure = self.conn.tls.is_some();
+        if let Some(answer) = pending_challenge(&self.parts, &self.plane.challenges) {
+            return Ok(Step::Answer(answer));
+        }
+
+        target::check_size(&self.parts)?;
+        let target = target::check_target(&self.parts, secure)?;
+        target::check_framing(&self.parts.headers)?;
+        let host = target::authority(&self.parts, secure, self.conn.local)?;
+        self.entry.record.host = Some(host.clone());
+        let authority = Authority::parse(target::text(&host)?)?;
+        match target {
+            Target::Server => Ok(Step::Answer(reply::options())),
+            Target::Path => Ok(match self.route(authority)? {
+                Routed::To(site) => Step::Forward { site, host },
+                Routed::Elsewhere(location) => Step::Answer(reply::redirect(&location)),
+            }),
+        }
+    }
+
+    fn route(&mut self, authority: Authority<'_>) -> Result<Routed, ProxyError> {
+        let routing = self.plane.routing.load();
+        let asked = Asked {
+            authority,
+            path_and_query: path_and_query(&self.parts),
+            secured: self
+                .conn
+                .tls
+                .as_ref()
+                .map(|tls| Secured { sni: tls.sni.as_ref(), names: &tls.served.names }),
+            https_port: self.plane.https_port,
+        };
+        let decision = routing.decide(&asked, |host| self.plane.certificates.pending(host));
+        if let Some(site) = decision.site() {
+            self.entry.record.app = Some(site.app.name.clone());
+            self.site = Some(Arc::clone(site));
+            // A challenge that is not pending is nobody's: an app must not answer for its own certificate.
+            if site.app.tls == Tls::Acme && route::challenge(self.parts.uri.path()).is_some() {
+                return Err(match self.parts.method {
+                    Method::GET | Method::HEAD => ProxyError::UnknownChallenge,
+                    _ => ProxyError::MethodRefused,
+                });
+            }
+        }
+        match decision {
+            Decision::Forward(site) => Ok(Routed::To(Arc::clone(site))),
+            Decision::Redirect(_, location) => Ok(Routed::Elsewhere(location)),
+            Decision::Refuse(_, error) => Err(error),
+        }
+    }
+
+    /// The request goes to a worker of `site`, and to another where the first cannot answer it.
+    async fn forward(
+        &mut self,
+        site: &Site,
+        host: &HeaderValue,
+        incoming: Incoming,
+    ) -> Result<Outcome, ProxyError> {
+        target::check_announced_length(&self.parts.headers, site.app.max_body)?;
+        let has_body = !incoming.is_end_stream();
+        let is_handshake = upgrade::is_handshake(&self.parts, has_body)?;
+        let client = self.parts.extensions.remove::<OnUpgrade>();
+
+        let about = Forwarding {
+            client: self.conn.client_ip(),
+            client_text: self.conn.client(),
+            secure: self.conn.tls.is_some(),
+            host,
+            request_id: self.entry.record.request_id,
+        };
+        headers::request(&mut self.parts.headers, self.parts.version);
+
+        let mut body = has_body.then(|| {
+            let reach = &self.plane.reach;
+            RequestBody::new(incoming, site.app.max_body, reach.deadlines.deadline(), reach.timeouts.body)
+        });
+        let answer = self.ask(site, &about, is_handshake, &mut body).await;
+        if let Some(unsent) = &body {
+            self.entry.record.bytes_in = unsent.received();
+        }
+        match (answer?, client) {
+            (Answer::Response(response), _) => Ok(Outcome::Answer(response.map(Content::Upstream))),
+            (Answer::Upgraded { head, tunnel }, Some(client)) if is_handshake => {
+                Ok(Outcome::Tunnel { head: upgrade::switch(head), client, worker: tunnel })
+            }
+            (Answer::Upgraded { .. }, _) => Err(ProxyError::BadUpgrade("the client cannot follow")),
+        }
+    }
+
+    /// Asks workers until one answers or asking again would be wrong.
+    async fn ask(
+        &mut self,
+        site: &Site,
+        about: &Forwarding<'_>,
+        upgrade: bool,
+        body: &mut Option<RequestBody>,
+    ) -> Result<Answer, ProxyError> {
+        let head = RequestHead {
+            method: &self.parts.method,
+            target: path_and_query(&self.parts),
+            host: about.host,
+            headers: &self.parts.headers,
+            add: &|out| headers::forwarding(out, about),
+            upgrade,
+        };
+        let record = &mut self.entry.record;
+        let has_body = body.is_some();
+        let mut tried = [(0, 0); attempt::ATTEMPTS];
+        let mut failed: Option<SendError> = None;
+        let mut made = 0;
+        loop {
+            let began = Instant::now();
+            let lease = match site.pool.acquire(&tried[..made]).await {
+                Ok(lease) => lease,
+                // What the worker did tells more than that there is no other.
+                Err(none) => return Err(failed.map_or_else(|| none.into(), ProxyError::Send)),
+            };
+            let asked = Instant::now();
+            record.queued += asked - began;
+            record.worker = Some((lease.slot().id.slot, lease.slot().pid));
+            tried[made] = (lease.slot().id.slot, lease.slot().id.incarnation);
+
+            let answer = exchange(&self.plane.reach, lease, &head, body).await;
+            record.upstream = Some(asked.elapsed());
+            let error = match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let replayable = !has_body || body.is_some();
+            made += 1;
+            match attempt::verdict(&error, head.method, replayable, made) {
+                Verdict::GiveUp => return Err(ProxyError::Send(error)),
+                Verdict::Retry => {
+                    tracing::debug!(app = %site.app.name, worker = tried[made - 1].0, %error, "asking another worker");
+                    record.retries += 1;
+                    failed = Some(error);
+                }
+            }
+        }
+    }
+
+    /// The answer as the connection sends it, with the request's entry in its body.
+    fn end(self, outcome: Result<Outcome, ProxyError>) -> Response<Body> {
+        let Self { parts, mut entry, conn, plane, site } = self;
+        let hsts = site.as_ref().filter(|_| conn.tls.is_some()).and_then(|site| site.hsts.as_ref());
+        let mut response = match outcome {
+            Ok(Outcome::Answer(response)) => response,
+            Ok(Outcome::Tunnel { head, client, worker }) => {
+                entry.record.status = head.status();
+                upgrade::open(client, worker, entry, plane);
+                return head.map(|()| Body::detached());
+            }
+            Err(error) => {
+                entry.blame(|| error.cause());
+                reply::refusal(&error, &parts, entry.record.request_id)
+            }
+        };
+        // The worker's version is not the client's; the connection lowers it where it must.
+        *response.version_mut() = Version::HTTP_11;
+        if let Some(hsts) = hsts {
+            response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
+        }
+        entry.record.status = response.status();
+        response.map(|content| Body::new(content, entry))
+    }
+}
+
+/// The answer to a pending HTTP-01 challenge. It comes before anything else: the CA may ask under any name, on any port.
+fn pending_challenge(parts: &Parts, challenges: &Challenges) -> Option<Response<Content>> {
+    let token = route::challenge(parts.uri.path()).filter(|token| route::is_token(token))?;
+    match parts.method {
+        Method::GET | Method::HEAD => {}
+        _ => return None,
+    }
+    challenges.http01(token).map(|answer| reply::challenge(&answer, parts))
+}
+
+/// The origin form of the target: what the client wrote, byte for byte.
+fn path_and_query(parts: &Parts) -> &str {
+    parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
+}
+
+#[cfg(test)]
+mod tests;

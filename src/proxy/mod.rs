@@ -1,0 +1,16 @@
+//! HTTP meaning, independent of the wire version.
+
+pub mod attempt;
+pub mod body;
+pub mod conn;
+pub mod entry;
+pub mod error;
+pub mod frames;
+pub mod handle;
+pub mod headers;
+pub mod plane;
+pub mod relay;
+pub mod reply;
+pub mod route;
+pub mod target;
+pub mod upgrade;

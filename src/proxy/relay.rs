@@ -1,0 +1,222 @@
+//! Bytes both ways between a client and a worker after a protocol switch. Idle tunnels hold no buffers.
+
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use crate::deadline::Deadline;
+use crate::proxy::frames::{self, Frames};
+use crate::scope::Scope;
+
+/// Bytes moved at once.
+const STEP: usize = 16 * 1024;
+/// How long a goodbye to the client may take.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// How long a tunnel may be silent.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// While both directions are open.
+    pub idle: Duration,
+    /// Once one side has ended.
+    pub half_closed: Duration,
+}
+
+/// Why a tunnel ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides said so.
+    Closed,
+    /// Nothing moved for too long.
+    Idle,
+    /// Edge ends.
+    Aborted,
+    /// A side broke off.
+    Failed(io::Error),
+}
+
+/// What a tunnel carried.
+#[derive(Debug)]
+pub struct Relayed {
+    /// Bytes from the client to the worker.
+    pub to_worker: u64,
+    /// Bytes from the worker to the client.
+    pub to_client: u64,
+    /// Why it ended.
+    pub end: End,
+}
+
+/// Carries a WebSocket until both sides have ended, nothing moves for too long, or `scope` aborts. A client whose tunnel edge
+/// ends, or whose worker ends without a word, gets a Close frame where one fits between two frames.
+pub async fn relay<C, W>(
+    client: &mut C,
+    worker: &mut W,
+    deadline: &Deadline,
+    patience: Patience,
+    scope: &Scope,
+) -> Relayed
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    W: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut up = Lane::new(None);
+    let mut down = Lane::new(Some(Frames::default()));
+    let mut aborted = pin!(scope.aborted());
+    deadline.set(patience.idle);
+    let mut half_closed = false;
+    let end = poll_fn(|cx| {
+        if aborted.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Aborted);
+        }
+        let before = (up.moved + down.moved, half_closed);
+        match [up.poll(cx, client, worker), down.poll(cx, worker, client)] {
+            [Poll::Ready(Err(error)), _] | [_, Poll::Ready(Err(error))] => {
+                return Poll::Ready(End::Failed(error));
+            }
+            [Poll::Ready(Ok(())), Poll::Ready(Ok(()))] => return Poll::Ready(End::Closed),
+            [Poll::Ready(Ok(())), Poll::Pending] | [Poll::Pending, Poll::Ready(Ok(()))] => half_closed = true,
+            [Poll::Pending, Poll::Pending] => {}
+        }
+        if (up.moved + down.moved, half_closed) != before {
+            deadline.set(if half_closed { patience.half_closed } else { patience.idle });
+        }
+        deadline.poll_passed(cx).map(|()| End::Idle)
+    })
+    .await;
+    let goodbye = match end {
+        End::Aborted | End::Idle => Some(frames::GOING_AWAY),
+        // A killed worker resets its connection.
+        End::Failed(_) => Some(frames::RESTART),
+        End::Closed => None,
+    };
+    if let Some(code) = goodbye.filter(|_| down.takes_close()) {
+        farewell(client, code, deadline).await;
+    }
+    Relayed { to_worker: up.moved, to_client: down.moved, end }
+}
+
+/// Tells the client that edge ends. Its connection closes next whether or not this arrives.
+async fn farewell<C: AsyncWrite + Unpin>(client: &mut C, code: u16, deadline: &Deadline) {
+    deadline.set(FAREWELL);
+    let said = async {
+        client.write_all(&frames::close(code)).await?;
+        client.shutdown().await
+    };
+    tokio::select! {
+        result = said => {
+            if let Err(error) = result {
+                tracing::debug!(%error, "a client was gone before its WebSocket was closed");
+            }
+        }
+        () = deadline.passed() => {}
+    }
+}
+
+/// One direction.
+struct Lane {
+    /// What was read and could not be written yet; empty, and without memory, while the reader is the slower side.
+    rest: Vec<u8>,
+    written: usize,
+    ended: bool,
+    shut: bool,
+    unflushed: bool,
+    moved: u64,
+    /// Follows the frames towards a client.
+    frames: Option<Frames>,
+}
+
+impl Lane {
+    fn new(frames: Option<Frames>) -> Self {
+        Self { rest: Vec::new(), written: 0, ended: false, shut: false, unflushed: false, moved: 0, frames }
+    }
+
+    fn takes_close(&self) -> bool {
+        self.rest.is_empty() && !self.ended && self.frames.as_ref().is_some_and(Frames::takes_close)
+    }
+
+    /// Moves what can be moved; ready once the reader has ended and the writer was told.
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<io::Result<()>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        // Each read and write takes from the task's budget, so that this ends however fast both sides are.
+        while !self.shut {
+            ready!(self.poll_rest(cx, writer))?;
+            if self.ended {
+                ready!(Pin::new(&mut *writer).poll_shutdown(cx))?;
+                self.shut = true;
+                break;
+            }
+            let mut scratch = [MaybeUninit::uninit(); STEP];
+            let mut read = ReadBuf::uninit(&mut scratch);
+            match Pin::new(&mut *reader).poll_read(cx, &mut read) {
+                Poll::Ready(result) => result?,
+                Poll::Pending => {
+                    if self.unflushed {
+                        ready!(Pin::new(&mut *writer).poll_flush(cx))?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+            self.take(cx, read.filled(), writer)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what was just read, and keeps what the writer does not take at once.
+    fn take<W>(&mut self, cx: &mut Context<'_>, bytes: &[u8], writer: &mut W) -> io::Result<()>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        if bytes.is_empty() {
+            let unsaid = self.frames.as_ref().is_some_and(Frames::takes_close);
+            self.ended = true;
+            if unsaid {
+                self.rest = frames::close(frames::RESTART).to_vec();
+            }
+            return Ok(());
+        }
+        if let Some(frames) = &mut self.frames {
+            frames.feed(bytes);
+        }
+        let written = match Pin::new(writer).poll_write(cx, bytes) {
+            Poll::Ready(written) => written?,
+            Poll::Pending => 0,
+        };
+        self.moved += written as u64;
+        self.unflushed = true;
+        if written < bytes.len() {
+            self.rest = bytes[written..].to_vec();
+        }
+        Ok(())
+    }
+
+    fn poll_rest<W>(&mut self, cx: &mut Context<'_>, writer: &mut W) -> Poll<io::Result<()>>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        while self.written < self.rest.len() {
+            let written = ready!(Pin::new(&mut *writer).poll_write(cx, &self.rest[self.written..]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += written;
+            self.moved += written as u64;
+            self.unflushed = true;
+        }
+        if self.written > 0 {
+            (self.rest, self.written) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+
+use super::*;
+use crate::deadline::Deadlines;
+
+const PATIENCE: Patience = Patience { idle: Duration::from_secs(600), half_closed: Duration::from_secs(30) };
+
+/// Relays between the far ends of two pipes while `sides` plays client and worker at the near ends.
+async fn between<T>(
+    scope: &Scope,
+    size: usize,
+    sides: impl AsyncFnOnce(DuplexStream, DuplexStream) -> T,
+) -> (T, Relayed) {
+    let (client, mut client_end) = duplex(size);
+    let (worker, mut worker_end) = duplex(size);
+    let deadlines = Deadlines::new();
+    let deadline = deadlines.deadline();
+    let relayed = async {
+        let relayed = relay(&mut client_end, &mut worker_end, &deadline, PATIENCE, scope).await;
+        drop((client_end, worker_end));
+        relayed
+    };
+    tokio::select! {
+        both = async { tokio::join!(sides(client, worker), relayed) } => both,
+        () = deadlines.run() => unreachable!("run never returns"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn carries_both_directions_to_their_ends_through_narrow_pipes() {
+    let up: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+    let mut down = vec![0x82, 127];
+    down.extend(200_000u64.to_be_bytes());
+    down.extend((0..200_000u32).map(|n| n as u8));
+    down.extend(frames::close(1000));
+    let ((), relayed) = between(&Scope::new(), 1000, async |client, worker| {
+        let (mut client_in, mut client_out) = tokio::io::split(client);
+        let (mut worker_in, mut worker_out) = tokio::io::split(worker);
+        let sent = async {
+            client_out.write_all(&up).await.expect("open");
+            client_out.shutdown().await.expect("open");
+        };
+        let answered = async {
+            worker_out.write_all(&down).await.expect("open");
+            worker_out.shutdown().await.expect("open");
+        };
+        let (mut got_up, mut got_down) = (Vec::new(), Vec::new());
+        let (.., a, b) = tokio::join!(
+            sent,
+            answered,
+            worker_in.read_to_end(&mut got_up),
+            client_in.read_to_end(&mut got_down)
+        );
+        assert!(a.is_ok() && b.is_ok());
+        assert!(got_up == up && got_down == down);
+    })
+    .await;
+    assert!(matches!(relayed.end, End::Closed), "{relayed:?}");
+    assert_eq!((relayed.to_worker, relayed.to_client), (100_000, down.len() as u64));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_worker_ends_without_a_word_is_told_to_come_back() {
+    let ((), relayed) = between(&Scope::new(), 1000, async |mut client, worker| {
+        drop(worker);
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.expect("open");
+        assert_eq!(got, frames::close(frames::RESTART));
+    })
+    .await;
+    assert!(matches!(relayed.end, End::Closed | End::Failed(_)), "{relayed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn g4u_at_abort_a_client_between_two_frames_is_told_and_one_inside_a_frame_is_cut() {
+    for (sent, heard) in
+        [(&[0x81, 1, b'a'][..], &[0x81, 1, b'a', 0x88, 2, 3, 0xe9][..]), (&[0x81, 2, b'a'], &[0x81, 2, b'a'])]
+    {
+        let scope = Scope::new();
+        let ((), relayed) = between(&scope, 1000, async |mut client, mut worker| {
+            worker.write_all(sent).await.expect("open");
+            let mut first = vec![0; sent.len()];
+            client.read_exact(&mut first).await.expect("open");
+            scope.abort();
+            let mut rest = Vec::new();
+            client.read_to_end(&mut rest).await.expect("open");
+            assert_eq!([first, rest].concat(), heard);
+        })
+        .await;
+        assert!(matches!(relayed.end, End::Aborted), "{relayed:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn d10_silence_ends_a_tunnel_and_traffic_keeps_it() {
+    let started = tokio::time::Instant::now();
+    let ((), relayed) = between(&Scope::new(), 1000, async |mut client, _worker| {
+        tokio::time::sleep(Duration::from_secs(500)).await;
+        client.write_all(b"x").await.expect("open");
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.expect("open");
+    })
+    .await;
+    assert!(matches!(relayed.end, End::Idle), "{relayed:?}");
+    assert!(started.elapsed() >= Duration::from_secs(1100), "{:?}", started.elapsed());
+    assert!(started.elapsed() <= Duration::from_secs(1102), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_ignores_the_end_of_its_worker_is_not_waited_for() {
+    let started = tokio::time::Instant::now();
+    let (_sides, relayed) = between(&Scope::new(), 1000, async |client, mut worker| {
+        worker.shutdown().await.expect("open");
+        (client, worker)
+    })
+    .await;
+    assert!(matches!(relayed.end, End::Idle), "{relayed:?}");
+    assert!(started.elapsed() <= Duration::from_secs(32), "{:?}", started.elapsed());
+}

@@ -1,0 +1,225 @@
+//! Which app answers a request, or what edge says instead. A pure function of the routing, the request's authority and the
+//! connection; a request keeps the routing it began with.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+use crate::config::model::{App, PlainHttp, Tls};
+use crate::name::{HostName, HostPattern};
+use crate::proxy::error::ProxyError;
+use crate::proxy::target::Authority;
+use crate::upstream::pool::Pool;
+
+/// One app as requests see it.
+#[derive(Debug)]
+pub struct Site {
+    /// The app.
+    pub app: Arc<App>,
+    /// Its workers.
+    pub pool: Arc<Pool>,
+    /// Its `Strict-Transport-Security` (RFC 6797 §6.1).
+    pub hsts: Option<HeaderValue>,
+}
+
+impl Site {
+    /// The site of `app`, answered by `pool`.
+    pub fn new(app: Arc<App>, pool: Arc<Pool>) -> Arc<Self> {
+        let hsts = app.hsts.and_then(|age| HeaderValue::try_from(format!("max-age={}", age.as_secs())).ok());
+        Arc::new(Self { app, pool, hsts })
+    }
+}
+
+/// Every host that is served: the publication of the configuration's reader, replaced whole.
+#[derive(Debug, Default)]
+pub struct Routing {
+    exact: HashMap<HostName, Arc<Site>>,
+    wildcards: HashMap<HostName, Arc<Site>>,
+    default: Option<Arc<Site>>,
+}
+
+/// What is asked, and on what kind of connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The host and port the client wrote.
+    pub authority: Authority<'a>,
+    /// Path and query, for redirects.
+    pub path_and_query: &'a str,
+    /// What the connection was secured with; `None` on plain HTTP.
+    pub secured: Option<Secured<'a>>,
+    /// Port of https in redirects; `None` is 443.
+    pub https_port: Option<u16>,
+}
+
+/// The TLS side of a connection, as far as it decides about requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Secured<'a> {
+    /// The name the client asked for.
+    pub sni: Option<&'a HostName>,
+    /// Hosts the certificate it got may be used for.
+    pub names: &'a [HostPattern],
+}
+
+/// What happens to a request.
+#[derive(Debug)]
+pub enum Decision<'r> {
+    /// A worker of the site gets it.
+    Forward(&'r Arc<Site>),
+    /// 308 to another URL (RFC 9110 §15.4.9).
+    Redirect(&'r Arc<Site>, String),
+    /// Edge refuses; the site is the one that was asked for, where there is one.
+    Refuse(Option<&'r Arc<Site>>, ProxyError),
+}
+
+impl<'r> Decision<'r> {
+    /// The site that was asked for.
+    pub fn site(&self) -> Option<&'r Arc<Site>> {
+        match self {
+            Self::Forward(site) | Self::Redirect(site, _) => Some(site),
+            Self::Refuse(site, _) => *site,
+        }
+    }
+}
+
+impl Routing {
+    /// The routing of `sites`. Where two have one host, which the configuration's check refuses, the first keeps it.
+    pub fn new(sites: impl IntoIterator<Item = Arc<Site>>) -> Self {
+        let mut routing = Self::default();
+        for site in sites {
+            for domain in &site.app.domains {
+                let (table, name) = match domain {
+                    HostPattern::Exact(name) => (&mut routing.exact, name),
+                    HostPattern::Wildcard(suffix) => (&mut routing.wildcards, suffix),
+                };
+                table.entry(name.clone()).or_insert_with(|| Arc::clone(&site));
+            }
+            if site.app.default && routing.default.is_none() {
+                routing.default = Some(site);
+            }
+        }
+        routing
+    }
+
+    /// Decides about one request. `pending` tells why a host has no certificate yet.
+    pub fn decide(&self, asked: &Asked<'_>, pending: impl Fn(&HostName) -> Option<Arc<str>>) -> Decision<'_> {
+        let Ok((host, site)) = self.find(asked.authority.host) else {
+            return Decision::Refuse(None, ProxyError::Malformed("its host is not a host name and port"));
+        };
+        let named = site.is_some();
+        let site = site.or(self.default.as_ref());
+        match (&asked.secured, site) {
+            (None, None) => Decision::Refuse(None, ProxyError::UnknownHost),
+            (Some(_), None) => Decision::Refuse(None, ProxyError::Misdirected),
+            (None, Some(site)) => plain(asked, &host, site, pending),
+            (Some(secured), Some(site)) => {
+                if self.belongs(secured, &host, site, named) {
+                    canonical(asked, &host, site)
+                        .map_or(Decision::Forward(site), |to| Decision::Redirect(site, to))
+                } else {
+                    Decision::Refuse(Some(site), ProxyError::Misdirected)
+                }
+            }
+        }
+    }
+
+    /// The host in its one spelling, and the site that has it by name: exact before wildcard.
+    fn find(&self, text: &str) -> Result<(Cow<'_, HostName>, Option<&Arc<Site>>), crate::name::NameError> {
+        // Nearly every request: a text that equals a key is in the one spelling already.
+        if let Some((host, site)) = self.exact.get_key_value(text) {
+            return Ok((Cow::Borrowed(host), Some(site)));
+        }
+        let host = HostName::parse(text)?;
+        let site = self.exact.get(&host).or_else(|| self.wildcards.get(host.parent()?));
+        Ok((Cow::Owned(host), site))
+    }
+
+    /// Whether `host` may be asked for on this connection: its certificate covers the host, and the name the client asked for
+    /// in the handshake stood under the same TLS policy.
+    fn belongs(&self, secured: &Secured<'_>, host: &HostName, site: &Site, named: bool) -> bool {
+        if site.app.tls == Tls::Off {
+            return false;
+        }
+        // Names nobody configured are covered by no certificate: the default app takes them with its own.
+        let covered = if named {
+            secured.names.iter().any(|name| name.covers(host))
+        } else {
+            secured.names.iter().any(|name| site.app.domains.contains(name))
+        };
+        covered && secured.sni.is_none_or(|sni| sni == host || self.same_policy(sni, site))
+    }
+
+    fn same_policy(&self, sni: &HostName, site: &Site) -> bool {
+        match self.find(sni.as_str()) {
+            Ok((_, Some(shown))) => shown.app.name == site.app.name || shown.app.tls == site.app.tls,
+            Ok((_, None)) | Err(_) => true,
+        }
+    }
+}
+
+/// A request over plain HTTP.
+fn plain<'r>(
+    asked: &Asked<'_>,
+    host: &HostName,
+    site: &'r Arc<Site>,
+    pending: impl Fn(&HostName) -> Option<Arc<str>>,
+) -> Decision<'r> {
+    let app = &site.app;
+    if app.tls == Tls::Off || app.http == PlainHttp::Serve {
+        return match canonical(asked, host, site) {
+            Some(to) => Decision::Redirect(site, to),
+            None => Decision::Forward(site),
+        };
+    }
+    let to = app.redirect_to.as_ref().unwrap_or(host);
+    match pending(to) {
+        Some(why) => Decision::Refuse(Some(site), ProxyError::CertificatePending { why }),
+        None => Decision::Redirect(site, url("https", to, asked.https_port, asked.path_and_query)),
+    }
+}
+
+/// Where the app's canonical host answers, unless it is the one asked for.
+fn canonical(asked: &Asked<'_>, host: &HostName, site: &Site) -> Option<String> {
+    let to = site.app.redirect_to.as_ref().filter(|to| *to != host)?;
+    Some(match asked.secured {
+        Some(_) => url("https", to, asked.https_port, asked.path_and_query),
+        None => url("http", to, asked.authority.port.filter(|port| *port != 80), asked.path_and_query),
+    })
+}
+
+/// An absolute URL. The host is a checked name and the path a checked target, so that nothing needs escaping.
+fn url(scheme: &str, host: &HostName, port: Option<u16>, path_and_query: &str) -> String {
+    let mut url = String::with_capacity(scheme.len() + host.as_str().len() + path_and_query.len() + 16);
+    url.push_str(scheme);
+    url.push_str("://");
+    if host.as_str().contains(':') {
+        url.push('[');
+        url.push_str(host.as_str());
+        url.push(']');
+    } else {
+        url.push_str(host.as_str());
+    }
+    if let Some(port) = port {
+        // Writing to a String cannot fail.
+        let _ = write!(url, ":{port}");
+    }
+    url.push_str(path_and_query);
+    url
+}
+
+const CHALLENGES: &str = "/.well-known/acme-challenge/";
+
+/// What follows the path of HTTP-01 challenges (RFC 8555 §8.3), token or not.
+pub fn challenge(path: &str) -> Option<&str> {
+    path.strip_prefix(CHALLENGES)
+}
+
+/// Whether a CA could have made this token: base64url without padding.
+pub fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+#[cfg(test)]
+mod tests;

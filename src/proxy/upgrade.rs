@@ -1,0 +1,163 @@
+//! WebSocket over HTTP/1.1 (RFC 6455): which handshakes are passed on, and the tunnel after one. Nothing is tunnelled before
+//! the worker's 101.
+
+use std::rc::Rc;
+
+use http::header::{CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Version};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use crate::proxy::entry::Entry;
+use crate::proxy::error::ProxyError;
+use crate::proxy::plane::Plane;
+use crate::proxy::relay::{End, Patience, relay};
+use crate::report::Report;
+use crate::upstream::exchange::Tunnel;
+
+/// How long the other side of a tunnel may be silent once one has ended: a WebSocket has no use for half a connection
+/// (RFC 6455 §7.1.1), other protocols may.
+const HALF_CLOSED: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Whether the request is a WebSocket handshake; one that is wrong is refused (RFC 6455 §4.2.1). Every other `Upgrade` is
+/// ignored, as RFC 9110 §7.8 allows, and does not reach the worker.
+pub fn is_handshake(parts: &Parts, has_body: bool) -> Result<bool, ProxyError> {
+    let headers = &parts.headers;
+    if parts.version > Version::HTTP_11 || !is_websocket(headers) || !lists(headers, CONNECTION, b"upgrade") {
+        return Ok(false);
+    }
+    if parts.version != Version::HTTP_11 || parts.method != Method::GET || has_body {
+        return Err(ProxyError::Malformed("a WebSocket begins with a GET of HTTP/1.1 without a body"));
+    }
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version.as_bytes().trim_ascii() != b"13") {
+        return Err(ProxyError::WebSocketVersion);
+    }
+    let mut keys = headers.get_all(SEC_WEBSOCKET_KEY).iter();
+    match (keys.next(), keys.next()) {
+        (Some(key), None) if is_key(key.as_bytes().trim_ascii()) => Ok(true),
+        _ => Err(ProxyError::Malformed("its Sec-WebSocket-Key is missing or wrong")),
+    }
+}
+
+/// The 101 for the client, made from the worker's, which the exchange has checked.
+pub fn switch(worker: Response<()>) -> Response<()> {
+    let mut response = worker;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    *response.version_mut() = Version::HTTP_11;
+    response
+}
+
+/// Starts the tunnel: it begins once the 101 is out, and its end writes `entry`.
+pub fn open(client: OnUpgrade, worker: Tunnel, mut entry: Box<Entry>, plane: &Rc<Plane>) {
+    let plane = Rc::clone(plane);
+    let scope = plane.tunnels.clone();
+    drop(scope.spawn(async move {
+        if let Err(why) = carry(client, worker, &mut entry, &plane).await {
+            entry.blame(|| why);
+        }
+    }));
+}
+
+async fn carry(
+    client: OnUpgrade,
+    mut worker: Tunnel,
+    entry: &mut Entry,
+    plane: &Plane,
+) -> Result<(), String> {
+    let timeouts = &plane.reach.timeouts;
+    let deadline = plane.reach.deadlines.deadline();
+    deadline.set(timeouts.write);
+    let client = tokio::select! {
+        client = client => client.map_err(|error| Report(&error).to_string())?,
+        () = deadline.passed() => return Err("the client did not take the switch of protocols".to_owned()),
+        () = plane.tunnels.aborted() => return Err("edge ended before the switch of protocols".to_owned()),
+    };
+    let mut client = TokioIo::new(client);
+    let patience = Patience { idle: timeouts.tunnel, half_closed: HALF_CLOSED };
+    let relayed = relay(&mut client, &mut worker, &deadline, patience, &plane.tunnels).await;
+    entry.record.bytes_in = relayed.to_worker;
+    entry.record.bytes_out = relayed.to_client;
+    match relayed.end {
+        End::Closed => Ok(()),
+        End::Idle => Err("the WebSocket was silent for too long".to_owned()),
+        End::Aborted => Err("the WebSocket was open when edge ended".to_owned()),
+        End::Failed(error) => Err(format!("the WebSocket broke off: {error}")),
+    }
+}
+
+fn is_websocket(headers: &HeaderMap) -> bool {
+    let mut protocols = headers.get_all(UPGRADE).iter();
+    match (protocols.next(), protocols.next()) {
+        (Some(protocol), None) => protocol.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket"),
+        _ => false,
+    }
+}
+
+fn lists(headers: &HeaderMap, name: HeaderName, token: &[u8]) -> bool {
+    let mut listed = headers.get_all(name).iter().flat_map(|list| list.as_bytes().split(|b| *b == b','));
+    listed.any(|item| item.trim_ascii().eq_ignore_ascii_case(token))
+}
+
+/// The base64 of 16 bytes.
+fn is_key(key: &[u8]) -> bool {
+    key.len() == 24
+        && key.ends_with(b"==")
+        && key[..22].iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+    fn handshake(change: impl FnOnce(&mut Parts)) -> Parts {
+        let request = Request::builder()
+            .uri("/ws")
+            .header(CONNECTION, "keep-alive, Upgrade")
+            .header(UPGRADE, "WebSocket")
+            .header(SEC_WEBSOCKET_VERSION, "13")
+            .header(SEC_WEBSOCKET_KEY, KEY)
+            .body(());
+        let mut parts = request.expect("well formed").into_parts().0;
+        change(&mut parts);
+        parts
+    }
+
+    #[test]
+    fn only_a_whole_handshake_is_passed_on() {
+        let set = |name: HeaderName, value: &'static str| {
+            handshake(|parts| {
+                parts.headers.insert(name, HeaderValue::from_static(value));
+            })
+        };
+        let without = |name: HeaderName| {
+            handshake(|parts| {
+                parts.headers.remove(name);
+            })
+        };
+        for (id, parts, expected) in [
+            ("whole", handshake(|_| ()), Ok(true)),
+            ("C05 h2c", set(UPGRADE, "h2c"), Ok(false)),
+            ("C05 TLS", set(UPGRADE, "TLS/1.0"), Ok(false)),
+            ("C05 list", set(UPGRADE, "websocket, h2c"), Ok(false)),
+            ("no Connection", without(CONNECTION), Ok(false)),
+            ("Connection without it", set(CONNECTION, "close"), Ok(false)),
+            ("h2", handshake(|parts| parts.version = Version::HTTP_2), Ok(false)),
+            ("G3u POST", handshake(|parts| parts.method = Method::POST), Err(400)),
+            ("G3u HTTP/1.0", handshake(|parts| parts.version = Version::HTTP_10), Err(400)),
+            ("G3u no key", without(SEC_WEBSOCKET_KEY), Err(400)),
+            ("G3u short key", set(SEC_WEBSOCKET_KEY, "abc"), Err(400)),
+            ("G3u version", set(SEC_WEBSOCKET_VERSION, "8"), Err(426)),
+            ("G3u no version", without(SEC_WEBSOCKET_VERSION), Err(426)),
+        ] {
+            let found = is_handshake(&parts, false).map_err(|error| error.status().as_u16());
+            assert_eq!(found, expected, "{id}");
+        }
+        assert!(is_handshake(&handshake(|_| ()), true).is_err(), "G3u with a body");
+    }
+}
