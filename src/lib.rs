@@ -134,6 +134,33 @@
 //!   proxy/body.rs             bodies with their limits, their lease and their access line   ← upstream, telemetry
 //!   proxy/upgrade.rs          WebSocket tunnels   ← upstream, telemetry
 //!   proxy/handle.rs           a request's way, a step a paragraph   ← upstream, worker::slot, cert, telemetry
+//!
+//! ── floor 6: listen ── bytes to requests   ← config
+//!   listen/socket.rs          bound addresses
+//!   listen/tcp.rs             a client's TCP connection, below TLS
+//!   listen/meter.rs           what moves on a connection, for time-outs that ask for progress
+//!   listen/stage.rs           serving, draining or ending, for every connection of a thread to look at
+//!   listen/watch.rs        P  which time-out a connection is under now
+//!   listen/linger.rs          closing without losing the last answer
+//!   listen/accept.rs          the accept loop; a connection from handshake to end   ← proxy
+//!   listen/tls.rs             handshake: name, certificate, ALPN   ← cert::resolver, proxy::conn
+//!   listen/http.rs            HTTP/1.1 and HTTP/2 on one stream, to its graceful end   ← proxy
+//!
+//! ── floor 7: daemon ── assembly, no policy   ← everything above
+//!   daemon/cli.rs             the command line
+//!   daemon/signals.rs         signals to commands
+//!   daemon/admin.rs           the local socket that answers for the running state
+//!   daemon/ask.rs             the client's side of that socket
+//!   daemon/table.rs        P  columns for people
+//!   daemon/command.rs         the subcommands that ask or read, and print
+//!   daemon/render.rs       P  the running state for people
+//!   daemon/explain.rs         a worker's final command line and environment
+//!   daemon/hello.rs           the built-in demo worker
+//!   daemon/hello/routes.rs    its pages and streams
+//!   daemon/hello/faults.rs    how it misbehaves when asked
+//!   daemon/build.rs           everything opened, nothing served yet
+//!   daemon/threads.rs         the data-plane threads
+//!   daemon/run.rs             serve until told, then stop in order
 //! ```
 
 pub mod backoff;
@@ -153,3 +180,7 @@ pub mod worker;
 pub mod upstream;
 
 pub mod proxy;
+
+pub mod listen;
+
+pub mod daemon;

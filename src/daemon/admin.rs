@@ -1,0 +1,314 @@
+//! The admin socket: tells the running state to root and to edge's own user, on this machine only.
+//!
+//! A unix socket, so that no web page and no other user reaches it: mode 0600 before anybody can connect, and the peer's
+//! user is asked of the kernel as well.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::report::Report;
+use crate::scope::Scope;
+use crate::telemetry::status::Status;
+
+/// Head read, answered, and the answer taken.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Connections at once; more wait in the backlog.
+const CONNECTIONS: usize = 32;
+
+/// Why there is no admin socket.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum AdminError {
+    #[error("another edge is running with this configuration: it answers on {}", .0.display())]
+    Taken(PathBuf),
+    #[error("the admin socket's place {} is taken by something that is no socket", .0.display())]
+    Foreign(PathBuf),
+    #[error("cannot open the admin socket {}", .path.display())]
+    Open { path: PathBuf, source: io::Error },
+}
+
+/// The bound socket; its file goes with it.
+#[derive(Debug)]
+pub struct AdminSocket {
+    listener: UnixListener,
+    _file: SocketFile,
+}
+
+/// Removes the socket's file, unless somebody else has put another one there.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+/// A status on its way: measuring takes a moment.
+pub type Asked = Pin<Box<dyn Future<Output = Status>>>;
+
+/// Tells the status when asked.
+pub type Ask = dyn Fn() -> Asked;
+
+impl AdminSocket {
+    /// Binds `path`, whose directory exists; called inside the runtime. A socket file that nobody answers on is left over and replaced.
+    pub fn bind(path: &Path) -> Result<Self, AdminError> {
+        remove_leftover(path)?;
+        let open = || {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            // Nobody can connect before listen: the mode is in place by then.
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+            socket.listen(64)?;
+            let metadata = fs::symlink_metadata(path)?;
+            let file = SocketFile { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) };
+            let listener = UnixListener::from_std(OwnedFd::from(socket).into())?;
+            Ok(Self { listener, _file: file })
+        };
+        open().map_err(|source| AdminError::Open { path: path.to_owned(), source })
+    }
+
+    /// Answers until `scope` drains; then the socket's file is gone. `status` is asked at each request.
+    pub async fn serve(self, scope: Scope, status: Rc<Ask>) {
+        let permits = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+        loop {
+            let next = async {
+                let permit = Arc::clone(&permits).acquire_owned().await;
+                (permit, self.listener.accept().await)
+            };
+            let (permit, accepted) = tokio::select! {
+                next = next => next,
+                () = scope.drained() => return,
+            };
+            match accepted {
+                Ok((stream, _)) if may_ask(&stream) => {
+                    let connection = connection(stream, scope.clone(), Rc::clone(&status));
+                    drop(scope.spawn(async move {
+                        connection.await;
+                        drop(permit);
+                    }));
+                }
+                Ok(_) => tracing::warn!("another user's connection to the admin socket was refused"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept on the admin socket");
+                    // Out of descriptors, most likely: asking again at once would spin.
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+}
+
+fn remove_leftover(path: &Path) -> Result<(), AdminError> {
+    let open = |source| AdminError::Open { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => {}
+        Ok(_) => return Err(AdminError::Foreign(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(open(error)),
+    }
+    match answers(path) {
+        Ok(()) => Err(AdminError::Taken(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(open),
+        // A full backlog: somebody is there and busy.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(AdminError::Taken(path.to_owned())),
+        Err(error) => Err(open(error)),
+    }
+}
+
+fn answers(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    drop(BlockingStream::from(OwnedFd::from(socket)));
+    Ok(())
+}
+
+fn may_ask(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw())
+}
+
+async fn connection(stream: UnixStream, scope: Scope, status: Rc<Ask>) {
+    let service = service_fn(move |request| {
+        let status = Rc::clone(&status);
+        async move { Ok::<_, Infallible>(answer(&request, &*status).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        ended = tokio::time::timeout(PATIENCE, connection) => {
+            if let Ok(Err(error)) = ended {
+                tracing::debug!(error = %Report(&error), "a connection to the admin socket broke off");
+            }
+        }
+        () = scope.aborted() => {}
+    }
+}
+
+async fn answer(request: &Request<Incoming>, status: &Ask) -> Response<Full<Bytes>> {
+    if request.uri().path() != "/status" {
+        return plain(StatusCode::NOT_FOUND, "there is /status only\n");
+    }
+    if *request.method() != Method::GET {
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+        return response;
+    }
+    match serde_json::to_vec(&status().await) {
+        Ok(mut json) => {
+            json.push(b'\n');
+            let mut response = Response::new(Full::new(json.into()));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot print the status");
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "the status cannot be printed\n")
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    response
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the admin socket");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::daemon::ask::Running;
+
+    fn status() -> Status {
+        Status {
+            version: "0.1.0".to_owned(),
+            pid: 1,
+            uptime_s: 2,
+            listeners: vec![],
+            apps: BTreeMap::new(),
+            certificates: vec![],
+        }
+    }
+
+    /// Runs `test` while the admin socket at the given path answers, then ends the scope.
+    async fn served<F: Future<Output = ()>>(path: &Path, test: impl FnOnce(PathBuf) -> F) {
+        let local = LocalSet::new();
+        local
+            .run_until(async {
+                let scope = Scope::new();
+                let socket = AdminSocket::bind(path).expect("binds");
+                drop(
+                    scope.spawn(
+                        socket.serve(scope.clone(), Rc::new(|| Box::pin(async { status() }) as Asked)),
+                    ),
+                );
+                test(path.to_owned()).await;
+                assert!(scope.close(Duration::from_secs(20)).await);
+            })
+            .await;
+    }
+
+    async fn exchange(path: &Path, request: &str) -> String {
+        let mut stream = UnixStream::connect(path).await.expect("connects");
+        stream.write_all(request.as_bytes()).await.expect("writes");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("reads");
+        answer
+    }
+
+    #[tokio::test]
+    async fn tells_its_status_to_whoever_asks_with_the_same_configuration() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("admin.sock");
+        served(&path, |path| async move {
+            assert_eq!(fs::metadata(&path).expect("exists").permissions().mode() & 0o777, 0o600);
+            let asked = tokio::task::spawn_blocking(move || {
+                Running { admin: &path, config: Path::new("edge.yaml") }.ask_json::<Status>("/status")
+            });
+            assert_eq!(asked.await.expect("ends").expect("an answer"), status());
+        })
+        .await;
+        assert!(!path.exists(), "the socket's file is left over");
+    }
+
+    #[tokio::test]
+    async fn answers_nothing_but_get_status() {
+        let dir = tempfile::tempdir().expect("a directory");
+        served(&dir.path().join("admin.sock"), |path| async move {
+            let answer = exchange(&path, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+            let answer = exchange(&path, "POST /status HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("allow: GET\r\n"), "{answer}");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_second_edge_is_refused_and_the_first_keeps_its_socket() {
+        let dir = tempfile::tempdir().expect("a directory");
+        served(&dir.path().join("admin.sock"), |path| async move {
+            assert!(matches!(AdminSocket::bind(&path), Err(AdminError::Taken(_))));
+            let answer = exchange(&path, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_leftover_socket_is_replaced_and_anything_else_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("admin.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("binds"));
+        drop(AdminSocket::bind(&path).expect("replaces the leftover"));
+        fs::write(&path, "mine").expect("writes");
+        assert!(matches!(AdminSocket::bind(&path), Err(AdminError::Foreign(_))));
+        assert_eq!(fs::read(&path).expect("reads"), b"mine");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_connection_is_closed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        served(&dir.path().join("admin.sock"), |path| async move {
+            let mut stream = UnixStream::connect(&path).await.expect("connects");
+            let mut answer = Vec::new();
+            // Whether hyper sends 408 first is its business.
+            let _ = stream.read_to_end(&mut answer).await;
+        })
+        .await;
+    }
+}

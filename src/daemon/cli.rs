@@ -1,0 +1,125 @@
+//! The command line: words to a [`Command`], nothing else.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Exit status for a call that makes no sense, after sysexits.h.
+pub const USAGE: u8 = 64;
+
+/// Exit status for a configuration that makes no sense, after sysexits.h.
+pub const CONFIG: u8 = 78;
+
+/// What edge was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// The configuration file that was named; without one, the usual places are looked at.
+    pub config: Option<PathBuf>,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What edge can do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Run in the foreground until SIGTERM (the default)
+    Run,
+    /// Check the configuration: print every problem, or ok and each app's final command line
+    Check,
+    /// Show listeners, apps, workers and certificates of the running edge
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the certificates of the running edge
+    Certs {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the final command line and environment of an app's worker
+    Explain {
+        /// Name of the app
+        app: String,
+    },
+    /// Print the root certificate of edge's own CA, to be trusted by browsers and clients
+    Trust,
+    /// Serve the built-in demo worker on EDGE_SOCKET, or on PORT of 127.0.0.1
+    Hello,
+}
+
+#[derive(Parser)]
+#[command(
+    name = "edge",
+    version,
+    about = "Serves web applications: TLS and certificates, HTTP/1.1 and HTTP/2, and the worker processes behind them",
+    after_help = "Example:\n  edge --config edge.yaml\n\nExit status: 0 done or drained, 1 failed or forced, 64 usage, 78 configuration.",
+    subcommand_required = false
+)]
+struct Words {
+    /// Configuration file [default: ./edge.yaml, then /etc/edge/edge.yaml]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Reads the words of a call, the program's name first. The error also carries the texts of `--help` and `--version`:
+/// see [`exit_status`].
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Call, clap::Error> {
+    let words = Words::try_parse_from(words)?;
+    Ok(Call { config: words.config, command: words.command.unwrap_or(Command::Run) })
+}
+
+/// The exit status that goes with what [`parse`] returned instead of a call.
+pub fn exit_status(error: &clap::Error) -> u8 {
+    if error.use_stderr() { USAGE } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Call, clap::Error> {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn every_promised_call_is_understood() {
+        let file = || Some(PathBuf::from("a.yaml"));
+        for (line, config, command) in [
+            ("edge", None, Command::Run),
+            ("edge --config a.yaml", file(), Command::Run),
+            ("edge run --config a.yaml", file(), Command::Run),
+            ("edge --config=a.yaml check", file(), Command::Check),
+            ("edge status", None, Command::Status { json: false }),
+            ("edge status --json --config a.yaml", file(), Command::Status { json: true }),
+            ("edge certs --json", None, Command::Certs { json: true }),
+            ("edge explain api", None, Command::Explain { app: "api".to_owned() }),
+            ("edge trust", None, Command::Trust),
+            ("edge hello", None, Command::Hello),
+        ] {
+            assert_eq!(read(line).expect(line), Call { config, command }, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_makes_no_sense_is_64_and_help_is_0() {
+        for (line, status) in [
+            ("edge serve", 64),
+            ("edge --confg a.yaml", 64),
+            ("edge explain", 64),
+            ("edge status api", 64),
+            ("edge --config", 64),
+            ("edge --help", 0),
+            ("edge help", 0),
+            ("edge status --help", 0),
+            ("edge --version", 0),
+        ] {
+            let error = read(line).expect_err(line);
+            assert_eq!(exit_status(&error), status, "{line}");
+        }
+    }
+}

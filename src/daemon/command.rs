@@ -1,0 +1,150 @@
+//! The subcommands that ask or read and then print: each turns a checked configuration into text for standard output.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use time::OffsetDateTime;
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::model::{Account, Backend, Config};
+use crate::daemon::ask::{AskError, Running};
+use crate::daemon::explain::{self, Checked};
+use crate::daemon::render;
+use crate::telemetry::log::wants_colour;
+use crate::telemetry::status::Status;
+use crate::worker::adapter::{self, Plan, Wire};
+use crate::worker::environment::inherited;
+
+/// Why a subcommand has nothing to print.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum CommandError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("edge's own CA has no root certificate yet at {}: it is made when an app with `tls: internal` is first served", .0.display())]
+    NoRoot(PathBuf),
+    #[error("cannot read {}", .path.display())]
+    Root { path: PathBuf, source: io::Error },
+    #[error("{} has no app named \"{app}\"; it has {known}", .file.display())]
+    NoApp { file: PathBuf, app: String, known: String },
+    #[error("app \"{0}\" has no workers: it forwards to servers edge does not run")]
+    NoWorkers(String),
+}
+
+/// `edge check`, of a configuration in which no problem was found.
+pub fn check(config: &Config) -> String {
+    let lines: Vec<(String, Vec<String>)> = config
+        .apps
+        .iter()
+        .map(|app| match &app.backend {
+            Backend::Workers(spec) => {
+                let plan: Plan = adapter::plan(&app.name, spec, 0, &config.runtime_dir);
+                (explain::command_line(&plan.argv), plan.notes)
+            }
+            Backend::Upstream(addresses) => {
+                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                (format!("→ {}", addresses.join(", ")), Vec::new())
+            }
+        })
+        .collect();
+    let checked: Vec<Checked<'_>> = config
+        .apps
+        .iter()
+        .zip(&lines)
+        .map(|(app, (line, notes))| Checked { app: app.name.as_str(), line: line.clone(), notes })
+        .collect();
+    explain::check(&checked)
+}
+
+/// `edge explain APP`: its first worker.
+pub fn explain(config: &Config, name: &str) -> Result<String, CommandError> {
+    let Some(app) = config.apps.iter().find(|app| app.name.as_str() == name) else {
+        let known: Vec<&str> = config.apps.iter().map(|app| app.name.as_str()).collect();
+        return Err(CommandError::NoApp {
+            file: config.file.clone(),
+            app: name.to_owned(),
+            known: known.join(", "),
+        });
+    };
+    let spec = match &app.backend {
+        Backend::Workers(spec) => spec,
+        Backend::Upstream(_) => return Err(CommandError::NoWorkers(name.to_owned())),
+    };
+    let plan = adapter::plan(&app.name, spec, 0, &config.runtime_dir);
+    let text = |word: OsString| word.to_string_lossy().into_owned();
+    let mut environment: BTreeMap<String, String> =
+        inherited(&spec.account).into_iter().map(|(name, value)| (text(name), text(value))).collect();
+    environment.extend(plan.environment.clone());
+    let address = match plan.wire {
+        Wire::Unix => "a unix socket",
+        Wire::Tcp => "a loopback port that is chosen at each start",
+    };
+    let user = match &spec.account {
+        Account::Own => None,
+        Account::Other { name, .. } => Some(name.as_str()),
+    };
+    Ok(explain::explain(&explain::Worker {
+        app: app.name.as_str(),
+        slot: 0,
+        argv: &plan.argv,
+        environment: &environment,
+        written: &spec.environment,
+        working_dir: &spec.working_dir,
+        address,
+        user,
+        notes: &plan.notes,
+    }))
+}
+
+/// `edge status`.
+pub fn status(config: &Config, json: bool) -> Result<String, CommandError> {
+    let running = running(config);
+    if json {
+        return Ok(String::from_utf8_lossy(&running.ask("/status")?).into_owned());
+    }
+    let status: Status = running.ask_json("/status")?;
+    Ok(render::status(&status, now(), colour()))
+}
+
+/// `edge certs`.
+pub fn certs(config: &Config, json: bool) -> Result<String, CommandError> {
+    let running = running(config);
+    if json {
+        let status: serde_json::Value = running.ask_json("/status")?;
+        return Ok(format!("{}\n", status["certificates"]));
+    }
+    let status: Status = running.ask_json("/status")?;
+    Ok(render::certificates(&status.certificates, now(), colour()))
+}
+
+/// `edge trust`.
+pub fn trust(config: &Config) -> Result<String, CommandError> {
+    let path = config.storage.join("internal").join("root.pem");
+    std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => CommandError::NoRoot(path),
+        _ => CommandError::Root { path, source },
+    })
+}
+
+/// Prints to standard output. A reader that has gone, as `head` does, wants no more and is no error.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+fn running(config: &Config) -> Running<'_> {
+    Running { admin: &config.admin, config: &config.file }
+}
+
+fn now() -> OffsetDateTime {
+    OffsetDateTime::from(SystemClock.now())
+}
+
+fn colour() -> bool {
+    wants_colour(io::stdout().is_terminal())
+}

@@ -1,0 +1,131 @@
+//! The data-plane threads: one runtime each, with its own listening sockets, worker connections and deadlines.
+
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+
+use crate::cert::challenge::Challenges;
+use crate::cert::resolver::Certificates;
+use crate::clock::Clock;
+use crate::config::model::Timeouts;
+use crate::deadline::Deadlines;
+use crate::listen::accept::{self, Kind};
+use crate::listen::stage::Stage;
+use crate::proxy::plane::AccessSink;
+use crate::proxy::plane::Plane;
+use crate::proxy::route::Routing;
+use crate::scope::Scope;
+use crate::telemetry::access::AccessRecord;
+use crate::telemetry::buffer::AccessLog;
+use crate::telemetry::sink::Sink;
+use crate::upstream::exchange::Reach;
+use crate::upstream::idle::IdleConnections;
+
+/// What every data-plane thread reads.
+#[derive(Clone)]
+pub struct Shared {
+    /// Who answers for which host.
+    pub routing: Arc<ArcSwap<Routing>>,
+    /// What can be served.
+    pub certificates: Arc<Certificates>,
+    /// Pending challenges.
+    pub challenges: Arc<Challenges>,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// The configured time-outs.
+    pub timeouts: Timeouts,
+    /// How long open requests may take at drain.
+    pub drain_timeout: Duration,
+    /// The https port as clients see it, where it is not 443: redirects name it.
+    pub https_port: Option<u16>,
+    /// Where access lines go.
+    pub access: Option<Sink>,
+}
+
+/// A running data-plane thread.
+pub struct DataThread {
+    ended: oneshot::Receiver<bool>,
+    /// How it ended, once that was told: it is told once, and asked for again at the stop.
+    outcome: Option<Option<bool>>,
+}
+
+impl DataThread {
+    /// Waits until the thread has drained, or been aborted: `Some(true)` where every request was finished in time, `None` where
+    /// it died of a panic.
+    pub async fn ended(&mut self) -> Option<bool> {
+        if self.outcome.is_none() {
+            self.outcome = Some((&mut self.ended).await.ok());
+        }
+        self.outcome.flatten()
+    }
+}
+
+/// Starts thread number `index` on `sockets`. It ends when `scope` has drained.
+pub fn start(
+    index: usize,
+    sockets: Vec<(TcpListener, Kind)>,
+    shared: Shared,
+    scope: &Scope,
+) -> io::Result<DataThread> {
+    let scope = scope.child();
+    let (tell, ended) = oneshot::channel();
+    // Built here, so that running out of descriptors is an error of the start.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    std::thread::Builder::new().name(format!("edge-data-{index}")).spawn(move || {
+        let local = LocalSet::new();
+        let drained = local.block_on(&runtime, serve(sockets, shared, scope));
+        match drained {
+            // Nobody listens only where edge is being torn down already.
+            Ok(drained) => drop(tell.send(drained)),
+            Err(error) => tracing::error!(error = %error, "data-plane thread cannot take its sockets"),
+        }
+    })?;
+    Ok(DataThread { ended, outcome: None })
+}
+
+impl AccessSink for AccessLog {
+    fn record(&self, record: &AccessRecord) {
+        Self::record(self, record);
+    }
+}
+
+async fn serve(sockets: Vec<(TcpListener, Kind)>, shared: Shared, scope: Scope) -> io::Result<bool> {
+    let deadlines = Deadlines::new();
+    let idle = IdleConnections::new();
+    let access = shared.access.map_or_else(AccessLog::off, AccessLog::new);
+    let plane = Rc::new(Plane {
+        routing: shared.routing,
+        certificates: shared.certificates,
+        challenges: shared.challenges,
+        reach: Reach { idle: Rc::clone(&idle), deadlines: deadlines.clone(), timeouts: shared.timeouts },
+        access: Rc::new(access.clone()),
+        tunnels: scope.clone(),
+        clock: shared.clock,
+        https_port: shared.https_port,
+    });
+    let stage = Stage::default();
+    let connections = async {
+        for (socket, kind) in sockets {
+            let listener = tokio::net::TcpListener::from_std(socket)?;
+            drop(scope.spawn(accept::run(listener, kind, Rc::clone(&plane), stage.clone(), scope.clone())));
+        }
+        scope.drained().await;
+        Ok(scope.close(shared.drain_timeout).await)
+    };
+    // These outlive the connections, which need them while they drain, and end with this future.
+    let outcome = tokio::select! {
+        outcome = connections => outcome,
+        () = stage.follow(&scope, &deadlines) => Ok(false),
+        () = deadlines.run() => Ok(false),
+        () = idle.run() => Ok(false),
+        () = access.run() => Ok(false),
+    };
+    access.flush();
+    outcome
+}

@@ -1,0 +1,133 @@
+//! Binding: the one place that opens listening sockets.
+//!
+//! Each data-plane thread gets a socket of its own for every address (SO_REUSEPORT), so that a connection is accepted where it
+//! will be served.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use crate::config::model::ListenAddr;
+
+/// Connections the kernel completes ahead of `accept`; it caps this at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// A peer that vanished without a word is noticed after idle + 3 × interval.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// An address could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody listens there.
+    #[error(
+        "cannot listen on {address}: another program listens there; stop it, or choose another address under `listen`"
+    )]
+    InUse {
+        /// As configured.
+        address: ListenAddr,
+    },
+    /// Not allowed.
+    #[error(
+        "cannot listen on {address}: ports below 1024 need root or CAP_NET_BIND_SERVICE; use the systemd unit, \
+         or `setcap cap_net_bind_service=+ep` on the program, or a higher port"
+    )]
+    NotAllowed {
+        /// As configured.
+        address: ListenAddr,
+    },
+    /// Anything else.
+    #[error("cannot listen on {address}")]
+    Other {
+        /// As configured.
+        address: ListenAddr,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// One bound address: a socket for each thread.
+#[derive(Debug)]
+pub struct Bound {
+    /// The address with its real port.
+    pub address: SocketAddr,
+    /// As many sockets as were asked for, non-blocking.
+    pub sockets: Vec<TcpListener>,
+}
+
+/// Binds `address` for `threads` threads, or says why not.
+pub fn bind(address: ListenAddr, threads: usize) -> Result<Bound, BindError> {
+    let mut wanted = match address {
+        ListenAddr::At(wanted) => wanted,
+        ListenAddr::Any(port) if ipv6_works() => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+        ListenAddr::Any(port) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+    };
+    // SO_REUSEPORT would let a second edge of the same user share the port and take half of the connections: a first socket
+    // without it finds out whether anybody is there. It never listens, so it takes no connection.
+    drop(open(wanted, false).map_err(|cause| explain(address, cause))?);
+    let mut sockets = Vec::with_capacity(threads);
+    for _ in 0..threads.max(1) {
+        let socket = open(wanted, true)
+            .and_then(|socket| socket.listen(BACKLOG).map(|()| TcpListener::from(socket)))
+            .map_err(|cause| explain(address, cause))?;
+        wanted = socket.local_addr().map_err(|cause| BindError::Other { address, cause })?;
+        sockets.push(socket);
+    }
+    Ok(Bound { address: wanted, sockets })
+}
+
+fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // Dual stack, whatever the system's default: `[::]` also takes IPv4.
+        socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
+    }
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    // Accepted sockets inherit these on Linux, which spares each connection the calls.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(3),
+    )?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn ipv6_works() -> bool {
+    open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), false).is_ok()
+}
+
+fn explain(address: ListenAddr, cause: io::Error) -> BindError {
+    match cause.kind() {
+        io::ErrorKind::AddrInUse => BindError::InUse { address },
+        io::ErrorKind::PermissionDenied => BindError::NotAllowed { address },
+        _ => BindError::Other { address, cause },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_thread_gets_a_socket_on_the_same_port() {
+        let bound = bind(ListenAddr::At(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), 3).expect("free port");
+        assert_eq!(bound.sockets.len(), 3);
+        for socket in &bound.sockets {
+            assert_eq!(socket.local_addr().expect("bound"), bound.address);
+        }
+    }
+
+    #[test]
+    fn a_taken_port_is_refused_even_for_the_same_user() {
+        let first = bind(ListenAddr::At(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), 2).expect("free port");
+        let again = bind(ListenAddr::At(first.address), 2);
+        assert!(matches!(again, Err(BindError::InUse { .. })), "{again:?}");
+    }
+}

@@ -1,0 +1,75 @@
+//! The handshake: ClientHello to the certificate's configuration, or a refusal that says nothing.
+
+use std::io;
+use std::net::IpAddr;
+
+use rustls::server::Acceptor;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::cert::resolver::Certificates;
+use crate::name::HostName;
+use crate::proxy::conn::TlsInfo;
+
+/// A fatal alert `unrecognized_name` (RFC 8446 §6, RFC 6066 §3), as one plaintext record.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// Why a handshake came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// No certificate for the name asked for.
+    #[error("no certificate for the name {0:?}")]
+    UnknownName(Option<String>),
+    /// The client, or the network, failed.
+    #[error("the TLS handshake failed")]
+    Failed(#[source] io::Error),
+}
+
+/// A connection past its handshake.
+pub struct Accepted<S> {
+    /// The stream.
+    pub stream: TlsStream<S>,
+    /// What was agreed on.
+    pub info: TlsInfo,
+    /// Whether HTTP/2 was chosen by ALPN.
+    pub h2: bool,
+}
+
+/// Runs the server's side of a handshake on `stream`. Not bounded in time: the caller is.
+pub async fn accept<S>(
+    stream: S,
+    local: IpAddr,
+    certificates: &Certificates,
+) -> Result<Accepted<S>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
+    let start = acceptor.await.map_err(HandshakeError::Failed)?;
+    let written = start.client_hello().server_name().map(str::to_owned);
+    let sni = written.as_deref().and_then(|name| HostName::parse(name).ok());
+    // A name that is no host name is nobody's: it must not fall back to the address's certificate.
+    let served = match (&written, &sni) {
+        (Some(_), None) => None,
+        (Some(_), Some(_)) | (None, _) => certificates.find(sni.as_ref(), local),
+    };
+    let Some(served) = served else {
+        let mut stream = start.io;
+        let told = stream.write_all(&UNRECOGNIZED_NAME).await;
+        let shut = stream.shutdown().await;
+        return Err(match told.and(shut) {
+            Ok(()) => HandshakeError::UnknownName(written),
+            Err(error) => HandshakeError::Failed(error),
+        });
+    };
+    let stream =
+        start.into_stream(std::sync::Arc::clone(&served.config)).await.map_err(HandshakeError::Failed)?;
+    let (_, session) = stream.get_ref();
+    let h2 = session.alpn_protocol() == Some(b"h2");
+    let version = match session.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        Some(_) | None => "TLSv1.3",
+    };
+    Ok(Accepted { stream, info: TlsInfo { sni, served, version }, h2 })
+}

@@ -1,0 +1,171 @@
+//! Which time-out a client's connection is under now: a pure core, driven by `listen::http` after each poll.
+
+use std::time::Duration;
+
+use crate::config::model::Timeouts;
+
+/// What a connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// A request head is awaited or has begun: `timeouts.headers`. Holds the requests begun until then.
+    Head(u64),
+    /// Nothing is open and nothing of a next request has come: `timeouts.keepalive`. Holds what had been seen until then.
+    Idle(Seen),
+    /// Requests are open: looked at every `timeouts.write`.
+    Serving,
+}
+
+/// What a connection has carried so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Requests begun.
+    pub requests: u64,
+    /// Bytes received.
+    pub read: u64,
+}
+
+/// What a passed deadline means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Look again after this long.
+    Again(Duration),
+    /// An idle connection's time is over: close it gracefully.
+    Close,
+    /// A request head took too long: 408 and close.
+    HeadTooSlow,
+    /// The client takes nothing of what we send: close at once.
+    Stalled,
+}
+
+/// The rules for one connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Watch {
+    phase: Phase,
+    multiplexed: bool,
+    timeouts: Timeouts,
+}
+
+impl Watch {
+    /// A connection just set up, with the time until it must have sent a request head. `multiplexed` for HTTP/2.
+    pub fn new(multiplexed: bool, timeouts: Timeouts) -> (Self, Duration) {
+        (Self { phase: Phase::Head(0), multiplexed, timeouts }, timeouts.headers)
+    }
+
+    /// To be called whenever something may have moved; returns the new deadline where the phase changed.
+    pub fn observe(&mut self, open: u32, seen: Seen) -> Option<Duration> {
+        let next = match self.phase {
+            Phase::Head(_) | Phase::Idle(_) if open > 0 => Phase::Serving,
+            Phase::Serving if open == 0 => Phase::Idle(seen),
+            // A request that came and went between two looks, as quick ones on HTTP/2 do.
+            Phase::Head(before) if seen.requests != before => Phase::Idle(seen),
+            Phase::Idle(before) if seen.requests != before.requests => Phase::Idle(seen),
+            // HTTP/2 frames between requests (PING, SETTINGS) are no request head.
+            Phase::Idle(before) if seen.read != before.read && !self.multiplexed => {
+                Phase::Head(seen.requests)
+            }
+            Phase::Head(_) | Phase::Idle(_) | Phase::Serving => return None,
+        };
+        self.phase = next;
+        Some(match next {
+            Phase::Head(_) => self.timeouts.headers,
+            Phase::Idle(_) if self.multiplexed => self.timeouts.keepalive_h2,
+            Phase::Idle(_) => self.timeouts.keepalive,
+            Phase::Serving => self.timeouts.write,
+        })
+    }
+
+    /// To be called when the deadline has passed and [`Self::observe`] saw no change. `blocked` says for how long the client
+    /// has not taken what is to be sent. That may be the rest of an answer whose request is over already: it must neither be
+    /// cut off as idle nor have a 408 written into it.
+    pub fn passed(&self, blocked: Option<Duration>) -> Verdict {
+        match (self.phase, blocked) {
+            (_, Some(blocked)) if blocked >= self.timeouts.write => Verdict::Stalled,
+            (_, Some(blocked)) => Verdict::Again(self.timeouts.write - blocked),
+            (Phase::Head(_), None) => Verdict::HeadTooSlow,
+            (Phase::Idle(_), None) => Verdict::Close,
+            (Phase::Serving, None) => Verdict::Again(self.timeouts.write),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeouts() -> Timeouts {
+        let s = Duration::from_secs;
+        Timeouts {
+            handshake: s(10),
+            headers: s(10),
+            body: s(30),
+            write: s(30),
+            keepalive: s(60),
+            keepalive_h2: s(75),
+            connect: s(1),
+            first_byte: s(60),
+            upstream_idle: s(60),
+            tunnel: s(600),
+        }
+    }
+
+    fn seen(requests: u64, read: u64) -> Seen {
+        Seen { requests, read }
+    }
+
+    #[test]
+    fn requests_too_quick_to_be_seen_open_keep_a_connection_alive() {
+        let (mut watch, _) = Watch::new(true, timeouts());
+        assert_eq!(watch.observe(0, seen(1, 100)), Some(Duration::from_secs(75)));
+        assert_eq!(watch.observe(0, seen(2, 200)), Some(Duration::from_secs(75)));
+        assert_eq!(watch.observe(0, seen(2, 200)), None);
+    }
+
+    #[test]
+    fn a_new_connection_must_send_a_head_in_time() {
+        let (watch, first) = Watch::new(false, timeouts());
+        assert_eq!(first, Duration::from_secs(10));
+        assert_eq!(watch.passed(None), Verdict::HeadTooSlow);
+    }
+
+    #[test]
+    fn idle_lasts_until_the_first_byte_and_then_the_head_is_timed() {
+        let (mut watch, _) = Watch::new(false, timeouts());
+        assert_eq!(watch.observe(1, seen(1, 100)), Some(Duration::from_secs(30)));
+        assert_eq!(watch.observe(0, seen(1, 100)), Some(Duration::from_secs(60)));
+        assert_eq!(watch.passed(None), Verdict::Close);
+        assert_eq!(watch.observe(0, seen(1, 101)), Some(Duration::from_secs(10)));
+        assert_eq!(watch.passed(None), Verdict::HeadTooSlow);
+    }
+
+    #[test]
+    fn frames_on_an_idle_multiplexed_connection_do_not_keep_it_open() {
+        let (mut watch, _) = Watch::new(true, timeouts());
+        watch.observe(1, seen(1, 100));
+        assert_eq!(watch.observe(0, seen(1, 100)), Some(Duration::from_secs(75)));
+        assert_eq!(watch.observe(0, seen(1, 500)), None);
+        assert_eq!(watch.passed(None), Verdict::Close);
+    }
+
+    #[test]
+    fn only_a_client_that_takes_nothing_is_stalled() {
+        let (mut watch, _) = Watch::new(false, timeouts());
+        watch.observe(1, seen(1, 100));
+        let s = Duration::from_secs;
+        assert_eq!(watch.passed(None), Verdict::Again(s(30)));
+        assert_eq!(watch.passed(Some(s(12))), Verdict::Again(s(18)));
+        assert_eq!(watch.passed(Some(s(30))), Verdict::Stalled);
+    }
+
+    #[test]
+    fn the_rest_of_an_answer_is_neither_cut_off_as_idle_nor_followed_by_a_408() {
+        let (mut watch, _) = Watch::new(false, timeouts());
+        let s = Duration::from_secs;
+        watch.observe(1, seen(1, 100));
+        watch.observe(0, seen(1, 100));
+        assert_eq!(watch.passed(Some(s(1))), Verdict::Again(s(29)), "idle, but for what is in the buffers");
+        watch.observe(0, seen(1, 101));
+        assert_eq!(watch.passed(Some(s(1))), Verdict::Again(s(29)), "the next head has begun meanwhile");
+        assert_eq!(watch.passed(Some(s(30))), Verdict::Stalled);
+        assert_eq!(watch.passed(None), Verdict::HeadTooSlow);
+    }
+}

@@ -1,0 +1,73 @@
+//! The `edge` command: reads its words, does what they say, prints what came of it, and returns the exit status.
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use edge::config;
+use edge::config::model::Config;
+use edge::config::problem::Problems;
+use edge::config::surroundings::Surroundings;
+use edge::daemon::cli::{self, Call, Command};
+use edge::daemon::{command, hello, run};
+use edge::report::Report;
+
+/// Buffers of a few kilobytes come and go with each request: this allocator keeps them at hand for each thread, and gives
+/// memory back after a flood.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// What ends a call early.
+enum Failure {
+    /// The configuration is at fault: every problem, a line each.
+    Config(Problems),
+    /// Anything else.
+    Failed(Box<dyn Error>),
+}
+
+impl<E: Error + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+fn main() -> ExitCode {
+    let call = match cli::parse(std::env::args_os()) {
+        Ok(call) => call,
+        Err(words) => {
+            // Where even this cannot be printed, the exit status has to do.
+            let _ = words.print();
+            return ExitCode::from(cli::exit_status(&words));
+        }
+    };
+    perform(&call).unwrap_or_else(|failure| {
+        let (text, status) = match failure {
+            Failure::Config(problems) => (problems.to_string(), ExitCode::from(cli::CONFIG)),
+            Failure::Failed(error) => (format!("edge: {}", Report(&*error)), ExitCode::FAILURE),
+        };
+        let _ = writeln!(io::stderr(), "{text}");
+        status
+    })
+}
+
+fn perform(call: &Call) -> Result<ExitCode, Failure> {
+    if call.command == Command::Hello {
+        return Ok(hello::run()?);
+    }
+    let config = load(call.config.as_deref()).map_err(Failure::Config)?;
+    let text = match &call.command {
+        Command::Hello | Command::Run => return Ok(run::run(config)),
+        Command::Check => command::check(&config),
+        Command::Explain { app } => command::explain(&config, app)?,
+        Command::Status { json } => command::status(&config, *json)?,
+        Command::Certs { json } => command::certs(&config, *json)?,
+        Command::Trust => command::trust(&config)?,
+    };
+    command::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn load(named: Option<&Path>) -> Result<Config, Problems> {
+    config::load::load(&config::load::find(named)?, &Surroundings::of_this_process())
+}

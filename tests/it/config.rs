@@ -1,0 +1,130 @@
+//! The command line and the file: what is wrong is said at once, where it stands, with the exit status the contract names.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use tokio::process::Command;
+
+use crate::support::edge::{BINARY, run};
+
+const BAD: &str = "\
+apps:
+  api:
+    domains: [api.example.com]
+    command: uvicorn main:app
+    workerz: 4
+  shop:
+    domains: [api.example.com]
+    command: gunicorn shop.wsgi
+    workers: many
+    start_timeout: soon
+";
+
+async fn with_file(arguments: &[&str], text: &str) -> (Output, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("edge.yaml");
+    fs::write(&file, text).unwrap();
+    (run(&[], arguments, &file).await, dir)
+}
+
+#[tokio::test]
+async fn every_problem_is_printed_at_once_with_its_place() {
+    for arguments in [&[][..], &["run"], &["check"]] {
+        let (output, _dir) = with_file(arguments, BAD).await;
+        assert_eq!(output.status.code(), Some(78), "{arguments:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        for (place, key) in [
+            ("edge.yaml:5:", "apps.api.workerz"),
+            ("edge.yaml:7:", "apps.shop.domains"),
+            ("edge.yaml:9:", "apps.shop.workers"),
+            ("edge.yaml:10:", "apps.shop.start_timeout"),
+        ] {
+            assert!(
+                text.lines().any(|line| line.contains(place) && line.contains(key)),
+                "{arguments:?}: {place} {key} not in:\n{text}"
+            );
+        }
+        assert!(
+            text.contains("\"workers\"") || text.contains("`workers`"),
+            "no nearest spelling in:\n{text}"
+        );
+        assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_yaml_is_refused_with_its_place() {
+    let (output, _dir) = with_file(&["check"], "apps:\n  api: [\n").await;
+    assert_eq!(output.status.code(), Some(78));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("edge.yaml:"), "{text}");
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_named() {
+    let output = run(&[], &["check"], Path::new("/nonexistent/edge.yaml")).await;
+    assert_eq!(output.status.code(), Some(78));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("/nonexistent/edge.yaml"));
+}
+
+#[tokio::test]
+async fn check_prints_ok_and_the_command_lines() {
+    let (output, _dir) = with_file(
+        &["check"],
+        "apps:\n  api:\n    domains: [api.test]\n    command: hypercorn main:app\n    workers: 2\n    working_dir: /tmp\n",
+    )
+    .await;
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("ok") && text.contains("hypercorn main:app") && text.contains("-b"), "{text}");
+}
+
+#[tokio::test]
+async fn explain_prints_command_and_environment_of_a_worker() {
+    let (output, _dir) = with_file(
+        &["explain", "api"],
+        "apps:\n  api:\n    domains: [api.test]\n    command: uvicorn main:app\n    workers: 2\n    working_dir: /tmp\n",
+    )
+    .await;
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    for wanted in ["uvicorn main:app", "UVICORN_UDS", "EDGE_WORKER", "WEB_CONCURRENCY"] {
+        assert!(text.contains(wanted), "{wanted} not in:\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn usage_errors_end_with_64() {
+    for arguments in [&["frobnicate"][..], &["--frobnicate"], &["status", "--frobnicate"]] {
+        let output = Command::new(BINARY).args(arguments).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}");
+        assert!(!output.stderr.is_empty());
+    }
+    for arguments in [&["--help"][..], &["--version"], &["status", "--help"]] {
+        let output = Command::new(BINARY).args(arguments).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(!output.stdout.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named_and_ends_with_1() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("edge.yaml");
+    let (address, below) = (taken.local_addr().unwrap(), dir.path().display());
+    let text = format!(
+        "storage: {below}/s\nruntime_dir: {below}/r\nlisten:\n  http: []\n  https: [\"{address}\"]\n\
+         apps:\n  a:\n    domains: [a.test]\n    upstream: http://127.0.0.1:1\n"
+    );
+    fs::write(&file, text).unwrap();
+    let output = run(&[], &[], &file).await;
+    assert_eq!(output.status.code(), Some(1));
+    let said = [output.stdout, output.stderr].concat();
+    assert!(
+        String::from_utf8_lossy(&said).contains(&address.to_string()),
+        "{}",
+        String::from_utf8_lossy(&said)
+    );
+}

@@ -1,0 +1,27 @@
+//! The promises of `edge`, kept by the real binary: every test starts it with a configuration of its own, on ports of its own,
+//! in a directory of its own, and talks to it as a client, a worker, a CA or an operator would.
+//!
+//! `tests/run` prepares what these tests need (Pebble, a Python environment, node) and runs them.
+//! `EDGE_TEST_FULL=1` makes the load tests as long as the promises say; without it they are shortened.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the rules are for the program; a test has no owner to give tasks to"
+)]
+#![allow(clippy::large_futures, reason = "a few tests at a time: their size costs nothing")]
+
+mod support;
+
+mod access_log;
+mod acme;
+mod config;
+mod hostile;
+mod proxying;
+mod refusals;
+mod servers;
+mod shutdown;
+mod status;
+mod tls;
+mod upgrades;
+mod workers;

@@ -1,0 +1,206 @@
+//! The servers people run, each with the command line of its own documentation, each through the same test.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::client::{Connection, PATIENCE, Wire, empty, next_chunk, tcp_from, tls_over, websocket};
+use crate::support::edge::{Edge, Setup};
+use crate::support::{until, within};
+
+/// What a server's application can learn and do.
+struct Server {
+    command: &'static str,
+    /// The server takes the scheme from what edge says.
+    scheme: bool,
+    /// The server takes the client's address from what edge says.
+    client: bool,
+    websocket: bool,
+}
+
+const ASGI: Server = Server { command: "", scheme: true, client: true, websocket: true };
+
+#[tokio::test]
+async fn uvicorn() {
+    serves(Server { command: "uvicorn main:app", ..ASGI }).await;
+}
+
+#[tokio::test]
+async fn fastapi_run() {
+    serves(Server { command: "fastapi run main.py", ..ASGI }).await;
+}
+
+#[tokio::test]
+async fn gunicorn_with_the_uvicorn_worker() {
+    serves(Server { command: "gunicorn -k uvicorn_worker.UvicornWorker main:app", ..ASGI }).await;
+}
+
+#[tokio::test]
+async fn gunicorn_wsgi() {
+    // It has no way to be told the client's address: applications read X-Forwarded-For.
+    serves(Server { command: "gunicorn wsgi:app", scheme: true, client: false, websocket: false }).await;
+}
+
+#[tokio::test]
+async fn hypercorn() {
+    // It has no way to be told either: applications read X-Forwarded-*.
+    serves(Server { command: "hypercorn main:app", scheme: false, client: false, websocket: true }).await;
+}
+
+#[tokio::test]
+async fn daphne() {
+    serves(Server { command: "daphne main:app", ..ASGI }).await;
+}
+
+#[tokio::test]
+async fn granian() {
+    // It has no way to be told either: applications read X-Forwarded-*.
+    serves(Server {
+        command: "granian --interface asgi main:app",
+        scheme: false,
+        client: false,
+        websocket: true,
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn waitress() {
+    serves(Server { command: "waitress-serve wsgi:app", scheme: true, client: false, websocket: false })
+        .await;
+}
+
+#[tokio::test]
+async fn node() {
+    // The application itself reads X-Forwarded-*, as node's frameworks do behind a proxy.
+    serves(Server { command: "node server.js", scheme: true, client: true, websocket: false }).await;
+}
+
+async fn serves(server: Server) {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/target/test-venv/bin:{}", root.display(), std::env::var("PATH").unwrap());
+    let yaml = format!(
+        "domains: [app.test]\ncommand: {}\nworkers: 2\nworking_dir: {}/tests/apps\n\
+         environment:\n  PATH: \"{path}\"\n  PYTHONDONTWRITEBYTECODE: \"1\"",
+        server.command,
+        root.display()
+    );
+    let edge = Setup::new().environment("PATH", &path).app("app", &yaml).start().await;
+    edge.wait_until_up("app").await;
+    tells_scheme_and_client(&edge, &server).await;
+    both_workers_answer(&edge).await;
+    carries_ten_megabytes(&edge).await;
+    streams_events(&edge).await;
+    if server.websocket {
+        echoes_messages(&edge).await;
+    }
+    stops_gracefully(edge).await;
+}
+
+async fn tells_scheme_and_client(edge: &Edge, server: &Server) {
+    let trust = edge.trust().await;
+    for wire in Wire::BOTH {
+        // An address of its own, so that a server that shows the address of edge is found out.
+        let tcp = tcp_from([127, 0, 0, 7].into(), edge.https).await.unwrap();
+        let stream = tls_over(tcp, "app.test", trust.offering(&[wire.alpn()])).await.unwrap();
+        let authority = format!("app.test:{}", edge.https.port());
+        let mut connection = Connection::over(stream, "https", &authority, wire).await.unwrap();
+        let request =
+            connection.request("GET", "/info").header("x-forwarded-for", "6.6.6.6").body(empty()).unwrap();
+        let info = connection.exchange(request).await.unwrap().json();
+        assert_eq!(info["forwarded_proto"], "https", "{info}");
+        assert_eq!(info["forwarded_for"], "127.0.0.7", "{info}");
+        assert_eq!(info["host"], authority, "{info}");
+        if server.scheme {
+            assert_eq!(info["scheme"], "https", "{info}");
+        }
+        if server.client {
+            assert_eq!(info["client"], "127.0.0.7", "{info}");
+        }
+    }
+}
+
+async fn both_workers_answer(edge: &Edge) {
+    let mut slots = std::collections::BTreeSet::new();
+    until(PATIENCE, "both workers have answered", async || {
+        let mut connections = Vec::new();
+        for _ in 0..4 {
+            connections.push(Connection::open(edge, "app.test", Wire::H1).await);
+        }
+        // At the same time, so that the less busy one is asked too.
+        let answers = connections.iter_mut().map(|connection| connection.get("/slow/100"));
+        for answer in futures_util::future::join_all(answers).await {
+            assert_eq!(answer.status, 200);
+            slots.insert(answer.json()["worker"].as_str().expect("EDGE_WORKER").to_owned());
+        }
+        (slots.len() == 2).then_some(())
+    })
+    .await;
+    assert_eq!(slots.into_iter().collect::<Vec<_>>(), ["0", "1"]);
+}
+
+async fn carries_ten_megabytes(edge: &Edge) {
+    const SIZE: usize = 10 << 20;
+    let data: Bytes = (0..SIZE).map(|at| (at % 256) as u8).collect();
+    let sum: u64 = data.iter().map(|byte| u64::from(*byte)).sum();
+    for wire in Wire::BOTH {
+        let mut connection = Connection::open(edge, "app.test", wire).await;
+        let answer = connection.post("/upload", data.clone()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let seen = answer.json();
+        assert_eq!(seen["bytes"], SIZE, "{wire:?}");
+        assert_eq!(seen["sum"], sum, "{wire:?}");
+        let answer = connection.get(&format!("/download/{SIZE}")).await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.body == data, "{wire:?}: {} bytes, or other ones", answer.body.len());
+    }
+}
+
+async fn streams_events(edge: &Edge) {
+    let mut connection = Connection::open(edge, "app.test", Wire::H2).await;
+    let request = connection.request("GET", "/events").body(empty()).unwrap();
+    let response = connection.send(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert!(response.headers()["content-type"].to_str().unwrap().starts_with("text/event-stream"));
+    let mut body = response.into_body();
+    let first = next_chunk(&mut body).await.unwrap().expect("an event");
+    assert!(first.starts_with(b"data: 0\n\n"), "{first:?}");
+    let begun = Instant::now();
+    let mut rest = first.to_vec();
+    while let Some(chunk) = next_chunk(&mut body).await.unwrap() {
+        rest.extend_from_slice(&chunk);
+    }
+    assert_eq!(String::from_utf8_lossy(&rest), "data: 0\n\ndata: 1\n\ndata: 2\n\n");
+    // The two others follow after 300 ms each: had the first been held back, there would be nothing to wait for.
+    assert!(begun.elapsed() > Duration::from_millis(250), "the events came all at once");
+}
+
+async fn echoes_messages(edge: &Edge) {
+    let mut socket = websocket(edge, "app.test", "/ws").await;
+    for text in ["one", "two", &"x".repeat(100_000)] {
+        socket.send(Message::text(text)).await.unwrap();
+        let back = within(PATIENCE, "the echo", socket.next()).await.expect("open").unwrap();
+        assert_eq!(back.into_text().unwrap().as_str(), text);
+    }
+    socket.close(None).await.unwrap();
+    within(PATIENCE, "the close", async { while let Some(Ok(_)) = socket.next().await {} }).await;
+}
+
+async fn stops_gracefully(edge: Edge) {
+    let mut connection = Connection::open(&edge, "app.test", Wire::H2).await;
+    let request = connection.request("GET", "/slow/2000").body(empty()).unwrap();
+    let asking = tokio::spawn(async move { connection.exchange(request).await });
+    until(PATIENCE, "the request is in flight", async || {
+        let status = edge.status().await;
+        let workers = status["apps"]["app"]["workers"].as_array()?.clone();
+        workers.iter().any(|worker| worker["in_flight"].as_u64() > Some(0)).then_some(())
+    })
+    .await;
+    edge.stop().await;
+    let answer = asking.await.unwrap().expect("the whole answer");
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.json()["slept_ms"], 2000);
+}

@@ -1,0 +1,147 @@
+//! Stopping: what is open is finished, and nothing is left behind.
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use nix::sys::signal::Signal;
+
+use crate::support::client::{Answer, Connection, PATIENCE, Wire, empty, next_chunk, websocket};
+use crate::support::edge::{Edge, Setup};
+use crate::support::{full_length, until, within};
+
+const HELLO: &str = "domains: [a.test]\ncommand: edge hello\nworkers: 2";
+
+async fn in_flight(edge: &Edge) {
+    until(PATIENCE, "a request is in flight", async || {
+        let status = edge.status().await;
+        let workers = status["apps"]["a"]["workers"].as_array()?.clone();
+        workers.iter().any(|worker| worker["in_flight"].as_u64() > Some(0)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_open_at_sigterm_is_answered_whole() {
+    let path = if full_length() { "/slow/5000" } else { "/slow/2000" };
+    for wire in Wire::BOTH {
+        let edge = Setup::new().app("a", HELLO).start().await;
+        edge.wait_until_up("a").await;
+        let mut connection = Connection::open(&edge, "a.test", wire).await;
+        let request = connection.request("GET", path).body(empty()).unwrap();
+        let asking = tokio::spawn(async move { connection.exchange(request).await });
+        in_flight(&edge).await;
+        edge.stop().await;
+        let answer = asking.await.unwrap().unwrap_or_else(|error| panic!("{wire:?}: {error}"));
+        assert_eq!(answer.status, 200, "{wire:?}");
+        assert!(!answer.body.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn new_connections_are_refused_while_open_requests_finish() {
+    let mut edge = Setup::new().app("a", HELLO).start().await;
+    edge.wait_until_up("a").await;
+    let mut connection = Connection::open(&edge, "a.test", Wire::H1).await;
+    let request = connection.request("GET", "/slow/3000").body(empty()).unwrap();
+    let asking = tokio::spawn(async move { connection.exchange(request).await });
+    in_flight(&edge).await;
+    edge.signal(Signal::SIGTERM);
+    let https = edge.https;
+    until(Duration::from_secs(2), "connections are refused", async || {
+        tokio::net::TcpStream::connect(https).await.err()
+    })
+    .await;
+    let answer = asking.await.unwrap().unwrap();
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("connection"), "close", "the client is told not to ask again here");
+    assert_eq!(edge.ended(PATIENCE).await.code(), Some(0));
+    edge.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_delay_the_end() {
+    let edge = Setup::new().app("a", HELLO).start().await;
+    edge.wait_until_up("a").await;
+    let mut idle = Vec::new();
+    for wire in [Wire::H1, Wire::H2, Wire::H1, Wire::H2] {
+        let mut connection = Connection::open(&edge, "a.test", wire).await;
+        assert_eq!(connection.get("/").await.status, 200);
+        idle.push(connection);
+    }
+    let silent = tokio::net::TcpStream::connect(edge.https).await.unwrap();
+    let begun = Instant::now();
+    edge.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    drop((idle, silent));
+}
+
+#[tokio::test]
+async fn endless_answers_and_websockets_are_ended_at_the_drain_timeout() {
+    let edge = Setup::new().top("drain_timeout: 1s").app("a", HELLO).start().await;
+    edge.wait_until_up("a").await;
+    let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
+    let request = connection.request("GET", "/events").body(empty()).unwrap();
+    let mut events = connection.send(request).await.unwrap().into_body();
+    next_chunk(&mut events).await.unwrap().expect("an event");
+    let mut socket = websocket(&edge, "a.test", "/ws").await;
+    let begun = Instant::now();
+    edge.signal(Signal::SIGTERM);
+    within(PATIENCE, "the WebSocket ends", async { while let Some(Ok(_)) = socket.next().await {} }).await;
+    while let Ok(Some(_)) = next_chunk(&mut events).await {}
+    let mut edge = edge;
+    edge.ended(Duration::from_secs(10)).await;
+    assert!(
+        begun.elapsed() >= Duration::from_millis(900),
+        "ended before the drain timeout: {:?}",
+        begun.elapsed()
+    );
+    edge.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_with_status_1() {
+    let mut edge = Setup::new().app("a", HELLO).start().await;
+    edge.wait_until_up("a").await;
+    let mut connection = Connection::open(&edge, "a.test", Wire::H1).await;
+    let request = connection.request("GET", "/slow/15000").body(empty()).unwrap();
+    let asking = tokio::spawn(async move { Answer::read(connection.send(request).await?).await });
+    in_flight(&edge).await;
+    edge.signal(Signal::SIGTERM);
+    edge.wait_for_log("the first signal was heard", |line| {
+        let text = line.to_string().to_ascii_lowercase();
+        text.contains("sigterm") || text.contains("drain") || text.contains("stop")
+    })
+    .await;
+    edge.signal(Signal::SIGTERM);
+    assert_eq!(edge.ended(Duration::from_secs(8)).await.code(), Some(1));
+    assert!(asking.await.unwrap().is_err());
+    edge.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn sigint_stops_as_sigterm_does() {
+    let mut edge = Setup::new().app("a", HELLO).start().await;
+    edge.wait_until_up("a").await;
+    edge.signal(Signal::SIGINT);
+    assert_eq!(edge.ended(PATIENCE).await.code(), Some(0));
+    edge.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn workers_that_ignore_their_stop_signal_are_killed_with_everything_they_started() {
+    let yaml = "domains: [a.test]\nworkers: 1\nserver: generic\ntransport: tcp\nstop_grace_period: 1s\n\
+                command: sh -c 'trap \"\" TERM; sleep 1000 & edge hello & while true; do wait; done'";
+    let edge = Setup::new().app("a", yaml).start().await;
+    edge.wait_until_up("a").await;
+    let begun = Instant::now();
+    edge.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn edge_stops_while_its_workers_are_still_starting() {
+    let edge = Setup::new().app("a", "domains: [a.test]\ncommand: sleep 1000\nworkers: 2").start().await;
+    let begun = Instant::now();
+    edge.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}

@@ -1,0 +1,105 @@
+//! Steady requests while something happens, each of them counted.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Connection, Trust, Wire};
+
+/// What became of the requests.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Complete answers with status 200.
+    pub(crate) good: u64,
+    /// Everything else, in words.
+    pub(crate) failed: Vec<String>,
+    /// Connections opened.
+    pub(crate) handshakes: u64,
+    /// The longest any request took.
+    pub(crate) slowest: Duration,
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.good += other.good;
+        self.failed.extend(other.failed);
+        self.handshakes += other.handshakes;
+        self.slowest = self.slowest.max(other.slowest);
+    }
+}
+
+/// Clients at work.
+pub(crate) struct Load {
+    clients: Vec<JoinHandle<Tally>>,
+    enough: CancellationToken,
+}
+
+/// What one client does, again and again.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    pub(crate) address: SocketAddr,
+    pub(crate) host: String,
+    pub(crate) path: &'static str,
+    pub(crate) wire: Wire,
+    pub(crate) trust: Trust,
+    /// Requests before the connection is opened anew.
+    pub(crate) per_connection: u32,
+    /// Rest after each request.
+    pub(crate) pause: Duration,
+}
+
+impl Load {
+    /// Sets clients to work.
+    pub(crate) fn start(clients: impl IntoIterator<Item = Client>) -> Self {
+        let enough = CancellationToken::new();
+        let clients = clients.into_iter().map(|client| tokio::spawn(work(client, enough.clone()))).collect();
+        Self { clients, enough }
+    }
+
+    /// Lets every client finish its request, and counts.
+    pub(crate) async fn stop(self) -> Tally {
+        self.enough.cancel();
+        let mut total = Tally::default();
+        for client in self.clients {
+            total.add(client.await.expect("a client does not panic"));
+        }
+        total
+    }
+}
+
+async fn work(client: Client, enough: CancellationToken) -> Tally {
+    let mut tally = Tally::default();
+    let mut connection: Option<(Connection, u32)> = None;
+    while !enough.is_cancelled() {
+        let (mut open, used) = match connection.take() {
+            Some(open) => open,
+            None => {
+                tally.handshakes += 1;
+                match Connection::to(client.address, &client.host, client.wire, &client.trust).await {
+                    Ok(open) => (open, 0),
+                    Err(error) => {
+                        tally.failed.push(format!("handshake: {error}"));
+                        tokio::time::sleep(client.pause).await;
+                        continue;
+                    }
+                }
+            }
+        };
+        let begun = Instant::now();
+        match open.try_get(client.path).await {
+            Ok(answer) if answer.status == 200 => {
+                tally.good += 1;
+                if used + 1 < client.per_connection && answer.header("connection") != "close" {
+                    connection = Some((open, used + 1));
+                }
+            }
+            Ok(answer) => tally.failed.push(format!("{}: {}", answer.status, answer.text())),
+            Err(error) => tally.failed.push(format!("{error}")),
+        }
+        tally.slowest = tally.slowest.max(begun.elapsed());
+        tokio::time::sleep(client.pause).await;
+    }
+    tally
+}

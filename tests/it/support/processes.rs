@@ -1,0 +1,81 @@
+//! The process table, as far as tests ask it.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Processes that still live and were started below `dir`: it stands in their environment, arguments or working directory.
+pub(crate) fn belonging_to(dir: &Path) -> Vec<(u32, String)> {
+    let needle = dir.as_os_str().as_bytes();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if pid == std::process::id() || !is_alive(pid) {
+            continue;
+        }
+        let proc = entry.path();
+        let environ = fs::read(proc.join("environ")).unwrap_or_default();
+        let cmdline = fs::read(proc.join("cmdline")).unwrap_or_default();
+        let cwd = fs::read_link(proc.join("cwd")).unwrap_or_default();
+        if contains(&environ, needle) || contains(&cmdline, needle) || cwd.starts_with(dir) {
+            found.push((pid, String::from_utf8_lossy(&cmdline).replace('\0', " ")));
+        }
+    }
+    found
+}
+
+/// Whether the process exists and is not a zombie.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    // The state follows the command's name, which is in parentheses and may itself hold some.
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| !rest.starts_with(['Z', 'X'])))
+        .unwrap_or(false)
+}
+
+/// Effective user id of a process.
+pub(crate) fn uid_of(pid: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).expect("Uid line");
+    uids.split_whitespace().nth(1).expect("effective uid").parse().expect("a number")
+}
+
+/// Children of a process, zombies included, with their state.
+pub(crate) fn children_of(parent: u32) -> Vec<(u32, char)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
+        let mut fields = rest.split(' ');
+        let state = fields.next().and_then(|field| field.chars().next());
+        let ppid = fields.next().and_then(|field| field.parse::<u32>().ok());
+        if let (Some(state), Some(ppid)) = (state, ppid)
+            && ppid == parent
+        {
+            found.push((pid, state));
+        }
+    }
+    found
+}
+
+/// Sends `signal`; a process that is gone already is fine.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+}
+
+/// Whether the tests run as root.
+pub(crate) fn root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    memchr::memmem::find(haystack, needle).is_some()
+}

@@ -1,0 +1,125 @@
+//! The handshake: versions, key exchange, ALPN, certificates by name and from files.
+
+use std::fs;
+
+use rcgen::{CertificateParams, KeyPair};
+use rustls::{NamedGroup, ProtocolVersion};
+
+use crate::support::client::{Connection, Trust, Wire, tls};
+use crate::support::edge::Setup;
+use crate::support::origin::Origin;
+
+#[tokio::test]
+async fn tls_1_2_and_1_3_are_spoken() {
+    let origin = Origin::mirror().await;
+    let edge = Setup::new().app("a", &format!("domains: [a.test]\n{}", origin.upstream())).start().await;
+    let trust = edge.trust().await;
+    for (version, negotiated) in [
+        (&rustls::version::TLS12, ProtocolVersion::TLSv1_2),
+        (&rustls::version::TLS13, ProtocolVersion::TLSv1_3),
+    ] {
+        let config = trust.restricted_to(&[version], &["http/1.1"]);
+        let stream = tls(edge.https, "a.test", config).await.unwrap();
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(negotiated));
+        let authority = format!("a.test:{}", edge.https.port());
+        let mut connection = Connection::over(stream, "https", &authority, Wire::H1).await.unwrap();
+        assert_eq!(connection.get("/").await.status, 200);
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn the_key_exchange_withstands_quantum_computers_where_the_client_can() {
+    let origin = Origin::mirror().await;
+    let edge = Setup::new().app("a", &format!("domains: [a.test]\n{}", origin.upstream())).start().await;
+    let trust = edge.trust().await;
+    let stream = tls(edge.https, "a.test", trust.offering(&["h2"])).await.unwrap();
+    let group = stream.get_ref().1.negotiated_key_exchange_group().expect("a group");
+    assert_eq!(group.name(), NamedGroup::X25519MLKEM768);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn alpn_offers_http2_first_and_clients_without_it_get_http1() {
+    let origin = Origin::mirror().await;
+    let edge = Setup::new().app("a", &format!("domains: [a.test]\n{}", origin.upstream())).start().await;
+    let trust = edge.trust().await;
+    for (offered, agreed) in [
+        (vec!["h2", "http/1.1"], Some("h2")),
+        (vec!["http/1.1", "h2"], Some("h2")),
+        (vec!["http/1.1"], Some("http/1.1")),
+        (vec![], None),
+    ] {
+        let stream = tls(edge.https, "a.test", trust.offering(&offered)).await.unwrap();
+        let alpn = stream.get_ref().1.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
+        assert_eq!(alpn.as_deref(), agreed, "{offered:?}");
+        let wire = if agreed == Some("h2") { Wire::H2 } else { Wire::H1 };
+        let authority = format!("a.test:{}", edge.https.port());
+        let mut connection = Connection::over(stream, "https", &authority, wire).await.unwrap();
+        assert_eq!(connection.get("/").await.status, 200, "{offered:?}");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn an_exact_name_is_preferred_to_a_wildcard() {
+    let (exact, wildcard) = (Origin::mirror().await, Origin::mirror().await);
+    let edge = Setup::new()
+        .app("wildcard", &format!("domains: [\"*.a.test\"]\n{}", wildcard.upstream()))
+        .app("exact", &format!("domains: [www.a.test]\n{}", exact.upstream()))
+        .start()
+        .await;
+    assert_eq!(Connection::open(&edge, "www.a.test", Wire::H1).await.get("/").await.status, 200);
+    assert_eq!((exact.accepted(), wildcard.accepted()), (1, 0));
+    assert_eq!(Connection::open(&edge, "other.a.test", Wire::H1).await.get("/").await.status, 200);
+    assert_eq!((exact.accepted(), wildcard.accepted()), (1, 1));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn certificates_from_files_are_served() {
+    let origin = Origin::mirror().await;
+    let setup = Setup::new();
+    let key = KeyPair::generate().unwrap();
+    let certificate =
+        CertificateParams::new(vec!["files.example".into()]).unwrap().self_signed(&key).unwrap();
+    let (chain, secret) = (setup.dir().join("chain.pem"), setup.dir().join("key.pem"));
+    fs::write(&chain, certificate.pem()).unwrap();
+    fs::write(&secret, key.serialize_pem()).unwrap();
+    let yaml = format!(
+        "domains: [files.example]\ntls:\n  cert: {}\n  key: {}\n{}",
+        chain.display(),
+        secret.display(),
+        origin.upstream()
+    );
+    let edge = setup.app("a", &yaml).start().await;
+    let trust = Trust::in_file(&chain).unwrap();
+    let mut connection = Connection::to(edge.https, "files.example", Wire::H2, &trust).await.unwrap();
+    assert_eq!(connection.get("/").await.status, 200);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn the_internal_ca_outlives_a_restart_and_its_keys_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let origin = Origin::mirror().await;
+    let mut edge = Setup::new().app("a", &format!("domains: [a.test]\n{}", origin.upstream())).start().await;
+    let trust = edge.trust().await;
+    edge.kill().await;
+    edge.restart().await;
+    let mut connection = Connection::to(edge.https, "a.test", Wire::H2, &trust).await.unwrap();
+    assert_eq!(connection.get("/").await.status, 200);
+    let mut below = vec![edge.dir().join("storage")];
+    while let Some(dir) = below.pop() {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            if entry.file_type().unwrap().is_dir() {
+                below.push(entry.path());
+            } else if fs::read_to_string(entry.path()).is_ok_and(|text| text.contains("PRIVATE KEY")) {
+                let mode = entry.metadata().unwrap().permissions().mode();
+                assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", entry.path().display());
+            }
+        }
+    }
+    edge.stop().await;
+}
