@@ -4,13 +4,14 @@
 //! One process. Its main thread is the control plane: supervisors, certificates, admin socket, signals. Each further thread is
 //! a data plane of its own, with its listening sockets, connections and idle worker connections; a request that finds a worker
 //! waits for no other thread. An HTTP/2 stream and a WebSocket have a task of their own, an HTTP/1.1 request has its
-//! connection's.
+//! connection's. A request that has to wait for a worker stands in a line behind a short lock; a synchronous worker's answer
+//! that is longer than one read has a task that reads it ahead of the client.
 //!
 //! # Three ways
 //! - **A request:** `listen/accept` → `listen/tls` → `listen/http` → `proxy/handle`, which asks `proxy/route` for the app,
-//!   `upstream/pool` for a lease on a worker's slot (chosen by `upstream/balance`), `proxy/headers` for what to pass on, and
-//!   `upstream/exchange` for the answer; `proxy/attempt` decides whether another worker is tried. `proxy/body` gives the lease
-//!   back with the last byte, and `telemetry/access` writes the line.
+//!   `upstream/pool` for a lease on a worker's slot (chosen by `upstream/balance`, waited for in `upstream/queue`),
+//!   `proxy/headers` for what to pass on, and `upstream/exchange` for the answer; `proxy/attempt` decides whether another worker
+//!   is tried. `proxy/body` gives the lease back with the last byte, and `telemetry/access` writes the line.
 //! - **A certificate:** `cert/schedule` decides what is due, now and for renewal; `cert/manager` has `cert/issuer` order it,
 //!   while `cert/challenge` lends the answers to the request path; `cert/bundle` checks it, `cert/store` keeps it, and
 //!   `cert/resolver` serves it.
@@ -20,8 +21,8 @@
 //!
 //! # Publications
 //! One writer, many readers, replaced whole: the roster of slots (`worker/slot`: supervisor → pool), certificates
-//! (`cert/resolver`: manager → handshakes), challenges (`cert/challenge`: issuer → requests). Beyond these only counters are
-//! shared between threads.
+//! (`cert/resolver`: manager → handshakes), challenges (`cert/challenge`: issuer → requests). Beyond these, threads
+//! share counters, each slot's latency, and the line of requests that wait for an app.
 //!
 //! # The map
 //! A file imports floor 0, its own folder, and what its line or its floor's heading names after `←`. `P` is pure: it decides,
@@ -107,16 +108,20 @@
 //!
 //! ── floor 4: upstream ── choosing and reaching a worker   ← config, worker::slot
 //!   upstream/error.rs      P  what can go wrong between choosing a worker and the end of its answer
-//!   upstream/balance.rs    P  the least busy of several
+//!   upstream/balance.rs    P  which of several slots is best: in flight, latency, age
+//!   upstream/affinity.rs   P  which slot a client stays with
+//!   upstream/queue.rs      P  who waits for a worker, who is refused, who is next
 //!   upstream/wire.rs       P  HTTP/1.1 towards the worker, without sockets
 //!   upstream/framing.rs    P  where a body begins and ends on the wire
 //!   upstream/lease.rs         one request in flight on one slot, given back when dropped
-//!   upstream/pool.rs          a lease at once, or after waiting, or an error
+//!   upstream/pool.rs          a lease at once, or after waiting in line, or an error
 //!   upstream/connection.rs    one connection to a worker, and whether it may be used again
 //!   upstream/idle.rs          this thread's idle connections, last in first out
+//!   upstream/budget.rs        what a thread holds in memory so that workers need not wait for clients
 //!   upstream/request_body.rs  a client's body on its way: bounded, watched, counted
 //!   upstream/upload.rs        the sending half of an attempt
 //!   upstream/body.rs          a worker's body, with what is left of the upload
+//!   upstream/spool.rs         a synchronous worker's body, read faster than its client takes it
 //!   upstream/exchange.rs      one attempt: a request out, the head of the answer in
 //!
 //! ── floor 5: proxy ── HTTP meaning, independent of the wire version   ← config
@@ -127,7 +132,8 @@
 //!   proxy/entry.rs            a request's access line, from its head to its last byte   ← telemetry
 //!   proxy/relay.rs            bytes both ways after a protocol switch
 //!   proxy/error.rs         P  every way a request fails: whose fault, which status   ← upstream::error
-//!   proxy/route.rs            host and path to app, redirect, challenge or refusal   ← upstream::pool
+//!   proxy/route.rs            host and path to app, redirect, challenge or refusal   ← upstream::pool, worker::adapter
+//!   proxy/sticky.rs           the cookie or address that keeps a client with a worker   ← upstream::affinity
 //!   proxy/headers.rs       P  what is removed, added, rewritten, each way
 //!   proxy/attempt.rs       P  try again or not   ← upstream::error
 //!   proxy/reply.rs            the answers edge writes itself   ← upstream::error

@@ -6,10 +6,13 @@ use std::time::Duration;
 use crate::config::check_worker;
 use crate::config::context::{AppContext, readable_file};
 use crate::config::keys::{self, Place};
-use crate::config::model::{App, Backend, PlainHttp, Tls};
+use crate::config::model::{App, Backend, PlainHttp, Queue, Sticky, Tls};
 use crate::config::scalar;
 use crate::config::section::{Section, Value};
 use crate::name::{AppName, HostName, HostPattern};
+
+/// Each waiting request holds a client's connection; more than this is a mistake.
+const LONGEST_QUEUE: u64 = 100_000;
 
 /// What no two apps may both have.
 #[derive(Default)]
@@ -58,7 +61,31 @@ fn app(
     let redirect_to = redirect_to(section, &domains);
     let hsts = hsts(section, &tls);
     let max_body = section.read("max_body", 0, scalar::size);
-    Some(App { name: name?, domains, default, backend: backend?, tls, http, redirect_to, hsts, max_body })
+    let (queue, sticky) = (queue(section), sticky(section));
+    Some(App {
+        name: name?,
+        domains,
+        default,
+        backend: backend?,
+        tls,
+        http,
+        redirect_to,
+        hsts,
+        max_body,
+        queue,
+        sticky,
+    })
+}
+
+fn queue(section: &Section<'_>) -> Queue {
+    let section = section.section("queue");
+    let size = section.read("size", 0, |text| scalar::number(text, 0, LONGEST_QUEUE));
+    Queue { size: u32::try_from(size).unwrap_or(0), timeout: section.positive_duration("timeout") }
+}
+
+fn sticky(section: &Section<'_>) -> Sticky {
+    let kinds = [("none", Sticky::None), ("cookie", Sticky::Cookie), ("ip", Sticky::Ip)];
+    section.choice("sticky", &kinds, Sticky::None)
 }
 
 fn domains(app: &str, section: &Section<'_>, tls: &Tls, taken: &mut Taken) -> Vec<HostPattern> {

@@ -14,6 +14,8 @@ use crate::name::AppName;
 
 /// Slots are numbered with three digits in socket names.
 const MOST_WORKERS: u64 = 1000;
+/// A worker with more requests in flight has no limit to speak of.
+const MOST_CONCURRENT: u64 = 100_000;
 /// Longest name of a worker's socket in its app's directory.
 const SOCKET_NAME: &str = "NNN-NNNNN.sock";
 /// An env file is a page of text; more is a mistake.
@@ -38,6 +40,7 @@ pub(super) fn worker(
         server,
         transport: transport(section),
         workers,
+        concurrency: concurrency(section),
         working_dir,
         account,
         environment: environment(section, context.base),
@@ -76,6 +79,12 @@ fn transport(section: &Section<'_>) -> Transport {
 fn workers(section: &Section<'_>, context: &AppContext<'_>) -> u32 {
     let count = section.count("workers", context.surroundings.cpus.get() as u64, MOST_WORKERS);
     u32::try_from(count).unwrap_or(1)
+}
+
+fn concurrency(section: &Section<'_>) -> Option<u32> {
+    let value = section.get("concurrency")?;
+    let number = value.parse(|text| scalar::number(text, 0, MOST_CONCURRENT))?;
+    u32::try_from(number).ok()
 }
 
 fn arguments(value: &Value<'_>, workers: u32) -> Option<Vec<String>> {

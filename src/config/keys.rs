@@ -185,6 +185,30 @@ pub const KEYS: &[Key] = &[
     ),
     key("apps.NAME.workers", Is("auto"), Worker, "Number of worker processes; `auto` is one for each CPU."),
     key(
+        "apps.NAME.concurrency",
+        Found("as many as a synchronous server works on, no limit for others"),
+        Worker,
+        "Requests in flight at one worker, the rest waits in the queue; 0 is no limit.",
+    ),
+    key(
+        "apps.NAME.queue.size",
+        Is("100"),
+        App,
+        "Requests that wait for a worker while none is free or ready; 503 with Retry-After beyond.",
+    ),
+    key(
+        "apps.NAME.queue.timeout",
+        Is("10s"),
+        App,
+        "How long a request waits for a worker; 503 with Retry-After beyond.",
+    ),
+    key(
+        "apps.NAME.sticky",
+        Is("none"),
+        App,
+        "Whether a client stays with one worker: `none`, by a `cookie`, or by its `ip` address.",
+    ),
+    key(
         "apps.NAME.working_dir",
         Found("the directory of this file"),
         Worker,
@@ -333,8 +357,8 @@ mod tests {
             ("Domains", Some("domains")),
             ("work_dir", Some("working_dir")),
             ("stop-signal", Some("stop_signal")),
-            ("queue", None),
-            ("concurrency", None),
+            ("rate_limit", None),
+            ("compression", None),
             ("x", None),
         ] {
             assert_eq!(nearest(written, app.iter().copied()), meant, "{written}");

@@ -182,6 +182,30 @@ pub struct App {
     pub hsts: Option<Duration>,
     /// Longest request body in bytes; 413 beyond.
     pub max_body: u64,
+    /// Requests that wait for a worker.
+    pub queue: Queue,
+    /// Whether a client stays with one worker.
+    pub sticky: Sticky,
+}
+
+/// Bounds of the requests that wait for a worker; 503 beyond either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// Most that wait.
+    pub size: u32,
+    /// The longest one waits.
+    pub timeout: Duration,
+}
+
+/// What keeps a client with one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sticky {
+    /// Nothing.
+    None,
+    /// A cookie that edge sets.
+    Cookie,
+    /// The client's address.
+    Ip,
 }
 
 impl App {
@@ -267,6 +291,8 @@ pub struct WorkerSpec {
     pub transport: Transport,
     /// Number of workers, at least 1; `auto` is resolved when the file is checked.
     pub workers: u32,
+    /// Requests in flight at one worker: `None` by the kind of server, 0 without limit.
+    pub concurrency: Option<u32>,
     /// Directory they start in; absolute.
     pub working_dir: PathBuf,
     /// Account they run as: always decided, also where the file is silent.
@@ -295,6 +321,7 @@ impl std::fmt::Debug for WorkerSpec {
             server,
             transport,
             workers,
+            concurrency,
             working_dir,
             account,
             environment,
@@ -310,6 +337,7 @@ impl std::fmt::Debug for WorkerSpec {
             .field("server", server)
             .field("transport", transport)
             .field("workers", workers)
+            .field("concurrency", concurrency)
             .field("working_dir", working_dir)
             .field("account", account)
             .field("environment", &environment.keys())

@@ -24,6 +24,7 @@ use crate::scope::Scope;
 use crate::telemetry::access::AccessRecord;
 use crate::telemetry::buffer::AccessLog;
 use crate::telemetry::sink::Sink;
+use crate::upstream::budget::Budget;
 use crate::upstream::exchange::Reach;
 use crate::upstream::idle::IdleConnections;
 
@@ -103,7 +104,12 @@ async fn serve(sockets: Vec<(TcpListener, Kind)>, shared: Shared, scope: Scope) 
         routing: shared.routing,
         certificates: shared.certificates,
         challenges: shared.challenges,
-        reach: Reach { idle: Rc::clone(&idle), deadlines: deadlines.clone(), timeouts: shared.timeouts },
+        reach: Reach {
+            idle: Rc::clone(&idle),
+            deadlines: deadlines.clone(),
+            timeouts: shared.timeouts,
+            budget: Budget::new(),
+        },
         access: Rc::new(access.clone()),
         tunnels: scope.clone(),
         clock: shared.clock,

@@ -17,13 +17,18 @@ pub enum Verdict {
     GiveUp,
 }
 
-/// Decides after `made` attempts, the last of which failed with `error`. `replayable` says that nothing of the request's body
-/// was read, or that there is none.
-pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize) -> Verdict {
+/// Whether a worker got the request and ended without an answer: the request itself may be what killed it.
+pub fn is_fatal(error: &SendError) -> bool {
+    matches!(error, SendError::Closed { sent: true, .. })
+}
+
+/// Decides after `made` attempts, the last of which failed with `error`; in `fatal` of them, this one included,
+/// [`is_fatal`] holds. `replayable` says that nothing of the request's body was read, or that there is none.
+pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize, fatal: usize) -> Verdict {
     let safe_to_repeat = match error {
         SendError::Connect(_) | SendError::Closed { sent: false, .. } => true,
-        // The worker may have acted on what it got.
-        SendError::Closed { sent: true, .. } => method.is_idempotent(),
+        // The worker may have acted on what it got; and a request that kills must not go from worker to worker.
+        SendError::Closed { sent: true, .. } => method.is_idempotent() && fatal <= 1,
         // It answered, or may be working still: asking again would double the load of a struggling app.
         SendError::BadResponse(_) | SendError::TimedOut => false,
         SendError::Unwritable(_) | SendError::RequestBody(_) => false,
@@ -58,24 +63,39 @@ mod tests {
             (connect(), &post, false, 1, GiveUp),
             (closed(false), &post, true, 1, Retry),
             (closed(true), &get, true, 1, Retry),
-            (closed(true), &Method::PUT, true, 2, Retry),
+            (closed(true), &Method::PUT, true, 1, Retry),
             (closed(true), &Method::PUT, false, 1, GiveUp),
             (closed(true), &post, true, 1, GiveUp),
             (closed(true), &Method::PATCH, true, 1, GiveUp),
-            (closed(true), &get, true, 2, Retry),
-            (closed(true), &get, true, 3, GiveUp),
+            (connect(), &get, true, 2, Retry),
+            (connect(), &get, true, 3, GiveUp),
             (SendError::TimedOut, &get, true, 1, GiveUp),
             (SendError::BadResponse("x"), &get, true, 1, GiveUp),
             (RequestBodyError::TooSlow.into(), &get, true, 1, GiveUp),
         ] {
-            assert_eq!(verdict(&error, method, replayable, made), expected, "{error:?} {method} {made}");
+            let fatal = usize::from(is_fatal(&error));
+            assert_eq!(
+                verdict(&error, method, replayable, made, fatal),
+                expected,
+                "{error:?} {method} {made}"
+            );
         }
+    }
+
+    #[test]
+    fn a_request_that_kills_meets_two_workers_at_most() {
+        assert_eq!(
+            verdict(&closed(true), &Method::GET, true, 2, 1),
+            Verdict::Retry,
+            "the first could not be reached"
+        );
+        assert_eq!(verdict(&closed(true), &Method::GET, true, 2, 2), Verdict::GiveUp);
     }
 
     proptest! {
         #[test]
         fn a_post_of_which_a_byte_left_is_never_repeated(replayable: bool, made in 1usize..10) {
-            prop_assert_eq!(verdict(&closed(true), &Method::POST, replayable, made), Verdict::GiveUp);
+            prop_assert_eq!(verdict(&closed(true), &Method::POST, replayable, made, 1), Verdict::GiveUp);
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::proxy::headers;
 use crate::report::Report;
 use crate::upstream::body::ResponseBody;
 use crate::upstream::error::ResponseBodyError;
+use crate::upstream::spool::SpooledBody;
 
 /// What a response's body is made of.
 #[expect(clippy::large_enum_variant, reason = "nearly every answer is a worker's")]
@@ -22,6 +23,8 @@ pub enum Content {
     Full(Bytes),
     /// A worker's answer.
     Upstream(ResponseBody),
+    /// A synchronous worker's answer, read ahead of the client.
+    Spooled(SpooledBody),
 }
 
 /// A response's body with its request's entry: the request is over when this is dropped.
@@ -56,7 +59,7 @@ impl Body {
         if let Some(error) = self.broken.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        let upstream = match &mut self.content {
+        let frame = match &mut self.content {
             Content::Empty => return Poll::Ready(None),
             Content::Full(page) => {
                 let page = std::mem::take(page);
@@ -64,9 +67,10 @@ impl Body {
                 self.count(page.len());
                 return Poll::Ready(Some(Ok(Frame::data(page))));
             }
-            Content::Upstream(body) => body,
+            Content::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Content::Spooled(body) => Pin::new(body).poll_frame(cx),
         };
-        match ready!(Pin::new(upstream).poll_frame(cx)) {
+        match ready!(frame) {
             Some(Ok(mut frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.count(data.len());
@@ -112,6 +116,7 @@ impl http_body::Body for Body {
             Content::Empty => true,
             Content::Full(page) => page.is_empty(),
             Content::Upstream(body) => body.is_end_stream(),
+            Content::Spooled(body) => body.is_end_stream(),
         }
     }
 
@@ -120,6 +125,7 @@ impl http_body::Body for Body {
             Content::Empty => SizeHint::with_exact(0),
             Content::Full(page) => SizeHint::with_exact(page.len() as u64),
             Content::Upstream(body) => body.size_hint(),
+            Content::Spooled(body) => body.size_hint(),
         }
     }
 }
@@ -127,8 +133,13 @@ impl http_body::Body for Body {
 impl Body {
     /// The worker's answer is complete: its lease goes back before the connection is done with the last bytes.
     fn finish(&mut self) {
-        if let (Content::Upstream(body), Some(entry)) = (&self.content, &mut self.entry) {
-            entry.record.bytes_in = body.request_bytes();
+        let request_bytes = match &self.content {
+            Content::Empty | Content::Full(_) => None,
+            Content::Upstream(body) => Some(body.request_bytes()),
+            Content::Spooled(body) => Some(body.request_bytes()),
+        };
+        if let (Some(bytes), Some(entry)) = (request_bytes, &mut self.entry) {
+            entry.record.bytes_in = bytes;
         }
         self.content = Content::Empty;
     }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::STRICT_TRANSPORT_SECURITY;
+use http::header::{SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, Version};
 use http_body::Body as _;
@@ -23,11 +23,16 @@ use crate::proxy::headers::{self, Forwarding};
 use crate::proxy::plane::Plane;
 use crate::proxy::reply;
 use crate::proxy::route::{self, Asked, Decision, Secured, Site};
+use crate::proxy::sticky;
 use crate::proxy::target::{self, Authority, Target};
 use crate::proxy::upgrade;
+use crate::upstream::affinity::Home;
+use crate::upstream::body::ResponseBody;
 use crate::upstream::error::SendError;
 use crate::upstream::exchange::{Answer, Tunnel, exchange};
+use crate::upstream::pool::{self, Wish};
 use crate::upstream::request_body::RequestBody;
+use crate::upstream::spool::spool;
 use crate::upstream::wire::RequestHead;
 
 /// Answers one request. The future must be dropped when the client is gone.
@@ -158,12 +163,18 @@ impl<'a> Passage<'a> {
             let reach = &self.plane.reach;
             RequestBody::new(incoming, site.app.max_body, reach.deadlines.deadline(), reach.timeouts.body)
         });
-        let answer = self.ask(site, &about, is_handshake, &mut body).await;
+        let home = sticky::home(&site.app, &self.parts.headers, self.conn.client_ip());
+        let answer = self.ask(site, &about, home, is_handshake, &mut body).await;
         if let Some(unsent) = &body {
             self.entry.record.bytes_in = unsent.received();
         }
-        match (answer?, client) {
-            (Answer::Response(response), _) => Ok(Outcome::Answer(response.map(Content::Upstream))),
+        let mut answer = answer?;
+        let slot = answer.slot().id.slot;
+        if let Some(cookie) = sticky::cookie(&site.app, slot, home, self.conn.tls.is_some()) {
+            answer.headers_mut().append(SET_COOKIE, cookie);
+        }
+        match (answer, client) {
+            (Answer::Response(response), _) => Ok(Outcome::Answer(self.passed_on(site, response).await)),
             (Answer::Upgraded { head, tunnel }, Some(client)) if is_handshake => {
                 Ok(Outcome::Tunnel { head: upgrade::switch(head), client, worker: tunnel })
             }
@@ -171,14 +182,29 @@ impl<'a> Passage<'a> {
         }
     }
 
+    /// A worker's response, read ahead of the client where it would hold up a synchronous worker.
+    async fn passed_on(&self, site: &Site, response: Response<ResponseBody>) -> Response<Content> {
+        if !site.synchronous || response.body().is_end_stream() {
+            return response.map(Content::Upstream);
+        }
+        let (head, body) = response.into_parts();
+        let body = spool(body, &self.plane.reach.budget, &self.plane.tunnels).await;
+        Response::from_parts(head, Content::Spooled(body))
+    }
+
     /// Asks workers until one answers or asking again would be wrong.
     async fn ask(
         &mut self,
         site: &Site,
         about: &Forwarding<'_>,
+        home: Home,
         upgrade: bool,
         body: &mut Option<RequestBody>,
     ) -> Result<Answer, ProxyError> {
+        if let Some(body) = body.as_mut().filter(|_| site.synchronous) {
+            let taken = body.take_in(&self.plane.reach.budget).await;
+            taken.map_err(|error| ProxyError::Send(error.into()))?;
+        }
         let head = RequestHead {
             method: &self.parts.method,
             target: path_and_query(&self.parts),
@@ -189,12 +215,14 @@ impl<'a> Passage<'a> {
         };
         let record = &mut self.entry.record;
         let has_body = body.is_some();
+        let prompt = body.as_ref().is_none_or(RequestBody::is_short);
         let mut tried = [(0, 0); attempt::ATTEMPTS];
         let mut failed: Option<SendError> = None;
-        let mut made = 0;
+        let (mut made, mut fatal) = (0, 0);
         loop {
             let began = Instant::now();
-            let lease = match site.pool.acquire(&tried[..made]).await {
+            let wish = Wish { tried: &tried[..made], home, queue: site.app.queue, now: began };
+            let lease = match site.pool.acquire(&wish).await {
                 Ok(lease) => lease,
                 // What the worker did tells more than that there is no other.
                 Err(none) => return Err(failed.map_or_else(|| none.into(), ProxyError::Send)),
@@ -205,14 +233,20 @@ impl<'a> Passage<'a> {
             tried[made] = (lease.slot().id.slot, lease.slot().id.incarnation);
 
             let answer = exchange(&self.plane.reach, lease, &head, body).await;
-            record.upstream = Some(asked.elapsed());
+            let took = asked.elapsed();
+            record.upstream = Some(took);
             let error = match answer {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    // What a client's upload took says nothing of the worker.
+                    pool::note_answer(answer.slot(), prompt.then_some(took), asked + took);
+                    return Ok(answer);
+                }
                 Err(error) => error,
             };
             let replayable = !has_body || body.is_some();
             made += 1;
-            match attempt::verdict(&error, head.method, replayable, made) {
+            fatal += usize::from(attempt::is_fatal(&error));
+            match attempt::verdict(&error, head.method, replayable, made, fatal) {
                 Verdict::GiveUp => return Err(ProxyError::Send(error)),
                 Verdict::Retry => {
                     tracing::debug!(app = %site.app.name, worker = tried[made - 1].0, %error, "asking another worker");

@@ -12,5 +12,6 @@ pub mod plane;
 pub mod relay;
 pub mod reply;
 pub mod route;
+pub mod sticky;
 pub mod target;
 pub mod upgrade;

@@ -36,6 +36,8 @@ pub enum End {
     Idle,
     /// Edge ends.
     Aborted,
+    /// The worker is being replaced.
+    Replaced,
     /// A side broke off.
     Failed(io::Error),
 }
@@ -51,27 +53,32 @@ pub struct Relayed {
     pub end: End,
 }
 
-/// Carries a WebSocket until both sides have ended, nothing moves for too long, or `scope` aborts. A client whose tunnel edge
+/// Carries a WebSocket until both sides have ended, nothing moves for too long, `scope` aborts, or the worker is `replaced`. A client whose tunnel edge
 /// ends, or whose worker ends without a word, gets a Close frame where one fits between two frames.
-pub async fn relay<C, W>(
+pub async fn relay<C, W, R>(
     client: &mut C,
     worker: &mut W,
     deadline: &Deadline,
     patience: Patience,
     scope: &Scope,
+    replaced: R,
 ) -> Relayed
 where
     C: AsyncRead + AsyncWrite + Unpin,
     W: AsyncRead + AsyncWrite + Unpin,
+    R: Future<Output = ()>,
 {
     let mut up = Lane::new(None);
     let mut down = Lane::new(Some(Frames::default()));
-    let mut aborted = pin!(scope.aborted());
+    let (mut aborted, mut replaced) = (pin!(scope.aborted()), pin!(replaced));
     deadline.set(patience.idle);
     let mut half_closed = false;
     let end = poll_fn(|cx| {
         if aborted.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Aborted);
+        }
+        if replaced.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Replaced);
         }
         let before = (up.moved + down.moved, half_closed);
         match [up.poll(cx, client, worker), down.poll(cx, worker, client)] {
@@ -91,7 +98,7 @@ where
     let goodbye = match end {
         End::Aborted | End::Idle => Some(frames::GOING_AWAY),
         // A killed worker resets its connection.
-        End::Failed(_) => Some(frames::RESTART),
+        End::Failed(_) | End::Replaced => Some(frames::RESTART),
         End::Closed => None,
     };
     if let Some(code) = goodbye.filter(|_| down.takes_close()) {

@@ -183,7 +183,7 @@ mod tests {
     fn text(response: &Response<Content>) -> &str {
         match response.body() {
             Content::Full(page) => std::str::from_utf8(page).expect("pages are text"),
-            Content::Empty | Content::Upstream(_) => "",
+            Content::Empty | Content::Upstream(_) | Content::Spooled(_) => "",
         }
     }
 

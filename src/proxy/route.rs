@@ -4,15 +4,17 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use http::HeaderValue;
 
-use crate::config::model::{App, PlainHttp, Tls};
+use crate::config::model::{App, Backend, PlainHttp, Tls};
 use crate::name::{HostName, HostPattern};
 use crate::proxy::error::ProxyError;
 use crate::proxy::target::Authority;
 use crate::upstream::pool::Pool;
+use crate::worker::adapter;
 
 /// One app as requests see it.
 #[derive(Debug)]
@@ -23,13 +25,20 @@ pub struct Site {
     pub pool: Arc<Pool>,
     /// Its `Strict-Transport-Security` (RFC 6797 §6.1).
     pub hsts: Option<HeaderValue>,
+    /// Whether each request occupies a process or thread of a worker.
+    pub synchronous: bool,
 }
 
 impl Site {
     /// The site of `app`, answered by `pool`.
     pub fn new(app: Arc<App>, pool: Arc<Pool>) -> Arc<Self> {
         let hsts = app.hsts.and_then(|age| HeaderValue::try_from(format!("max-age={}", age.as_secs())).ok());
-        Arc::new(Self { app, pool, hsts })
+        let synchronous = match &app.backend {
+            // It follows from the command alone; the directory is never used.
+            Backend::Workers(spec) => adapter::plan(&app.name, spec, 0, Path::new("/")).synchronous,
+            Backend::Upstream(_) => false,
+        };
+        Arc::new(Self { app, pool, hsts, synchronous })
     }
 }
 

@@ -75,14 +75,16 @@ async fn carry(
         () = plane.tunnels.aborted() => return Err("edge ended before the switch of protocols".to_owned()),
     };
     let mut client = TokioIo::new(client);
+    let replaced = worker.lease.slot().streams_ended();
     let patience = Patience { idle: timeouts.tunnel, half_closed: HALF_CLOSED };
-    let relayed = relay(&mut client, &mut worker, &deadline, patience, &plane.tunnels).await;
+    let relayed = relay(&mut client, &mut worker, &deadline, patience, &plane.tunnels, replaced).await;
     entry.record.bytes_in = relayed.to_worker;
     entry.record.bytes_out = relayed.to_client;
     match relayed.end {
         End::Closed => Ok(()),
         End::Idle => Err("the WebSocket was silent for too long".to_owned()),
         End::Aborted => Err("the WebSocket was open when edge ended".to_owned()),
+        End::Replaced => Err("the WebSocket was open when its worker was replaced".to_owned()),
         End::Failed(error) => Err(format!("the WebSocket broke off: {error}")),
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::deadline::Deadline;
 use crate::upstream::connection::{BULK_READ_SIZE, Connection, READ_SIZE};
@@ -49,6 +50,8 @@ pub(super) struct Transfer {
     pub(super) pool: Rc<IdleConnections>,
     /// The last read filled its room.
     pub(super) bulk: bool,
+    /// The end of streams on the worker's slot: made once an answer of unknown length lets us wait.
+    pub(super) streams_ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 /// A deadline on the worker's silence.
@@ -138,9 +141,17 @@ impl ResponseBody {
                 }
                 Decoded::Trailers(trailers) => self.finish_with(trailers),
                 Decoded::End => self.finish(),
-                Decoded::More => match std::task::ready!(transfer.poll_input(cx))? {
-                    true => {}
-                    false => self.finish(),
+                Decoded::More => match transfer.poll_input(cx)? {
+                    Poll::Ready(true) => {}
+                    Poll::Ready(false) => self.finish(),
+                    Poll::Pending => {
+                        // What has an announced end reaches it while the worker stops.
+                        if self.left.is_none() {
+                            std::task::ready!(transfer.poll_streams_ended(cx, self.lease.slot()));
+                            return Poll::Ready(Err(ResponseBodyError::Replaced));
+                        }
+                        return Poll::Pending;
+                    }
                 },
             }
         }
@@ -194,6 +205,10 @@ impl Transfer {
             }
             Poll::Pending => self.watch.poll_passed(cx).map(|()| Err(ResponseBodyError::Stalled)),
         }
+    }
+
+    fn poll_streams_ended(&mut self, cx: &mut Context<'_>, slot: &Slot) -> Poll<()> {
+        self.streams_ended.get_or_insert_with(|| Box::pin(slot.streams_ended())).as_mut().poll(cx)
     }
 
     /// Whether only the client keeps the upload from moving.

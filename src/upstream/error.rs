@@ -6,8 +6,8 @@ use std::time::Duration;
 /// No worker could be had.
 #[derive(Debug, thiserror::Error)]
 pub enum AcquireError {
-    /// None became ready in time.
-    #[error("no worker was ready within {}s", waited.as_secs_f64())]
+    /// None was ready, or all were at their limit, for too long.
+    #[error("no worker was free within {}s", waited.as_secs_f64())]
     NoWorker {
         /// How long the request waited.
         waited: Duration,
@@ -77,6 +77,9 @@ pub enum ResponseBodyError {
     /// Nothing for `timeouts.upstream_idle`.
     #[error("the worker stopped in the middle of its answer")]
     Stalled,
+    /// It has no end of its own, and the worker was replaced.
+    #[error("the worker was replaced in the middle of its answer")]
+    Replaced,
     /// Framing broken.
     #[error("the worker's answer is not valid HTTP: {0}")]
     BadFraming(&'static str),

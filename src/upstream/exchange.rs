@@ -9,13 +9,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::model::{Address, Timeouts};
 use crate::deadline::{Deadline, Deadlines};
 use crate::upstream::body::{ResponseBody, Transfer, Watch};
+use crate::upstream::budget::Budget;
 use crate::upstream::connection::{Connection, READ_SIZE};
 use crate::upstream::error::SendError;
 use crate::upstream::framing::BodyDecoder;
@@ -27,6 +28,7 @@ use crate::upstream::wire::{
     Asked, MAX_HEAD, MAX_INTERIM, Malformed, RequestFraming, RequestHead, ResponseHead, parse_response_head,
     write_request_head,
 };
+use crate::worker::slot::Slot;
 
 /// What one data-plane thread needs to reach workers. Cheap to clone.
 #[derive(Clone)]
@@ -37,6 +39,8 @@ pub struct Reach {
     pub deadlines: Deadlines,
     /// The configured time-outs.
     pub timeouts: Timeouts,
+    /// What it may hold in memory for clients of synchronous workers.
+    pub budget: Rc<Budget>,
 }
 
 /// A worker's answer.
@@ -51,6 +55,24 @@ pub enum Answer {
         /// The connection.
         tunnel: Tunnel,
     },
+}
+
+impl Answer {
+    /// The slot that answers.
+    pub fn slot(&self) -> &Slot {
+        match self {
+            Self::Response(response) => response.body().slot(),
+            Self::Upgraded { tunnel, .. } => tunnel.lease.slot(),
+        }
+    }
+
+    /// The fields of its head.
+    pub fn headers_mut(&mut self) -> &mut HeaderMap {
+        match self {
+            Self::Response(response) => response.headers_mut(),
+            Self::Upgraded { head, .. } => head.headers_mut(),
+        }
+    }
 }
 
 /// A worker's connection after 101, still holding the lease. Reads give what the worker sent with its 101 first.
@@ -68,10 +90,14 @@ pub struct Tunnel {
 /// An idle connection that turns out closed before anything was sent is replaced by a fresh one without being reported.
 pub async fn exchange(
     reach: &Reach,
-    lease: Lease,
+    mut lease: Lease,
     head: &RequestHead<'_>,
     body: &mut Option<RequestBody>,
 ) -> Result<Answer, SendError> {
+    if body.as_ref().is_some_and(|body| !body.is_short()) {
+        // It may be the client who is waited for.
+        lease.answered();
+    }
     let framing = request_framing(body.as_ref());
     let mut text = Vec::with_capacity(1024);
     write_request_head(&mut text, head, framing).map_err(|Malformed(what)| SendError::Unwritable(what))?;
@@ -229,7 +255,8 @@ impl Attempt {
         (method.is_idempotent() || !self.upload.any_sent()) && self.upload.rewind()
     }
 
-    fn into_answer(self, reach: &Reach, lease: Lease, (head, input): Begun) -> Answer {
+    fn into_answer(self, reach: &Reach, mut lease: Lease, (head, input): Begun) -> Answer {
+        lease.answered();
         let framing = head.framing;
         let mut response = http::Response::new(());
         *response.status_mut() = head.status;
@@ -250,6 +277,7 @@ impl Attempt {
             reusable: head.reusable,
             watch: self.watch.with_patience(reach.timeouts.upstream_idle),
             pool: Rc::clone(&reach.idle),
+            streams_ended: None,
         };
         Answer::Response(response.map(|()| ResponseBody::new(lease, framing, request_bytes, transfer)))
     }

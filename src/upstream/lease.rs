@@ -1,20 +1,37 @@
 //! One in-flight request on one slot, given back when dropped.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::worker::slot::Slot;
 
+/// Hears of each release of a slot that has a limit: somebody may be waiting for it.
+pub trait Freed: Send + Sync {
+    /// A slot has room again.
+    fn freed(self: Arc<Self>);
+}
+
 /// Holds a slot's count of requests in flight up by one.
-#[derive(Debug)]
 pub struct Lease {
     slot: Arc<Slot>,
     held: bool,
+    answered: bool,
+    freed: Option<Arc<dyn Freed>>,
 }
 
 impl Lease {
-    /// A lease on `slot`, unless it is closed.
+    /// A lease on `slot`, unless it is closed or at its limit.
     pub fn take(slot: &Arc<Slot>) -> Option<Self> {
-        slot.try_acquire().then(|| Self { slot: Arc::clone(slot), held: true })
+        slot.try_acquire().then(|| Self { slot: Arc::clone(slot), held: true, answered: false, freed: None })
+    }
+
+    /// As [`Self::take`]; its release is told to `line` where the slot has a limit.
+    pub fn take_with<F: Freed + 'static>(slot: &Arc<Slot>, line: &Arc<F>) -> Option<Self> {
+        let mut lease = Self::take(slot)?;
+        if slot.is_limited() {
+            lease.freed = Some(Arc::clone(line) as Arc<dyn Freed>);
+        }
+        Some(lease)
     }
 
     /// The slot it is on, or was.
@@ -22,11 +39,31 @@ impl Lease {
         &self.slot
     }
 
+    /// The worker has answered, or is not to blame that it has not. Idempotent.
+    pub fn answered(&mut self) {
+        if self.held && !std::mem::replace(&mut self.answered, true) {
+            self.slot.answered();
+        }
+    }
+
     /// Gives it back before it is dropped. Idempotent.
     pub fn release(&mut self) {
         if std::mem::take(&mut self.held) {
-            self.slot.release();
+            if self.answered {
+                self.slot.release_answered();
+            } else {
+                self.slot.release();
+            }
+            if let Some(freed) = self.freed.take() {
+                freed.freed();
+            }
         }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("slot", &self.slot.id).field("held", &self.held).finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,9 @@
 //! Choosing and reaching a worker.
 
+pub mod affinity;
 pub mod balance;
 pub mod body;
+pub mod budget;
 pub mod connection;
 pub mod error;
 pub mod exchange;
@@ -9,6 +11,8 @@ pub mod framing;
 pub mod idle;
 pub mod lease;
 pub mod pool;
+pub mod queue;
 pub mod request_body;
+pub mod spool;
 pub(crate) mod upload;
 pub mod wire;

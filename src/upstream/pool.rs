@@ -1,21 +1,23 @@
 //! The live workers of one app: who takes the next request, and what happens while nobody can.
+//!
+//! While a worker has room, taking it is a compare-and-swap on its slot. Only where all are at their limit, or none is there,
+//! requests stand in a line behind a lock; who releases a slot then hands it to the next in line.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::time::Instant;
+use tokio::sync::oneshot;
 
+use crate::config::model::Queue;
 use crate::name::AppName;
-use crate::upstream::balance::least_loaded;
+use crate::upstream::affinity::Home;
+use crate::upstream::balance::{COMPARED, Candidate, Latency, choose};
 use crate::upstream::error::AcquireError;
-use crate::upstream::lease::Lease;
+use crate::upstream::lease::{Freed, Lease};
+use crate::upstream::queue::{Line, Terms, Ticket};
 use crate::worker::slot::{Roster, Slot};
 
-/// Most requests that wait for a worker of one app.
-pub const QUEUE_SIZE: u64 = 100;
-/// How long one waits.
-pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long after a failed attempt the death of its worker is known for sure: the supervisor notices within milliseconds.
 const SETTLED: Duration = Duration::from_millis(200);
 
@@ -27,13 +29,37 @@ pub type Incarnation = (u32, u64);
 pub struct Pool {
     app: AppName,
     roster: Arc<Roster>,
-    waiting: AtomicU64,
+    line: Mutex<Line<Waiter>>,
+    /// The line's length, for who need not wait. It is written before its writer looks at the slots, and read after the
+    /// reader has released one, in one order of all threads: so one of the two sees the other.
+    waiting: AtomicUsize,
+}
+
+/// What a request wants of a pool.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// Whom it asked already, in vain.
+    pub tried: &'a [Incarnation],
+    /// Where its client belongs.
+    pub home: Home,
+    /// How it waits, if it must.
+    pub queue: Queue,
+    /// When it wants it: now.
+    pub now: Instant,
+}
+
+/// A request in line.
+#[derive(Debug)]
+struct Waiter {
+    tried: Vec<Incarnation>,
+    home: Home,
+    hand: oneshot::Sender<Lease>,
 }
 
 impl Pool {
     /// A pool over what the supervisor publishes in `roster`.
     pub fn new(app: AppName, roster: Arc<Roster>) -> Arc<Self> {
-        Arc::new(Self { app, roster, waiting: AtomicU64::new(0) })
+        Arc::new(Self { app, roster, line: Mutex::default(), waiting: AtomicUsize::new(0) })
     }
 
     /// The app it is for.
@@ -43,141 +69,186 @@ impl Pool {
 
     /// Requests waiting for a worker now.
     pub fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::Relaxed)
+        self.waiting.load(Ordering::Relaxed) as u64
     }
 
-    /// A lease on the open slot with the fewest requests in flight, but for those in `tried`; while there is none, waits in
-    /// line. A slot that was tried and is still open after a moment is not dead, and is taken again where no other is to be
-    /// had. Cancel-safe: dropping the future gives the place up.
-    pub async fn acquire(&self, tried: &[Incarnation]) -> Result<Lease, AcquireError> {
-        let untried = |slot: &Slot| !tried.contains(&(slot.id.slot, slot.id.incarnation));
-        if let Some(lease) = take_least_loaded(&self.roster.load(), untried) {
+    /// A lease on the slot that suits the request best; while there is none, waits in line. A slot that was tried and is still
+    /// open after a moment is not dead, and is taken again where no other is to be had. Cancel-safe: dropping the future gives
+    /// the place up.
+    pub async fn acquire(self: &Arc<Self>, wish: &Wish<'_>) -> Result<Lease, AcquireError> {
+        // Who comes while others wait stands behind them.
+        if self.waiting.load(Ordering::SeqCst) == 0
+            && let Some(lease) = self.find(&self.roster.load(), wish.now, wish.tried, wish.home)
+        {
             return Ok(lease);
         }
-        let _place = Place::in_line(&self.waiting)?;
-        let start = Instant::now();
-        if !tried.is_empty() {
-            let other = self.roster.wait_for_change(|slots| take_least_loaded(slots, untried));
-            if let Ok(lease) = tokio::time::timeout(SETTLED, other).await {
-                return Ok(lease);
+        self.wait(wish).await
+    }
+
+    async fn wait(self: &Arc<Self>, wish: &Wish<'_>) -> Result<Lease, AcquireError> {
+        let start = tokio::time::Instant::now();
+        let settled = start + SETTLED;
+        let terms = Terms {
+            until: (start + wish.queue.timeout).into_std(),
+            choosy_until: (!wish.tried.is_empty()).then(|| settled.into_std()),
+            choosy: wish.home != Home::Anywhere,
+        };
+        let mut place = Place::join(self, wish, terms)?;
+        let served = async {
+            loop {
+                let changed = self.roster.changed();
+                self.serve();
+                let choosy = terms.is_choosy_yet(tokio::time::Instant::now().into_std());
+                tokio::select! {
+                    biased;
+                    lease = &mut place.lease => return lease.ok(),
+                    () = changed => {}
+                    () = tokio::time::sleep_until(settled), if choosy => {}
+                }
+            }
+        };
+        let served = tokio::time::timeout_at(start + wish.queue.timeout, served).await;
+        served.ok().flatten().ok_or_else(|| AcquireError::NoWorker { waited: start.elapsed() })
+    }
+
+    /// Gives what is free to those in line.
+    fn serve(self: &Arc<Self>) {
+        let served = {
+            let mut line = self.lock();
+            let (slots, now) = (self.roster.load(), tokio::time::Instant::now().into_std());
+            let served = line.serve(now, |waiter, terms| {
+                let tried = if terms.is_choosy_yet(now) { &waiter.tried[..] } else { &[] };
+                self.find(&slots, now, tried, waiter.home)
+            });
+            self.waiting.store(line.len(), Ordering::SeqCst);
+            served
+        };
+        for (waiter, lease) in served {
+            // Who has just gone gives it back by dropping it, and that serves the next.
+            drop(waiter.hand.send(lease));
+        }
+    }
+
+    fn find(
+        self: &Arc<Self>,
+        slots: &[Arc<Slot>],
+        now: Instant,
+        tried: &[Incarnation],
+        home: Home,
+    ) -> Option<Lease> {
+        let untried = |slot: &Slot| !tried.contains(&(slot.id.slot, slot.id.incarnation));
+        let at_home = home.among(&self.app, slots.iter().map(|slot| slot.id.slot)).map(|place| &slots[place]);
+        if let Some(slot) = at_home.filter(|slot| slot.is_open() && untried(slot)) {
+            return self.take(slot, now);
+        }
+        // Ends: a slot that fills or closes between the look and the lease has no room at the next look.
+        loop {
+            let place = pick(slots, now, &untried)?;
+            if let Some(lease) = self.take(&slots[place], now) {
+                return Some(lease);
             }
         }
-        let found = self.roster.wait_for_change(|slots| take_least_loaded(slots, |_| true));
-        tokio::time::timeout(QUEUE_TIMEOUT, found)
-            .await
-            .map_err(|_| AcquireError::NoWorker { waited: start.elapsed() })
+    }
+
+    fn take(self: &Arc<Self>, slot: &Arc<Slot>, now: Instant) -> Option<Lease> {
+        let lease = Lease::take_with(slot, self)?;
+        if slot.unanswered() == 1 {
+            // From now on it is waited for.
+            note(slot, |latency| latency.heard(now.saturating_duration_since(slot.opened_at)));
+        }
+        Some(lease)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Line<Waiter>> {
+        // Nothing in there is left half done by a panic.
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Ends: a slot that closes between the look and the lease stays closed, and is not looked at again.
-fn take_least_loaded(slots: &[Arc<Slot>], wanted: impl Fn(&Slot) -> bool) -> Option<Lease> {
-    loop {
-        let loads = slots.iter().map(|slot| (slot.is_open() && wanted(slot)).then(|| slot.in_flight()));
-        let place = least_loaded(loads, fastrand::usize(..))?;
-        if let Some(lease) = Lease::take(&slots[place]) {
-            return Some(lease);
+impl Freed for Pool {
+    fn freed(self: Arc<Self>) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.serve();
         }
     }
+}
+
+/// Notes that `slot` began to answer a request, `took` after it was asked where that says something of the worker.
+pub fn note_answer(slot: &Slot, took: Option<Duration>, now: Instant) {
+    let age = now.saturating_duration_since(slot.opened_at);
+    note(slot, |latency| match took {
+        Some(took) => latency.after(took, age),
+        None => latency.heard(age),
+    });
+}
+
+/// What another thread notes at the same time may be lost, which is no loss.
+fn note(slot: &Slot, change: impl FnOnce(Latency) -> Latency) {
+    let (word, risen) = change(latency_of(slot)).pack();
+    slot.latency.store(word, Ordering::Relaxed);
+    slot.latency_risen.store(risen, Ordering::Relaxed);
+}
+
+fn latency_of(slot: &Slot) -> Latency {
+    Latency::unpack(slot.latency.load(Ordering::Relaxed), slot.latency_risen.load(Ordering::Relaxed))
+}
+
+/// The place of the best slot with room: of all where they are few, of two that chance picks where they are many.
+fn pick(slots: &[Arc<Slot>], now: Instant, wanted: &impl Fn(&Slot) -> bool) -> Option<usize> {
+    let candidate = |place: usize| {
+        let slot = &slots[place];
+        let in_flight = slot.room().filter(|_| wanted(slot))?;
+        let age = now.saturating_duration_since(slot.opened_at);
+        let latency = latency_of(slot);
+        let latency = if slot.unanswered() > 0 { latency.awaited(age) } else { latency.at(age) };
+        Some((place, Candidate { in_flight, latency, age }))
+    };
+    let from = |start: usize| (start..slots.len()).chain(0..start).filter_map(candidate);
+    let mut found = [(0, Candidate::default()); COMPARED];
+    let mut count = 0;
+    let mut note = |one| {
+        found[count] = one;
+        count += 1;
+    };
+    if slots.len() <= COMPARED {
+        from(0).for_each(&mut note);
+    } else {
+        (0..2).filter_map(|_| from(fastrand::usize(..slots.len())).next()).for_each(&mut note);
+    }
+    let (places, candidates): ([usize; COMPARED], [Candidate; COMPARED]) =
+        (found.map(|one| one.0), found.map(|one| one.1));
+    choose(&candidates[..count], fastrand::usize(..)).map(|at| places[at])
 }
 
 /// A place in the line, given up when dropped.
-struct Place<'a>(&'a AtomicU64);
+struct Place<'a> {
+    pool: &'a Pool,
+    ticket: Ticket,
+    lease: oneshot::Receiver<Lease>,
+}
 
 impl<'a> Place<'a> {
-    fn in_line(waiting: &'a AtomicU64) -> Result<Self, AcquireError> {
-        waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
-                (waiting < QUEUE_SIZE).then_some(waiting + 1)
-            })
-            .map(|_| Self(waiting))
-            .map_err(|waiting| AcquireError::QueueFull { waiting })
+    fn join(pool: &'a Pool, wish: &Wish<'_>, terms: Terms) -> Result<Self, AcquireError> {
+        let (hand, lease) = oneshot::channel();
+        let waiter = Waiter { tried: wish.tried.to_vec(), home: wish.home, hand };
+        let mut line = pool.lock();
+        let ticket = line.join(wish.queue.size as usize, terms, waiter);
+        pool.waiting.store(line.len(), Ordering::SeqCst);
+        match ticket {
+            Some(ticket) => Ok(Self { pool, ticket, lease }),
+            None => Err(AcquireError::QueueFull { waiting: line.len() as u64 }),
+        }
     }
 }
 
 impl Drop for Place<'_> {
+    /// A lease that was sent and not received goes back after this, with the receiver.
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let mut line = self.pool.lock();
+        line.leave(self.ticket);
+        self.pool.waiting.store(line.len(), Ordering::SeqCst);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::model::Address;
-    use crate::name::WorkerId;
-
-    fn slots(count: u32) -> Vec<Arc<Slot>> {
-        let app: AppName = "api".parse().expect("valid");
-        let slot = |slot| {
-            let id = WorkerId { app: app.clone(), slot, incarnation: 1 };
-            Slot::new(id, 1, Address::Unix("/x".into()), Duration::ZERO)
-        };
-        (0..count).map(slot).collect()
-    }
-
-    fn pool(slots: &[Arc<Slot>]) -> (Arc<Pool>, Arc<Roster>) {
-        let roster = Roster::new();
-        roster.publish(slots.to_vec());
-        (Pool::new("api".parse().expect("valid"), Arc::clone(&roster)), roster)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn requests_spread_evenly_and_avoid_who_was_tried() {
-        let slots = slots(3);
-        let (pool, _) = pool(&slots);
-        let mut leases = Vec::new();
-        for _ in 0..9 {
-            leases.push(pool.acquire(&[]).await.expect("open"));
-        }
-        assert!(slots.iter().all(|slot| slot.in_flight() == 3));
-        leases.retain(|lease| lease.slot().id.slot != 0);
-        assert_ne!(pool.acquire(&[(0, 1)]).await.expect("open").slot().id.slot, 0);
-        slots[1].close();
-        slots[2].close();
-        assert_eq!(pool.acquire(&[(0, 1)]).await.expect("better again than nobody").slot().id.slot, 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_failed_the_only_worker_waits_for_its_successor() {
-        let (pool, roster) = pool(&slots(1));
-        let replace = async {
-            while pool.waiting() == 0 {
-                tokio::task::yield_now().await;
-            }
-            let id = WorkerId { app: pool.app().clone(), slot: 0, incarnation: 2 };
-            roster.publish(vec![Slot::new(id, 2, Address::Unix("/y".into()), Duration::ZERO)]);
-        };
-        let (lease, ()) = tokio::join!(pool.acquire(&[(0, 1)]), replace);
-        assert_eq!(lease.expect("replaced").slot().id.incarnation, 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_waits_for_a_worker_but_not_for_ever() {
-        let (pool, roster) = pool(&[]);
-        let publish = async {
-            while pool.waiting() == 0 {
-                tokio::task::yield_now().await;
-            }
-            roster.publish(slots(1));
-        };
-        let (lease, ()) = tokio::join!(pool.acquire(&[]), publish);
-        assert!(lease.is_ok());
-        assert_eq!(pool.waiting(), 0);
-        roster.publish(Vec::new());
-        assert!(
-            matches!(pool.acquire(&[]).await, Err(AcquireError::NoWorker { waited }) if waited >= QUEUE_TIMEOUT)
-        );
-    }
-
-    #[tokio::test]
-    async fn the_line_is_bounded_and_who_leaves_gives_the_place_up() {
-        let (pool, _roster) = pool(&[]);
-        let mut line: Vec<_> = (0..QUEUE_SIZE).map(|_| Box::pin(pool.acquire(&[]))).collect();
-        for waiting in &mut line {
-            assert!(futures_util::poll!(waiting.as_mut()).is_pending());
-        }
-        assert!(matches!(pool.acquire(&[]).await, Err(AcquireError::QueueFull { waiting: QUEUE_SIZE })));
-        drop(line);
-        assert_eq!(pool.waiting(), 0);
-    }
-}
+mod tests;

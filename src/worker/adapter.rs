@@ -4,6 +4,7 @@
 //! `run` does. Facts about each program stand at its function.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,8 +31,10 @@ pub struct Plan {
     pub wire: Wire,
     /// How long an idle connection to it may be kept; zero means that each is used once.
     pub idle_timeout: Duration,
-    /// Requests it can work on at once, where that is known to be few.
-    pub concurrency: Option<u32>,
+    /// Requests it is given at once; `None` is no limit.
+    pub concurrency: Option<NonZeroU32>,
+    /// Whether each request occupies a process or thread of it, so that nothing slow must be attached to one.
+    pub synchronous: bool,
     /// Processes the command itself starts behind one address, where it says so.
     pub delegated: Option<u32>,
     /// What the operator may want to know: something was replaced, or cannot work.
@@ -275,6 +278,8 @@ impl Draft<'_> {
             | ServerKind::Node
             | ServerKind::Generic => None,
         };
+        // Several such processes behind one address are no less so.
+        let synchronous = self.concurrency.is_some();
         let delegated = delegated.filter(|count| *count > 1).and_then(|count| u32::try_from(count).ok());
         if let Some(each) = delegated {
             self.concurrency = None;
@@ -299,7 +304,8 @@ impl Draft<'_> {
             environment,
             wire: self.wire,
             idle_timeout: self.idle_timeout,
-            concurrency: self.concurrency,
+            concurrency: spec.concurrency.or(self.concurrency).and_then(NonZeroU32::new),
+            synchronous: synchronous || spec.concurrency == Some(1),
             delegated,
             notes: self.notes,
         }

@@ -1,3 +1,5 @@
+use std::num::NonZeroU32;
+
 use super::*;
 use crate::config::model::{Account, Restart};
 
@@ -7,6 +9,7 @@ fn spec(command: &str) -> WorkerSpec {
         server: ServerKind::Auto,
         transport: Transport::Auto,
         workers: 1,
+        concurrency: None,
         working_dir: "/srv".into(),
         account: Account::Own,
         environment: BTreeMap::new(),
@@ -165,7 +168,24 @@ fn a_synchronous_gunicorn_takes_one_request_and_one_connection_at_a_time() {
         ("gunicorn a:b -w 4", None, Duration::ZERO),
     ] {
         let plan = planned(&spec(command));
-        assert_eq!((plan.concurrency, plan.idle_timeout), (concurrency, idle), "{command}");
+        let found = plan.concurrency.map(NonZeroU32::get);
+        assert_eq!((found, plan.idle_timeout), (concurrency, idle), "{command}");
+        assert_eq!(plan.synchronous, concurrency.is_some() || command.contains("-w 4"), "{command}");
+    }
+}
+
+#[test]
+fn the_operators_concurrency_stands_above_the_servers() {
+    for (command, written, concurrency, synchronous) in [
+        ("gunicorn a:b", Some(0), None, true),
+        ("gunicorn a:b", Some(3), Some(3), true),
+        ("uvicorn a:b", Some(50), Some(50), false),
+        ("uvicorn a:b", Some(1), Some(1), true),
+        ("uvicorn a:b", None, None, false),
+    ] {
+        let plan = planned(&WorkerSpec { concurrency: written, ..spec(command) });
+        let found = (plan.concurrency.map(NonZeroU32::get), plan.synchronous);
+        assert_eq!(found, (concurrency, synchronous), "{command} {written:?}");
     }
 }
 
@@ -211,7 +231,7 @@ fn the_operators_gunicorn_options_are_kept_behind_edges() {
         plan.environment["GUNICORN_CMD_ARGS"],
         format!("-b unix:{SOCKET} -w 1 --keep-alive 75 --graceful-timeout 8 --threads 3")
     );
-    assert_eq!(plan.concurrency, Some(3));
+    assert_eq!(plan.concurrency.map(NonZeroU32::get), Some(3));
 }
 
 #[test]

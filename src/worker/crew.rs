@@ -288,6 +288,7 @@ impl Crew {
             child,
             address,
             idle_timeout: plan.idle_timeout,
+            concurrency: plan.concurrency,
             slot: None,
             launched_at: now(),
             exit: Exit::Unknown,
@@ -341,7 +342,8 @@ impl Crew {
     fn admit(&mut self, at: u32) {
         let Some(worker) = self.workers.get_mut(&at) else { return };
         let (id, pid) = (worker.id.clone(), worker.child.pid());
-        worker.slot = Some(Slot::new(id.clone(), pid, worker.address.clone(), worker.idle_timeout));
+        worker.slot =
+            Some(Slot::new(id.clone(), pid, worker.address.clone(), worker.idle_timeout, worker.concurrency));
         worker.missed = None;
         let start_ms = worker.launched_at.elapsed().as_millis() as u64;
         tracing::info!(app = %id.app, worker = at, pid, start_ms, "worker ready");
@@ -385,6 +387,9 @@ impl Crew {
             let seconds = self.spec.start_timeout.as_secs_f64();
             tracing::error!(%app, worker = at, pid, %reason, seconds, "worker was not ready in time");
             self.past.entry(at).or_default().last_exit = Some(format!("not ready in {seconds} s: {reason}"));
+        }
+        if let Some(slot) = &worker.slot {
+            slot.end_streams();
         }
         worker.child.signal(self.spec.stop_signal);
     }

@@ -1,5 +1,6 @@
 //! One worker as its crew holds it: its process, its slot, its last words.
 
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ pub(super) struct Member {
     pub(super) child: Rc<Child>,
     pub(super) address: Address,
     pub(super) idle_timeout: Duration,
+    pub(super) concurrency: Option<NonZeroU32>,
     pub(super) slot: Option<Arc<Slot>>,
     pub(super) launched_at: Instant,
     pub(super) exit: Exit,

@@ -1,19 +1,24 @@
 //! A worker's place in its pool, as the request path sees it: address, whether it takes requests, how many it has.
 //!
 //! The supervisor opens and closes slots; the request path takes and returns leases on them. Both meet in one atomic word,
-//! so that a slot found closed and empty stays empty.
+//! so that a slot found closed and empty stays empty, and one that has reached its limit is never taken beyond it.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::config::model::Address;
 use crate::name::WorkerId;
 
+/// The bit of a closed slot. Below it the word counts twice: requests in flight, and those of them without an answer yet.
 const CLOSED: u64 = 1 << 63;
+const UNANSWERED: u64 = 1 << 32;
+const IN_FLIGHT: u64 = UNANSWERED - 1;
 
 /// One incarnation of a worker, or one upstream server.
 #[derive(Debug)]
@@ -26,32 +31,52 @@ pub struct Slot {
     pub address: Address,
     /// How long an idle connection to it may be kept before the server would close it.
     pub idle_timeout: Duration,
+    /// When it was opened.
+    pub opened_at: Instant,
+    /// What its answers take, as the pool packs it; 0 is unknown.
+    pub latency: AtomicU64,
+    /// When that rose, likewise.
+    pub latency_risen: AtomicU32,
+    /// Most requests in flight.
+    limit: u64,
     word: AtomicU64,
     requests: AtomicU64,
     idle: Notify,
+    streams: CancellationToken,
 }
 
 impl Slot {
-    /// An open slot.
-    pub fn new(id: WorkerId, pid: u32, address: Address, idle_timeout: Duration) -> Arc<Self> {
+    /// An open slot that takes up to `limit` requests at once.
+    pub fn new(
+        id: WorkerId,
+        pid: u32,
+        address: Address,
+        idle_timeout: Duration,
+        limit: Option<NonZeroU32>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id,
             pid,
             address,
             idle_timeout,
+            opened_at: Instant::now(),
+            latency: AtomicU64::new(0),
+            latency_risen: AtomicU32::new(0),
+            limit: limit.map_or(IN_FLIGHT, |limit| limit.get().into()),
             word: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             idle: Notify::new(),
+            streams: CancellationToken::new(),
         })
     }
 
-    /// Counts one more request in flight, unless the slot is closed. Each success must be paired with [`Self::release`];
+    /// Counts one more request in flight and without an answer, unless the slot is closed or at its limit. Each success must be paired with [`Self::release`];
     /// `upstream::lease::Lease` does so.
     pub fn try_acquire(&self) -> bool {
         let taken = self
             .word
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-                (word & CLOSED == 0).then_some(word + 1)
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {
+                self.takes(word).then_some(word + 1 + UNANSWERED)
             })
             .is_ok();
         if taken {
@@ -60,11 +85,28 @@ impl Slot {
         taken
     }
 
-    /// Counts one request less; the last one of a closed slot wakes whoever waits in [`Self::emptied`].
+    /// One request in flight has its answer. It must be given back by [`Self::release_answered`].
+    pub fn answered(&self) {
+        self.word.fetch_sub(UNANSWERED, Ordering::Relaxed);
+    }
+
+    /// Gives back a request that had no answer.
     pub fn release(&self) {
-        let before = self.word.fetch_sub(1, Ordering::AcqRel);
-        debug_assert!(before & !CLOSED > 0, "release without acquire");
-        if before == CLOSED | 1 {
+        self.give_back(1 + UNANSWERED);
+    }
+
+    /// Gives back a request that had its answer.
+    pub fn release_answered(&self) {
+        self.give_back(1);
+    }
+
+    /// Counts one request less. In one order with every look at the count: who joins the line for this slot and then finds it
+    /// full is seen by whoever releases it and then looks at the line. The last one of a closed slot wakes whoever waits in
+    /// [`Self::emptied`].
+    fn give_back(&self, count: u64) {
+        let before = self.word.fetch_sub(count, Ordering::SeqCst);
+        debug_assert!(before & IN_FLIGHT > 0, "release without acquire");
+        if before == CLOSED | count {
             self.idle.notify_waiters();
         }
     }
@@ -74,14 +116,45 @@ impl Slot {
         self.word.fetch_or(CLOSED, Ordering::AcqRel);
     }
 
+    /// Ends what has no end of its own: WebSockets get close code 1012, streamed answers are cut. Called when a draining
+    /// worker's time is over, before its stop signal, which many servers would not obey with streams open. Idempotent.
+    pub fn end_streams(&self) {
+        self.streams.cancel();
+    }
+
+    /// Completes at [`Self::end_streams`]. Cancel-safe.
+    pub fn streams_ended(&self) -> WaitForCancellationFutureOwned {
+        self.streams.clone().cancelled_owned()
+    }
+
     /// Whether it takes requests.
     pub fn is_open(&self) -> bool {
         self.word.load(Ordering::Acquire) & CLOSED == 0
     }
 
+    /// Requests in flight if it would take another one.
+    pub fn room(&self) -> Option<u64> {
+        let word = self.word.load(Ordering::SeqCst);
+        self.takes(word).then_some(word & IN_FLIGHT)
+    }
+
+    /// Requests in flight without an answer yet.
+    pub fn unanswered(&self) -> u64 {
+        (self.word.load(Ordering::Relaxed) & !CLOSED) / UNANSWERED
+    }
+
+    fn takes(&self, word: u64) -> bool {
+        word & CLOSED == 0 && word & IN_FLIGHT < self.limit
+    }
+
+    /// Whether it has a limit, so that others may wait for a release.
+    pub fn is_limited(&self) -> bool {
+        self.limit < IN_FLIGHT
+    }
+
     /// Requests in flight, WebSockets included.
     pub fn in_flight(&self) -> u64 {
-        self.word.load(Ordering::Acquire) & !CLOSED
+        self.word.load(Ordering::Acquire) & IN_FLIGHT
     }
 
     /// Requests ever taken.
@@ -128,6 +201,12 @@ impl Roster {
         self.slots.load()
     }
 
+    /// Completes at the next publication after this call. Cancel-safe.
+    pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        // Counts from its creation on, polled or not: `notify_waiters` reaches it.
+        self.changed.notified()
+    }
+
     /// Waits until `ready` holds for the list, looking again at each publication. Cancel-safe.
     pub async fn wait_for_change<T>(&self, mut ready: impl FnMut(&[Arc<Slot>]) -> Option<T>) -> T {
         loop {
@@ -148,18 +227,25 @@ mod tests {
 
     fn slot() -> Arc<Slot> {
         let id = WorkerId { app: "api".parse().expect("valid"), slot: 0, incarnation: 1 };
-        Slot::new(id, 1, Address::Unix("/x".into()), Duration::from_secs(60))
+        Slot::new(id, 1, Address::Unix("/x".into()), Duration::from_secs(60), NonZeroU32::new(2))
     }
 
     #[tokio::test]
     async fn a_closed_slot_empties_and_takes_nothing_more() {
         let slot = slot();
         assert!(slot.try_acquire());
+        assert!(slot.try_acquire());
+        assert!(!slot.try_acquire(), "at its limit");
+        slot.answered();
+        assert_eq!((slot.in_flight(), slot.unanswered()), (2, 1));
+        slot.release_answered();
+        assert_eq!((slot.room(), slot.unanswered()), (Some(1), 1));
         slot.close();
+        assert_eq!(slot.room(), None);
         assert!(!slot.try_acquire());
         let waiting = Arc::clone(&slot);
         let (_, ()) = tokio::join!(waiting.emptied(), async { slot.release() });
         assert_eq!(slot.in_flight(), 0);
-        assert_eq!(slot.requests(), 1);
+        assert_eq!(slot.requests(), 2);
     }
 }

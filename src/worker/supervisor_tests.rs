@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::config::model::{Account, PlainHttp, Restart, ServerKind, Tls, Transport};
+use crate::config::model::{Account, PlainHttp, Queue, Restart, ServerKind, Sticky, Tls, Transport};
 use crate::telemetry::status::{AppState, WorkerState};
 use crate::worker::adapter::{self, Wire};
 use crate::worker::family;
@@ -97,6 +97,8 @@ fn app() -> Arc<App> {
         redirect_to: None,
         hsts: None,
         max_body: 1,
+        queue: Queue { size: 100, timeout: Duration::from_secs(10) },
+        sticky: Sticky::None,
     })
 }
 
@@ -113,6 +115,7 @@ fn spec(root: &Path, command: Vec<String>) -> WorkerSpec {
         server: ServerKind::Auto,
         transport: Transport::Unix,
         workers: 1,
+        concurrency: None,
         working_dir: root.to_owned(),
         account: Account::Own,
         environment: std::collections::BTreeMap::new(),

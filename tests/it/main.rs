@@ -18,6 +18,7 @@ mod acme;
 mod config;
 mod hostile;
 mod proxying;
+mod queueing;
 mod refusals;
 mod servers;
 mod shutdown;

@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection};
 use crate::clock::{Clock, SystemClock};
 use crate::config::model::{
     AccessLog, Acme, Address, App, Backend, Config, KeyType, Listen, Log, LogFormat, LogLevel, PlainHttp,
-    Timeouts, Tls,
+    Queue, Sticky, Timeouts, Tls,
 };
 use crate::name::{HostName, HostPattern};
 
@@ -46,6 +46,8 @@ pub(super) fn app(name: &str, domains: &[&str], tls: Tls) -> Arc<App> {
         redirect_to: None,
         hsts: None,
         max_body: 1,
+        queue: Queue { size: 100, timeout: Duration::from_secs(10) },
+        sticky: Sticky::None,
     })
 }
 

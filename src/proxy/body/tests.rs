@@ -48,6 +48,7 @@ fn open_entry() -> (Box<Entry>, Rc<Lines>, ConnInfo) {
         reach: Reach {
             idle: crate::upstream::idle::IdleConnections::new(),
             deadlines: Deadlines::new(),
+            budget: crate::upstream::budget::Budget::new(),
             timeouts,
         },
         access: Rc::clone(&lines) as Rc<dyn AccessSink>,

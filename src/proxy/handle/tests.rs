@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::*;
 use crate::cert::resolver::Certificates;
 use crate::clock::SystemClock;
-use crate::config::model::{Address, App, Backend, PlainHttp, Timeouts};
+use crate::config::model::{Address, App, Backend, PlainHttp, Queue, Sticky, Timeouts};
 use crate::deadline::Deadlines;
 use crate::name::WorkerId;
 use crate::proxy::plane::AccessSink;
@@ -84,6 +84,8 @@ async fn world(count: u32) -> World {
         redirect_to: None,
         hsts: None,
         max_body: 10,
+        queue: Queue { size: 100, timeout: Duration::from_secs(10) },
+        sticky: Sticky::None,
     };
     let roster = Roster::new();
     let mut workers = Vec::new();
@@ -92,7 +94,7 @@ async fn world(count: u32) -> World {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = Address::Tcp(listener.local_addr().expect("bound"));
         let id = WorkerId { app: name.clone(), slot, incarnation: 1 };
-        slots.push(Slot::new(id, 100 + slot, address, Duration::from_secs(60)));
+        slots.push(Slot::new(id, 100 + slot, address, Duration::from_secs(60), None));
         workers.push(listener);
     }
     roster.publish(slots);
@@ -103,7 +105,12 @@ async fn world(count: u32) -> World {
         routing: Arc::new(ArcSwap::from_pointee(Routing::new([site]))),
         certificates: Certificates::new(),
         challenges: Challenges::new(),
-        reach: Reach { idle: IdleConnections::new(), deadlines: Deadlines::new(), timeouts },
+        reach: Reach {
+            idle: IdleConnections::new(),
+            deadlines: Deadlines::new(),
+            timeouts,
+            budget: crate::upstream::budget::Budget::new(),
+        },
         access: Rc::clone(&lines) as Rc<dyn AccessSink>,
         tunnels: tasks.child(),
         clock: Arc::new(SystemClock),

@@ -11,12 +11,22 @@ async fn between<T>(
     size: usize,
     sides: impl AsyncFnOnce(DuplexStream, DuplexStream) -> T,
 ) -> (T, Relayed) {
+    between_until(std::future::pending(), scope, size, sides).await
+}
+
+/// As [`between`], with a worker that is replaced when `replaced` completes.
+async fn between_until<T>(
+    replaced: impl Future<Output = ()>,
+    scope: &Scope,
+    size: usize,
+    sides: impl AsyncFnOnce(DuplexStream, DuplexStream) -> T,
+) -> (T, Relayed) {
     let (client, mut client_end) = duplex(size);
     let (worker, mut worker_end) = duplex(size);
     let deadlines = Deadlines::new();
     let deadline = deadlines.deadline();
     let relayed = async {
-        let relayed = relay(&mut client_end, &mut worker_end, &deadline, PATIENCE, scope).await;
+        let relayed = relay(&mut client_end, &mut worker_end, &deadline, PATIENCE, scope, replaced).await;
         drop((client_end, worker_end));
         relayed
     };
@@ -69,6 +79,22 @@ async fn a_client_whose_worker_ends_without_a_word_is_told_to_come_back() {
     })
     .await;
     assert!(matches!(relayed.end, End::Closed | End::Failed(_)), "{relayed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_worker_is_replaced_is_told_to_come_back() {
+    let token = tokio_util::sync::CancellationToken::new();
+    let replaced = token.clone().cancelled_owned();
+    let ((), relayed) = between_until(replaced, &Scope::new(), 1000, async |mut client, mut worker| {
+        worker.write_all(&[0x81, 1, b'a']).await.expect("open");
+        let mut got = vec![0; 3];
+        client.read_exact(&mut got).await.expect("open");
+        token.cancel();
+        client.read_to_end(&mut got).await.expect("open");
+        assert_eq!(got[3..], frames::close(frames::RESTART));
+    })
+    .await;
+    assert!(matches!(relayed.end, End::Replaced), "{relayed:?}");
 }
 
 #[tokio::test(start_paused = true)]

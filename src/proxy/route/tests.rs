@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::model::Backend;
+use crate::config::model::{Backend, Queue, Sticky};
 use crate::worker::slot::Roster;
 
 fn app(name: &str, domains: &[&str], change: impl FnOnce(&mut App)) -> Arc<Site> {
@@ -17,6 +17,8 @@ fn app(name: &str, domains: &[&str], change: impl FnOnce(&mut App)) -> Arc<Site>
         redirect_to: None,
         hsts: None,
         max_body: 1,
+        queue: Queue { size: 100, timeout: Duration::from_secs(10) },
+        sticky: Sticky::None,
     };
     change(&mut app);
     let pool = Pool::new(app.name.clone(), Roster::new());

@@ -18,6 +18,7 @@ use crate::name::WorkerId;
 use crate::upstream::error::{RequestBodyError, ResponseBodyError};
 use crate::worker::slot::Slot;
 
+mod ahead;
 mod answers;
 mod connections;
 mod uploads;
@@ -84,14 +85,19 @@ impl Rig {
         let path = dir.path().join("w");
         let listener = UnixListener::bind(&path).expect("bound");
         let id = WorkerId { app: "api".parse().expect("valid"), slot: 0, incarnation: 1 };
-        let slot = Slot::new(id, 1, Address::Unix(path), LONG);
-        let reach = Reach { idle: IdleConnections::new(), deadlines: Deadlines::new(), timeouts };
+        let slot = Slot::new(id, 1, Address::Unix(path), LONG, None);
+        let reach = Reach {
+            idle: IdleConnections::new(),
+            deadlines: Deadlines::new(),
+            timeouts,
+            budget: Budget::new(),
+        };
         Self { _dir: dir, listener, slot, reach, max_body: 1 << 20, failed: RefCell::new(None) }
     }
 
     fn at(address: Address) -> Self {
         let rig = Self::new();
-        let slot = Slot::new(rig.slot.id.clone(), 1, address, LONG);
+        let slot = Slot::new(rig.slot.id.clone(), 1, address, LONG, None);
         Self { slot, ..rig }
     }
 

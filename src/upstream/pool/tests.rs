@@ -1,0 +1,228 @@
+use std::num::NonZeroU32;
+
+use super::*;
+use crate::config::model::Address;
+use crate::name::WorkerId;
+
+const QUEUE: Queue = Queue { size: 100, timeout: Duration::from_secs(10) };
+
+fn slot(slot: u32, incarnation: u64, limit: u32) -> Arc<Slot> {
+    let id = WorkerId { app: "api".parse().expect("valid"), slot, incarnation };
+    Slot::new(id, 1, Address::Unix("/x".into()), Duration::ZERO, NonZeroU32::new(limit))
+}
+
+fn slots(count: u32, limit: u32) -> Vec<Arc<Slot>> {
+    (0..count).map(|at| slot(at, 1, limit)).collect()
+}
+
+fn pool(slots: &[Arc<Slot>]) -> (Arc<Pool>, Arc<Roster>) {
+    let roster = Roster::new();
+    roster.publish(slots.to_vec());
+    (Pool::new("api".parse().expect("valid"), Arc::clone(&roster)), roster)
+}
+
+fn wish(tried: &[Incarnation]) -> Wish<'_> {
+    Wish { tried, home: Home::Anywhere, queue: QUEUE, now: Instant::now() }
+}
+
+async fn until_waiting(pool: &Pool, count: u64) {
+    while pool.waiting() != count {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_spread_evenly_and_avoid_who_was_tried() {
+    let slots = slots(3, 0);
+    let (pool, _) = pool(&slots);
+    let mut leases = Vec::new();
+    for _ in 0..9 {
+        leases.push(pool.acquire(&wish(&[])).await.expect("open"));
+    }
+    assert!(slots.iter().all(|slot| slot.in_flight() == 3));
+    leases.retain(|lease| lease.slot().id.slot != 0);
+    assert_ne!(pool.acquire(&wish(&[(0, 1)])).await.expect("open").slot().id.slot, 0);
+    slots[1].close();
+    slots[2].close();
+    let again = pool.acquire(&wish(&[(0, 1)])).await.expect("better again than nobody");
+    assert_eq!(again.slot().id.slot, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocked_worker_is_passed_over_until_it_answers() {
+    let slots = slots(2, 0);
+    let (pool, _) = pool(&slots);
+    let began = Instant::now() + Duration::from_secs(60);
+    slots.iter().for_each(|slot| note_answer(slot, Some(Duration::from_millis(5)), began));
+    let at = |millis| Wish { now: began + Duration::from_millis(millis), ..wish(&[]) };
+    let mut blocked = pool.acquire(&at(0)).await.expect("open");
+    let slow = blocked.slot().id.slot;
+    for _ in 0..5 {
+        let mut lease = pool.acquire(&at(200)).await.expect("open");
+        assert_ne!(lease.slot().id.slot, slow);
+        lease.answered();
+        note_answer(lease.slot(), Some(Duration::from_millis(5)), at(205).now);
+        std::mem::forget(lease);
+    }
+    blocked.answered();
+    note_answer(blocked.slot(), Some(Duration::from_millis(8)), at(210).now);
+    assert_eq!(pool.acquire(&at(211)).await.expect("open").slot().id.slot, slow);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_workers_each_gets_its_share_and_the_one_with_room_is_found() {
+    let slots = slots(50, 2);
+    let (pool, _) = pool(&slots);
+    let mut leases = Vec::new();
+    for _ in 0..100 {
+        leases.push(pool.acquire(&wish(&[])).await.expect("room"));
+    }
+    assert!(slots.iter().all(|slot| slot.in_flight() == 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_failed_the_only_worker_waits_for_its_successor() {
+    let (pool, roster) = pool(&slots(1, 0));
+    let replace = async {
+        until_waiting(&pool, 1).await;
+        roster.publish(vec![slot(0, 2, 0)]);
+    };
+    let wish = wish(&[(0, 1)]);
+    let (lease, ()) = tokio::join!(pool.acquire(&wish), replace);
+    assert_eq!(lease.expect("replaced").slot().id.incarnation, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_for_a_worker_but_not_for_ever() {
+    let (pool, roster) = pool(&[]);
+    let publish = async {
+        until_waiting(&pool, 1).await;
+        roster.publish(slots(1, 0));
+    };
+    let wish = wish(&[]);
+    let (lease, ()) = tokio::join!(pool.acquire(&wish), publish);
+    assert!(lease.is_ok());
+    assert_eq!(pool.waiting(), 0);
+    roster.publish(Vec::new());
+    let refused = pool.acquire(&wish).await;
+    assert!(matches!(refused, Err(AcquireError::NoWorker { waited }) if waited >= QUEUE.timeout));
+}
+
+#[tokio::test]
+async fn the_line_is_bounded_and_who_leaves_gives_the_place_up() {
+    let (pool, _roster) = pool(&[]);
+    let wish = wish(&[]);
+    let mut line: Vec<_> = (0..QUEUE.size).map(|_| Box::pin(pool.acquire(&wish))).collect();
+    for waiting in &mut line {
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+    }
+    assert!(matches!(pool.acquire(&wish).await, Err(AcquireError::QueueFull { waiting: 100 })));
+    drop(line);
+    assert_eq!(pool.waiting(), 0);
+}
+
+#[tokio::test]
+async fn a_released_worker_goes_to_the_next_in_line_and_nobody_else_is_woken() {
+    let slots = slots(1, 1);
+    let (pool, _roster) = pool(&slots);
+    let first = pool.acquire(&wish(&[])).await.expect("room");
+    let wish = wish(&[]);
+    let mut line: Vec<_> = (0..3).map(|_| by_hand(pool.acquire(&wish))).collect();
+    assert!(line.iter_mut().all(|waiting| waiting.poll().is_none()));
+    drop(first);
+    let woken: Vec<bool> = line.iter().map(|waiting| waiting.is_woken()).collect();
+    assert_eq!(woken, [true, false, false]);
+    // Who comes now stands behind them, though the lease is not taken up yet.
+    let mut late = by_hand(pool.acquire(&wish));
+    assert!(late.poll().is_none());
+    let second = line[0].poll().expect("served").expect("a lease");
+    assert_eq!(slots[0].in_flight(), 1);
+    // The next has gone away: the one behind it is served.
+    line.remove(1);
+    drop(second);
+    assert!(late.poll().is_none());
+    let third = line[1].poll().expect("served");
+    // Served, and gone before it knew.
+    drop(third);
+    assert!(late.is_woken());
+    drop(late);
+    assert_eq!((slots[0].in_flight(), pool.waiting()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_client_stays_at_home_waits_for_it_and_moves_when_it_is_gone() {
+    let slots = slots(3, 1);
+    let (pool, roster) = pool(&slots);
+    let at_home = Wish { home: Home::Marked(crate::upstream::affinity::mark(pool.app(), 1)), ..wish(&[]) };
+    let first = pool.acquire(&at_home).await.expect("room");
+    assert_eq!(first.slot().id.slot, 1);
+    let mut second = by_hand(pool.acquire(&at_home));
+    assert!(second.poll().is_none(), "others have room, and are not home");
+    assert!(pool.acquire(&wish(&[])).await.is_ok(), "who takes any worker does not wait for it");
+    drop(first);
+    assert_eq!(second.poll().expect("served").expect("a lease").slot().id.slot, 1);
+    roster.publish(vec![Arc::clone(&slots[0]), Arc::clone(&slots[2])]);
+    assert_ne!(pool.acquire(&at_home).await.expect("room").slot().id.slot, 1);
+}
+
+#[test]
+fn no_release_is_missed_between_threads() {
+    let slots = slots(2, 1);
+    let (pool, _roster) = pool(&slots);
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let pool = Arc::clone(&pool);
+            std::thread::spawn(move || {
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+                runtime.block_on(async {
+                    for _ in 0..3000 {
+                        let lease =
+                            pool.acquire(&wish(&[])).await.expect("served long before the time is over");
+                        assert!(lease.slot().in_flight() <= 1);
+                        if fastrand::bool() {
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                });
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().expect("no panic");
+    }
+    assert_eq!((pool.waiting(), slots[0].in_flight() + slots[1].in_flight()), (0, 0));
+}
+
+/// A future polled by hand.
+struct ByHand<F> {
+    future: std::pin::Pin<Box<F>>,
+    woken: Arc<Flag>,
+}
+
+struct Flag(std::sync::atomic::AtomicBool);
+
+impl std::task::Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+fn by_hand<F: Future>(future: F) -> ByHand<F> {
+    ByHand { future: Box::pin(future), woken: Arc::new(Flag(false.into())) }
+}
+
+impl<F: Future> ByHand<F> {
+    fn poll(&mut self) -> Option<F::Output> {
+        self.woken.0.store(false, Ordering::SeqCst);
+        let waker = Arc::clone(&self.woken).into();
+        match self.future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        }
+    }
+
+    fn is_woken(&self) -> bool {
+        self.woken.0.load(Ordering::SeqCst)
+    }
+}
