@@ -16,7 +16,8 @@
 //!   while `cert/challenge` lends the answers to the request path; `cert/bundle` checks it, `cert/store` keeps it, and
 //!   `cert/resolver` serves it.
 //! - **A worker:** `worker/rollout` decides who is launched and retired, `worker/lifecycle` what happens to each next: started,
-//!   admitted, drained, told to stop, killed. `worker/supervisor` performs it: `worker/adapter` has the command line,
+//!   admitted, suspected, drained, told to stop, killed. `worker/supervisor` performs it through its `worker/crew`, which
+//!   `worker/watchdog` and `worker/recycling` tell who hangs and who is due: `worker/adapter` has the command line,
 //!   `worker/launch` spawns and kills, `worker/probe` asks whether it is ready, `worker/slot` opens and closes it to requests.
 //!
 //! # Publications
@@ -39,6 +40,7 @@
 //!
 //! ── floor 1: config ── what the operator wrote, and the checked form the program uses
 //!   config/scalar.rs       P  sizes, durations, addresses: each parses itself and says what it wanted
+//!   config/care.rs         P  how workers are limited, asked for their health and recycled
 //!   config/model.rs        P  the checked configuration: a value of these types holds no nonsense
 //!   config/problem.rs      P  one fault with its place, key and remedy; all of them in order
 //!   config/env_file.rs     P  files of NAME=VALUE lines
@@ -72,11 +74,19 @@
 //!   worker/guard.rs           ends the workers of an edge that was killed
 //!   worker/leftovers.rs       what a killed edge left behind, removed before new workers start
 //!   worker/registry.rs        the workers that live, written down for the next edge
+//!   worker/before_start.rs    what is run once before the first worker of a generation
+//!   worker/change.rs          what an operator asked of an app's workers, and why it failed
 //!   worker/child.rs           one running worker: its end, its signals
 //!   worker/listening.rs       where a worker listens really, for the message
 //!   worker/member.rs          one worker as its crew holds it   ← telemetry
+//!   worker/unread.rs          bytes that a worker was sent and has not read
+//!   worker/watchdog.rs        whether a worker that serves reads what it is sent
+//!   worker/setup.rs           what the workers of one generation are run by
+//!   worker/recycling.rs       when a worker that serves well is replaced all the same
+//!   worker/staffing.rs        how a crew carries out each decision   ← telemetry
 //!   worker/crew.rs            the workers of one app as their supervisor holds them   ← telemetry
 //!   worker/lifecycle.rs    P  one worker's life: state, input, actions
+//!   worker/places.rs       P  the slots of an app: who is in each, and when the next may be launched
 //!   worker/rollout.rs      P  how many to launch, whom to retire, when a death is a crash loop
 //!   worker/adapter.rs      P  how each server learns its address: final command line and environment
 //!   worker/launch.rs          the only place that makes and kills processes

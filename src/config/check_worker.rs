@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::config::account::{self, AccountError};
 use crate::config::context::{AppContext, path, read_regular, reason};
 use crate::config::env_file;
-use crate::config::model::{Account, Restart, ServerKind, Transport, WorkerSpec};
+use crate::config::model::{
+    Account, HealthCheck, Recycle, Resource, Restart, ServerKind, Transport, Ulimit, WorkerSpec,
+};
 use crate::config::scalar::{self, LONGEST_SOCKET_PATH};
 use crate::config::section::{Section, Value};
 use crate::name::AppName;
@@ -45,11 +47,17 @@ pub(super) fn worker(
         account,
         environment: environment(section, context.base),
         healthcheck_path: section.section("healthcheck").get("path").and_then(|value| value.parse(http_path)),
+        healthcheck: healthcheck(section),
+        hang_timeout: section.duration("hang_timeout"),
         start_timeout: section.positive_duration("start_timeout"),
         drain_timeout: section.duration("drain_timeout"),
         stop_signal: section.read("stop_signal", 15, scalar::signal),
         stop_grace_period: section.duration("stop_grace_period"),
         restart: restart(section),
+        nice: section.get("nice").and_then(|value| value.parse(nice)),
+        ulimits: ulimits(section),
+        recycle: recycle(section),
+        before_start: before_start(section),
         command: command?,
     })
 }
@@ -118,6 +126,111 @@ fn split(value: &Value<'_>) -> Option<Vec<String>> {
         value.refuse("a quote in the command is not closed");
     }
     words
+}
+
+fn healthcheck(section: &Section<'_>) -> HealthCheck {
+    let section = section.section("healthcheck");
+    HealthCheck {
+        interval: section.positive_duration("interval"),
+        timeout: section.positive_duration("timeout"),
+        retries: section.read("retries", 1, |text| scalar::number(text, 1, 100)) as u32,
+    }
+}
+
+fn nice(text: &str) -> Result<i32, &'static str> {
+    let number = text.parse().ok().filter(|number| (-20..=19).contains(number));
+    number.ok_or("is not a whole number from -20 to 19")
+}
+
+/// Later wins: those of the defaults, then the app's own.
+fn ulimits(section: &Section<'_>) -> Vec<Ulimit> {
+    const NAMES: [(&str, Resource); 9] = [
+        ("as", Resource::As),
+        ("core", Resource::Core),
+        ("cpu", Resource::Cpu),
+        ("data", Resource::Data),
+        ("fsize", Resource::Fsize),
+        ("memlock", Resource::Memlock),
+        ("nofile", Resource::Nofile),
+        ("nproc", Resource::Nproc),
+        ("stack", Resource::Stack),
+    ];
+    let mut limits: Vec<Ulimit> = Vec::new();
+    for layer in section.all("ulimits") {
+        for entry in layer.entries().iter() {
+            let value = Value::of_entry(layer.reader(), &layer.path, entry);
+            let Some((_, resource)) = NAMES.iter().find(|(name, _)| *name == &*entry.key) else {
+                let known = NAMES.map(|(name, _)| name).join(", ");
+                value.refuse(format_args!("this is no limit; known are {known}"));
+                continue;
+            };
+            if let Some((soft, hard)) = ulimit(&value) {
+                limits.retain(|limit| limit.resource != *resource);
+                limits.push(Ulimit { resource: *resource, soft, hard });
+            }
+        }
+    }
+    limits
+}
+
+/// A number for both, or `{soft: …, hard: …}`.
+fn ulimit(value: &Value<'_>) -> Option<(u64, u64)> {
+    let number = |text: &str| match text {
+        "unlimited" | "-1" => Ok(u64::MAX),
+        text => text.parse::<u64>().map_err(|_| "is neither a whole number nor `unlimited`"),
+    };
+    if !value.is_map() {
+        return value.parse(number).map(|both| (both, both));
+    }
+    let (mut soft, mut hard) = (None, None);
+    for entry in value.entries().iter() {
+        let part = Value::of_entry(value.reader(), &value.path, entry);
+        match &*entry.key {
+            "soft" => soft = part.parse(number),
+            "hard" => hard = part.parse(number),
+            _ => part.refuse("`soft` and `hard` are expected"),
+        }
+    }
+    match (soft, hard) {
+        (Some(soft), Some(hard)) if soft <= hard => Some((soft, hard)),
+        _ => {
+            value.refuse("`soft` and `hard` are both needed, and `soft` may not be more than `hard`");
+            None
+        }
+    }
+}
+
+fn recycle(section: &Section<'_>) -> Recycle {
+    const MOST_REQUESTS: u64 = 1_000_000_000_000;
+    let percent = |text: &str| {
+        let number = scalar::number(text.strip_suffix('%').unwrap_or(text), 0, 100);
+        number.map(|number| number as u8).map_err(|_| "is not a share such as `20%`")
+    };
+    let memory = |text: &str| match scalar::size(text) {
+        Ok(0) | Err(_) => Err("is not a size such as `512MB`"),
+        Ok(bytes) => Ok(bytes),
+    };
+    Recycle {
+        max_requests: section.read("max_requests", 0, |text| scalar::number(text, 0, MOST_REQUESTS)),
+        jitter_percent: section.read("max_requests_jitter", 0, percent),
+        max_lifetime: section.duration("max_lifetime"),
+        max_memory: section.get("max_memory").and_then(|value| value.parse(memory)),
+    }
+}
+
+/// Each item is a command of its own.
+fn before_start(section: &Section<'_>) -> Vec<Vec<String>> {
+    let items = section.get_or_default("before_start").map(|value| value.items()).unwrap_or_default();
+    let command = |value: &Value<'_>| {
+        let words = split(value)?;
+        refuse_shell_words(value, &words);
+        if words.first().is_none_or(String::is_empty) || words.iter().any(|word| word.contains('\0')) {
+            value.refuse("this is not a command");
+            return None;
+        }
+        Some(words)
+    };
+    items.iter().filter_map(command).collect()
 }
 
 fn refuse_shell_words(value: &Value<'_>, words: &[String]) {

@@ -239,10 +239,41 @@ pub const KEYS: &[Key] = &[
         "File or list of files with NAME=VALUE lines for the workers; relative to this file, later files win.",
     ),
     key(
+        "apps.NAME.ulimits",
+        Is("{}"),
+        Worker,
+        "Limits of each worker process by name, such as `nofile: 65536` or `core: {soft: 0, hard: unlimited}`; those not named are edge's own.",
+    ),
+    key(
+        "apps.NAME.nice",
+        Found("edge's own"),
+        Worker,
+        "Priority of the workers for the CPU, from -20 (first) to 19; only root can raise it.",
+    ),
+    key(
+        "apps.NAME.before_start",
+        Is("[]"),
+        Worker,
+        "Command or list of commands run once before the first worker of each generation, such as migrations; a failure keeps the old generation.",
+    ),
+    key(
         "apps.NAME.healthcheck.path",
         Nothing,
         Worker,
         "Path asked for readiness; without it any HTTP answer to / means ready.",
+    ),
+    key(
+        "apps.NAME.healthcheck.interval",
+        Is("10s"),
+        Worker,
+        "How often a worker that serves is asked for that path.",
+    ),
+    key("apps.NAME.healthcheck.timeout", Is("5s"), Worker, "How long its answer may take."),
+    key(
+        "apps.NAME.healthcheck.retries",
+        Is("3"),
+        Worker,
+        "Failures in a row after which the worker is replaced, its successor ready first.",
     ),
     key("apps.NAME.start_timeout", Is("60s"), Worker, "How long a worker may take to become ready."),
     key(
@@ -269,6 +300,36 @@ pub const KEYS: &[Key] = &[
         Is("30s"),
         Worker,
         "Longest pause between restarts; edge never gives up.",
+    ),
+    key(
+        "apps.NAME.hang_timeout",
+        Is("30s"),
+        Worker,
+        "A worker that reads nothing this long is aborted and replaced, after 2 s without new requests; 0 is never.",
+    ),
+    key(
+        "apps.NAME.max_requests",
+        Is("0"),
+        Worker,
+        "A worker is replaced after that many requests, its successor ready first; 0 is never.",
+    ),
+    key(
+        "apps.NAME.max_requests_jitter",
+        Is("20%"),
+        Worker,
+        "By how much more it may be, drawn anew for each worker, so that they do not go together.",
+    ),
+    key(
+        "apps.NAME.max_lifetime",
+        Is("0"),
+        Worker,
+        "A worker is replaced after that time, up to a tenth sooner; 0 is never.",
+    ),
+    key(
+        "apps.NAME.max_memory",
+        Nothing,
+        Worker,
+        "A worker whose processes use more memory than this is replaced; shared memory counts by share.",
     ),
     key(
         "apps.NAME.tls",

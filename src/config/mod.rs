@@ -4,6 +4,7 @@
 //! collects every problem, or returns the `model`. `keys` is the one table of what may be written.
 
 pub mod account;
+pub mod care;
 pub mod check;
 mod check_app;
 mod check_worker;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::config::care::{HealthCheck, Recycle, Resource, Ulimit};
 use crate::name::{AppName, HostPattern};
 
 /// Everything `edge.yaml` says, defaults filled in.
@@ -301,6 +302,10 @@ pub struct WorkerSpec {
     pub environment: BTreeMap<String, String>,
     /// Path asked for readiness; with none, any HTTP answer to `/` means ready.
     pub healthcheck_path: Option<String>,
+    /// How a worker that serves is asked, if a path was named.
+    pub healthcheck: HealthCheck,
+    /// A worker that reads nothing this long is replaced; zero for never.
+    pub hang_timeout: Duration,
     /// Spawn to ready.
     pub start_timeout: Duration,
     /// A worker's open requests, before its stop signal.
@@ -311,6 +316,14 @@ pub struct WorkerSpec {
     pub stop_grace_period: Duration,
     /// First and longest delay between restarts.
     pub restart: Restart,
+    /// Priority of its processes, −20 (first) to 19; edge's own where nothing is written.
+    pub nice: Option<i32>,
+    /// Limits of its processes: the system's name, soft and hard value; `None` is unlimited.
+    pub ulimits: Vec<Ulimit>,
+    /// When a worker that serves is replaced all the same.
+    pub recycle: Recycle,
+    /// Commands run once before the first worker of a generation, each split.
+    pub before_start: Vec<Vec<String>>,
 }
 
 impl std::fmt::Debug for WorkerSpec {
@@ -326,11 +339,17 @@ impl std::fmt::Debug for WorkerSpec {
             account,
             environment,
             healthcheck_path,
+            healthcheck,
+            hang_timeout,
             start_timeout,
             drain_timeout,
             stop_signal,
             stop_grace_period,
             restart,
+            nice,
+            ulimits,
+            recycle,
+            before_start,
         } = self;
         f.debug_struct("WorkerSpec")
             .field("program", &command.first())
@@ -342,11 +361,17 @@ impl std::fmt::Debug for WorkerSpec {
             .field("account", account)
             .field("environment", &environment.keys())
             .field("healthcheck_path", healthcheck_path)
+            .field("healthcheck", healthcheck)
+            .field("hang_timeout", hang_timeout)
             .field("start_timeout", start_timeout)
             .field("drain_timeout", drain_timeout)
             .field("stop_signal", stop_signal)
             .field("stop_grace_period", stop_grace_period)
             .field("restart", restart)
+            .field("nice", nice)
+            .field("ulimits", ulimits)
+            .field("recycle", recycle)
+            .field("before_start", &before_start.len())
             .finish()
     }
 }

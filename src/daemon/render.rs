@@ -161,7 +161,8 @@ fn app_rank(state: AppState) -> u8 {
         AppState::Failed => 1,
         AppState::Degraded => 2,
         AppState::Starting => 3,
-        AppState::Up => 4,
+        AppState::Deploying => 4,
+        AppState::Up => 5,
     }
 }
 
@@ -171,6 +172,7 @@ fn app_cell(state: AppState, palette: Palette) -> Cell {
         AppState::Failed => ("failed", palette.bad),
         AppState::Degraded => ("degraded", palette.warn),
         AppState::Starting => ("starting", palette.warn),
+        AppState::Deploying => ("deploying", palette.warn),
         AppState::Up => ("up", palette.good),
     };
     Cell::coloured(word.to_owned(), colour)
@@ -178,17 +180,19 @@ fn app_cell(state: AppState, palette: Palette) -> Cell {
 
 fn worker_rank(state: WorkerState) -> u8 {
     match state {
-        WorkerState::Backoff => 0,
-        WorkerState::Stopping => 1,
-        WorkerState::Draining => 2,
-        WorkerState::Starting => 3,
-        WorkerState::Ready => 4,
+        WorkerState::Suspect => 0,
+        WorkerState::Backoff => 1,
+        WorkerState::Stopping => 2,
+        WorkerState::Draining => 3,
+        WorkerState::Starting => 4,
+        WorkerState::Ready => 5,
     }
 }
 
 fn worker_cell(state: WorkerState, palette: Palette) -> Cell {
     let (word, colour) = match state {
         WorkerState::Backoff => ("backoff", palette.bad),
+        WorkerState::Suspect => ("suspect", palette.bad),
         WorkerState::Stopping => ("stopping", palette.warn),
         WorkerState::Draining => ("draining", palette.warn),
         WorkerState::Starting => ("starting", palette.warn),

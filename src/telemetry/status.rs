@@ -56,6 +56,8 @@ pub enum AppState {
     Down,
     /// Workers die before they are ready, again and again; retries go on.
     Failed,
+    /// Workers of a new generation take over.
+    Deploying,
 }
 
 /// One worker.
@@ -91,6 +93,8 @@ pub enum WorkerState {
     Starting,
     /// Takes requests.
     Ready,
+    /// Reads nothing; takes no new requests until it does.
+    Suspect,
     /// Finishes its requests.
     Draining,
     /// Told to end.

@@ -1,7 +1,7 @@
 use std::num::NonZeroU32;
 
 use super::*;
-use crate::config::model::{Account, Restart};
+use crate::config::model::{Account, HealthCheck, Recycle, Restart};
 
 fn spec(command: &str) -> WorkerSpec {
     WorkerSpec {
@@ -14,11 +14,26 @@ fn spec(command: &str) -> WorkerSpec {
         account: Account::Own,
         environment: BTreeMap::new(),
         healthcheck_path: None,
+        healthcheck: HealthCheck {
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(5),
+            retries: 3,
+        },
+        hang_timeout: Duration::from_secs(30),
         start_timeout: Duration::from_secs(60),
         drain_timeout: Duration::from_secs(30),
         stop_signal: 15,
         stop_grace_period: Duration::from_secs(10),
         restart: Restart { backoff: Duration::from_millis(200), max_backoff: Duration::from_secs(30) },
+        nice: None,
+        ulimits: Vec::new(),
+        recycle: Recycle {
+            max_requests: 0,
+            jitter_percent: 0,
+            max_lifetime: Duration::ZERO,
+            max_memory: None,
+        },
+        before_start: Vec::new(),
     }
 }
 

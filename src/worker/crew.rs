@@ -1,30 +1,29 @@
-//! The workers of one app as its supervisor holds them: what each is, and how each decision is carried out.
+//! The workers of one app as its supervisor holds them: what each is, and who hears of what happens.
 //!
-//! Never waits: whatever takes time is a task that sends an [`Event`] when it is done.
+//! Never waits: whatever takes time is a task that sends an [`Event`] when it is done. How each decision is carried out
+//! stands in `staffing`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use crate::backoff::Backoff;
 use crate::config::model::{App, WorkerSpec};
 use crate::name::WorkerId;
-use crate::report::Report;
 use crate::scope::Scope;
 use crate::telemetry::status::{AppState, AppStatus, WorkerState, WorkerStatus};
-use crate::worker::adapter::{self, Wire};
+use crate::worker::change::{Changes, Reply, RollError, Wish};
 use crate::worker::child::{Child, Exit};
-use crate::worker::launch::{LaunchError, Order, Tools};
-use crate::worker::lifecycle::{self, Action, Input, Patience, State, Why};
+use crate::worker::launch::Tools;
+use crate::worker::lifecycle::{self, Action, Input, State};
 use crate::worker::member::Member;
-use crate::worker::output::{self, Tail};
-use crate::worker::probe::{NotReady, Question};
-use crate::worker::rollout::{self, Policy, Rollout};
-use crate::worker::slot::{Roster, Slot};
+use crate::worker::probe::NotReady;
+use crate::worker::rollout::{self, Policy, Rollout, Seat};
+use crate::worker::setup::Setup;
+use crate::worker::slot::Roster;
 use crate::worker::usage;
 
 /// What the tasks around a crew report, and what it is told.
@@ -36,10 +35,20 @@ pub(super) enum Event {
     Missed(WorkerId, NotReady),
     /// A worker's process ended.
     Exited(WorkerId, Exit),
-    /// Nothing is left of a dead worker.
-    Buried,
+    /// Nothing is left of a dead worker; these were its last lines.
+    Buried(Seat, Vec<String>),
     /// A worker's memory was measured.
     Measured(WorkerId, u64),
+    /// A worker that serves has reached a limit.
+    Due(WorkerId, String),
+    /// What comes before the first worker of a generation has ended.
+    Prepared(u64, Result<(), RollError>),
+    /// Replace every worker by one of this app and spec.
+    Roll(Box<(Arc<App>, WorkerSpec)>, Reply),
+    /// Replace every worker by a fresh one.
+    Restart(Reply),
+    /// That many workers from now on.
+    Scale(u32, Reply),
     /// Retire everybody.
     Stop,
     /// Kill everybody.
@@ -49,28 +58,29 @@ pub(super) enum Event {
 }
 
 pub(super) struct Crew {
-    app: Arc<App>,
-    spec: WorkerSpec,
-    roster: Arc<Roster>,
-    tools: Tools,
-    events: mpsc::UnboundedSender<Event>,
-    tasks: Scope,
-    wire: Wire,
-    patience: Patience,
-    rollout: Rollout,
-    workers: BTreeMap<u32, Member>,
-    past: BTreeMap<u32, Past>,
+    pub(super) roster: Arc<Roster>,
+    pub(super) tools: Tools,
+    pub(super) events: mpsc::UnboundedSender<Event>,
+    pub(super) tasks: Scope,
+    pub(super) rollout: Rollout,
+    /// By generation; those that no worker is of any more are forgotten.
+    pub(super) setups: BTreeMap<u64, Rc<Setup>>,
+    pub(super) workers: BTreeMap<Seat, Member>,
+    pub(super) past: BTreeMap<u32, Past>,
     /// Dead workers whose families are still being ended.
-    burials: usize,
-    was_ready: bool,
-    stopping: bool,
+    pub(super) burials: BTreeSet<Seat>,
+    /// The generation that is being prepared, and what ends that.
+    pub(super) preparing: BTreeMap<u64, Scope>,
+    pub(super) changes: Changes,
+    pub(super) was_ready: bool,
+    pub(super) stopping: bool,
 }
 
 /// What a slot remembers of its earlier workers.
 #[derive(Debug, Default)]
-struct Past {
-    incarnations: u64,
-    last_exit: Option<String>,
+pub(super) struct Past {
+    pub(super) incarnations: u64,
+    pub(super) last_exit: Option<String>,
 }
 
 impl Crew {
@@ -82,29 +92,25 @@ impl Crew {
         events: mpsc::UnboundedSender<Event>,
         tasks: Scope,
     ) -> Self {
-        let backoff = Backoff { base: spec.restart.backoff, cap: spec.restart.max_backoff, jitter: JITTER };
-        let policy = Policy { backoff, proven: PROVEN, served: SERVED, crash_loop: CRASH_LOOP };
-        let patience = Patience {
-            start: spec.start_timeout,
-            drain: spec.drain_timeout,
-            stop: spec.stop_grace_period,
-            misses: MISSES,
+        let policy = Policy {
+            backoff: backoff(&spec),
+            proven: PROVEN,
+            served: SERVED,
+            crash_loop: CRASH_LOOP,
+            overlap: OVERLAP,
         };
-        // The wire follows from the command alone; this plan's address is never used.
-        let wire = adapter::plan(&app.name, &spec, 0, std::path::Path::new("/")).wire;
         Self {
-            app,
-            spec,
             roster,
             tools,
             events,
             tasks,
-            wire,
-            patience,
-            rollout: Rollout::new(policy),
+            rollout: Rollout::new(policy, now()),
+            setups: BTreeMap::from([(FIRST, Rc::new(Setup::new(app, spec)))]),
             workers: BTreeMap::new(),
             past: BTreeMap::new(),
-            burials: 0,
+            burials: BTreeSet::new(),
+            preparing: BTreeMap::new(),
+            changes: Changes::default(),
             was_ready: false,
             stopping: false,
         }
@@ -113,7 +119,8 @@ impl Crew {
     /// Launches the first workers.
     pub(super) fn begin(&mut self) {
         if !self.stopping {
-            self.roll(rollout::Input::Want(self.spec.workers));
+            let workers = self.setups.get(&FIRST).map_or(0, |setup| setup.spec.workers);
+            self.roll(rollout::Input::Want(workers));
         }
     }
 
@@ -133,21 +140,39 @@ impl Crew {
                 }
                 self.feed(&id, Input::Exited);
             }
-            Event::Buried => self.burials = self.burials.saturating_sub(1),
-            Event::Measured(id, bytes) => self.measured(&id, bytes),
-            Event::Stop => {
-                self.stopping = true;
-                self.roll(rollout::Input::Want(0));
+            Event::Buried(seat, last_lines) => {
+                self.burials.remove(&seat);
+                self.changes.buried(seat, last_lines);
             }
+            Event::Measured(id, bytes) => self.measured(&id, bytes),
+            Event::Due(id, reason) => {
+                tracing::info!(app = %id.app, worker = id.slot, reason, "worker is to be replaced");
+                self.roll(rollout::Input::Recycle(seat(&id)));
+            }
+            Event::Prepared(generation, outcome) => self.prepared(generation, outcome),
+            Event::Roll(wish, reply) => self.changes.ask(Wish::Roll(wish), reply),
+            Event::Restart(reply) => self.changes.ask(Wish::Restart, reply),
+            Event::Scale(workers, reply) => {
+                if workers == 0 {
+                    let _nobody_waits = reply.send(Err(RollError::because("an app has at least one worker")));
+                } else if !self.stopping {
+                    self.changes.scaling.push(reply);
+                    self.roll(rollout::Input::Want(workers));
+                }
+            }
+            Event::Stop => self.stop(),
             Event::Abort => {
-                self.stopping = true;
-                self.roll(rollout::Input::Want(0));
+                self.stop();
                 self.feed_all(Input::Abort);
             }
             Event::Tick => {
                 self.feed_all(Input::Tick);
                 self.roll(rollout::Input::Tick);
             }
+        }
+        self.begin_change();
+        if self.rollout.is_settled() {
+            self.changes.settled();
         }
     }
 
@@ -159,7 +184,7 @@ impl Crew {
 
     /// Whether it was told to stop and nothing is left.
     pub(super) fn is_gone(&self) -> bool {
-        self.stopping && self.workers.is_empty() && self.burials == 0
+        self.stopping && self.workers.is_empty() && self.burials.is_empty() && self.preparing.is_empty()
     }
 
     /// The processes that run.
@@ -176,42 +201,56 @@ impl Crew {
 
     /// The app as operators see it.
     pub(super) fn status(&self) -> AppStatus {
-        let (ready, wanted) = (self.rollout.ready(), self.rollout.wanted());
+        let suspect =
+            |worker: &&Member| matches!(worker.state, State::Suspect { .. } | State::Aborting { .. });
+        let suspects = self.workers.values().filter(suspect).count() as u32;
+        let (ready, wanted) = (self.rollout.ready().saturating_sub(suspects), self.rollout.wanted());
         let state = match () {
+            () if self.rollout.is_rolling() => AppState::Deploying,
             () if self.rollout.is_crash_loop() => AppState::Failed,
             () if ready > 0 && ready >= wanted => AppState::Up,
             () if ready > 0 => AppState::Degraded,
             () if self.was_ready => AppState::Down,
             () => AppState::Starting,
         };
-        let slots = self.past.keys().filter(|slot| **slot < wanted || self.workers.contains_key(slot));
-        let workers = slots.map(|slot| self.worker_status(*slot)).collect();
-        AppStatus { state, generation: 1, queue: 0, workers }
+        let mut workers: Vec<_> =
+            self.workers.iter().map(|(seat, worker)| self.worker(*seat, worker)).collect();
+        let vacant = |slot: &u32| *slot < wanted && self.workers.keys().all(|seat| seat.slot != *slot);
+        workers.extend(self.past.keys().copied().filter(vacant).map(|slot| self.vacancy(slot)));
+        workers.sort_by_key(|worker| worker.slot);
+        AppStatus { state, generation: self.rollout.generation_number(), queue: 0, workers }
     }
 
-    fn worker_status(&self, slot: u32) -> WorkerStatus {
+    fn worker(&self, seat: Seat, worker: &Member) -> WorkerStatus {
+        let last_exit = self.past.get(&seat.slot).and_then(|past| past.last_exit.clone());
+        worker.status(seat.incarnation.saturating_sub(1), last_exit)
+    }
+
+    fn vacancy(&self, slot: u32) -> WorkerStatus {
         let past = self.past.get(&slot);
-        let restarts = past.map_or(0, |past| past.incarnations.saturating_sub(1));
-        let last_exit = past.and_then(|past| past.last_exit.clone());
-        let Some(worker) = self.workers.get(&slot) else {
-            return WorkerStatus {
-                slot,
-                pid: None,
-                state: WorkerState::Backoff,
-                in_flight: 0,
-                requests: 0,
-                restarts,
-                memory_bytes: 0,
-                age_s: 0,
-                address: String::new(),
-                last_exit,
-            };
-        };
-        worker.status(restarts, last_exit)
+        WorkerStatus {
+            slot,
+            pid: None,
+            state: WorkerState::Backoff,
+            in_flight: 0,
+            requests: 0,
+            restarts: past.map_or(0, |past| past.incarnations.saturating_sub(1)),
+            memory_bytes: 0,
+            age_s: 0,
+            address: String::new(),
+            last_exit: past.and_then(|past| past.last_exit.clone()),
+        }
     }
 
     fn find(&mut self, id: &WorkerId) -> Option<&mut Member> {
-        self.workers.get_mut(&id.slot).filter(|worker| worker.id == *id)
+        self.workers.get_mut(&seat(id))
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.preparing.values().for_each(Scope::abort);
+        self.changes.stop();
+        self.roll(rollout::Input::Want(0));
     }
 
     fn feed_all(&mut self, input: Input) {
@@ -222,210 +261,131 @@ impl Crew {
     }
 
     /// One input to one worker's life; what it decides is done.
-    fn feed(&mut self, id: &WorkerId, input: Input) {
-        let patience = self.patience;
+    pub(super) fn feed(&mut self, id: &WorkerId, input: Input) {
         let Some(worker) = self.find(id) else { return };
-        let (state, actions) = lifecycle::step(worker.state, now(), input, &patience);
+        let (state, actions) = lifecycle::step(worker.state, now(), input, &worker.setup.patience);
         worker.state = state;
+        let at = seat(id);
         for action in actions {
             match action {
-                Action::Admit => self.admit(id.slot),
-                Action::Withdraw => self.withdraw(id.slot),
+                Action::Admit => self.admit(at),
+                Action::Withdraw => self.withdraw(at),
                 Action::ReportUnwell => {
-                    tracing::warn!(app = %id.app, worker = id.slot, "a worker misses its health checks");
+                    tracing::warn!(app = %id.app, worker = id.slot, "a worker fails its health checks: it is to be replaced");
+                    self.roll(rollout::Input::Recycle(at));
                 }
-                Action::Terminate => self.terminate(id.slot),
-                Action::Kill => self.kill(id.slot),
-                Action::Bury => self.bury(id.slot),
+                Action::Suspend => self.suspend(at, true),
+                Action::Resume => self.suspend(at, false),
+                Action::Interrupt => self.interrupt(at),
+                Action::Terminate => self.terminate(at),
+                Action::Kill => self.kill(at),
+                Action::Bury => self.bury(at),
             }
         }
     }
 
     /// One input to the app's plan; what it decides is done, and what comes of that.
-    fn roll(&mut self, input: rollout::Input) {
+    pub(super) fn roll(&mut self, input: rollout::Input) {
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
             let failed_before = self.rollout.is_crash_loop();
+            let begins = matches!(input, rollout::Input::Recycle(_) | rollout::Input::Roll(..));
+            if begins || self.rollout.is_changing() {
+                self.rollout.set_room(self.has_room());
+            }
             let actions = self.rollout.step(now(), input, &mut self.tools.rng);
             if self.rollout.is_crash_loop() && !failed_before {
-                tracing::error!(app = %self.app.name, "no worker becomes ready; trying again without end");
+                tracing::error!(app = %self.app().name, "no worker becomes ready; trying again without end");
             }
             for action in actions {
                 match action {
-                    rollout::Action::Launch(slot) => {
-                        if let Err(error) = self.launch(slot) {
-                            let cause = Report(&error).to_string();
-                            tracing::error!(app = %self.app.name, worker = slot, error = %cause, "cannot start a worker");
-                            self.past.entry(slot).or_default().last_exit = Some(cause);
-                            inputs.push_back(rollout::Input::Died(slot));
-                        }
+                    rollout::Action::Prepare(generation) => inputs.extend(self.prepare(generation)),
+                    rollout::Action::Launch(seat, generation) => inputs.extend(self.launch(seat, generation)),
+                    rollout::Action::Retire(seat) => self.retire(seat),
+                    rollout::Action::MakeRoom(seat) => {
+                        let app = self.app();
+                        tracing::warn!(app = %app.name, worker = seat.slot, "memory has no room for a successor beside this worker: it goes first, and requests wait if there is no other");
+                        self.retire(seat);
                     }
-                    rollout::Action::Retire(slot) => {
-                        if let Some(id) = self.workers.get(&slot).map(|worker| worker.id.clone()) {
-                            self.feed(&id, Input::Retire);
+                    rollout::Action::Completed(generation) => {
+                        tracing::info!(app = %self.app().name, generation, "all workers are of the new generation");
+                        self.changes.completed();
+                        if let Some(setup) = self.setups.get(&generation) {
+                            self.rollout.set_backoff(backoff(&setup.spec));
                         }
+                        self.forget_setups();
+                    }
+                    rollout::Action::Abandoned(generation, culprit) => {
+                        tracing::error!(app = %self.app().name, generation, "the new generation does not start: the old one stays");
+                        self.changes.abandoned(culprit);
+                        self.forget_setups();
                     }
                 }
             }
         }
     }
 
-    fn launch(&mut self, slot: u32) -> Result<(), LaunchError> {
-        let past = self.past.entry(slot).or_default();
-        past.incarnations += 1;
-        let id = WorkerId { app: self.app.name.clone(), slot, incarnation: past.incarnations };
-        let place = self.tools.launcher.place(&id, &self.spec.account, self.wire)?;
-        let plan = adapter::plan_at(&self.spec, &place);
-        let order = Order { id: &id, spec: &self.spec, plan: &plan, place: &place };
-        let child = Rc::new(self.tools.launcher.launch(&order)?);
-        let address = child.address(plan.wire);
-        tracing::info!(app = %id.app, worker = slot, pid = child.pid(), %address, "worker started");
-        let tail = Tail::default();
-        let worker = Member {
-            state: lifecycle::begin(now(), &self.patience),
-            followers: self.follow(&id, &child, &tail),
-            tasks: self.tasks.child(),
-            child,
-            address,
-            idle_timeout: plan.idle_timeout,
-            concurrency: plan.concurrency,
-            slot: None,
-            launched_at: now(),
-            exit: Exit::Unknown,
-            missed: None,
-            memory: 0,
-            tail,
-            id,
-        };
-        self.watch(&worker);
-        self.workers.insert(slot, worker);
-        Ok(())
+    fn retire(&mut self, seat: Seat) {
+        if let Some(id) = self.workers.get(&seat).map(|worker| worker.id.clone()) {
+            self.feed(&id, Input::Retire);
+        }
     }
 
-    fn follow(&self, id: &WorkerId, child: &Child, tail: &Tail) -> Vec<JoinHandle<()>> {
-        let Some((stdout, stderr)) = child.take_output() else { return Vec::new() };
-        let streams = [(stdout, "stdout"), (stderr, "stderr")];
-        let follow = |(pipe, stream)| {
-            self.tasks.spawn(output::follow(pipe, id.clone(), child.pid(), stream, tail.clone()))
-        };
-        streams.into_iter().map(follow).collect()
+    /// Whether one more worker fits into memory, with a fifth to spare.
+    fn has_room(&self) -> bool {
+        let largest = self.workers.values().map(|worker| worker.memory).max().unwrap_or(0);
+        usage::available().is_none_or(|available| available >= largest + largest / 5)
     }
 
-    fn watch(&self, worker: &Member) {
-        let (id, child, events) = (worker.id.clone(), Rc::clone(&worker.child), self.events.clone());
-        self.tasks.spawn(async move {
-            let exit = child.exited().await;
-            let _nobody_listens = events.send(Event::Exited(id, exit));
-        });
-        let question = Question::new(&self.app, self.spec.healthcheck_path.as_deref());
-        let (id, address, events) = (worker.id.clone(), worker.address.clone(), self.events.clone());
-        self.with_worker(worker, async move {
-            let missed = |reason| {
-                let _nobody_listens = events.send(Event::Missed(id.clone(), reason));
-            };
-            question.until_ready(&address, missed).await;
-            let _nobody_listens = events.send(Event::Happened(id.clone(), Input::ProbePassed));
-        });
+    /// The app as its present workers serve it.
+    pub(super) fn app(&self) -> Arc<App> {
+        let present = self.setups.get(&self.rollout.generation_number()).or(self.setups.values().next_back());
+        // There is always one: only those that nobody is of are forgotten, and never the present one.
+        Arc::clone(&present.expect("the present generation has a setup").app)
     }
 
-    /// Runs a task no longer than the worker lives.
-    fn with_worker(&self, worker: &Member, task: impl Future<Output = ()> + 'static) {
-        let scope = worker.tasks.clone();
-        worker.tasks.spawn(async move {
-            tokio::select! {
-                () = task => {}
-                () = scope.aborted() => {}
+    /// Begins the change that waited longest, if none is under way.
+    fn begin_change(&mut self) {
+        if self.stopping || self.rollout.is_rolling() {
+            return;
+        }
+        let Some(wish) = self.changes.next() else { return };
+        let present = self.rollout.generation_number();
+        let Some(setup) = self.setups.get(&present) else { return };
+        let (app, spec, workers) = match wish {
+            Wish::Roll(both) => {
+                let workers = both.1.workers;
+                (both.0, both.1, workers)
             }
-        });
+            Wish::Restart => (Arc::clone(&setup.app), setup.spec.clone(), self.rollout.wanted()),
+        };
+        let number = self.setups.keys().next_back().map_or(FIRST, |last| last + 1).max(self.changes.number());
+        self.changes.begun(number);
+        tracing::info!(app = %app.name, generation = number, "a new generation of workers takes over");
+        self.setups.insert(number, Rc::new(Setup::new(app, spec)));
+        self.roll(rollout::Input::Roll(number, workers));
     }
 
-    fn admit(&mut self, at: u32) {
-        let Some(worker) = self.workers.get_mut(&at) else { return };
-        let (id, pid) = (worker.id.clone(), worker.child.pid());
-        worker.slot =
-            Some(Slot::new(id.clone(), pid, worker.address.clone(), worker.idle_timeout, worker.concurrency));
-        worker.missed = None;
-        let start_ms = worker.launched_at.elapsed().as_millis() as u64;
-        tracing::info!(app = %id.app, worker = at, pid, start_ms, "worker ready");
-        self.was_ready = true;
-        self.publish();
-        self.roll(rollout::Input::Ready(at));
-        let Some(worker) = self.workers.get(&at) else { return };
-        let (mark, events) = (worker.child.mark().to_owned(), self.events.clone());
-        self.with_worker(worker, async move {
-            let bytes = usage::memory(pid, mark).await;
-            let _nobody_listens = events.send(Event::Measured(id, bytes));
-        });
-    }
-
-    fn withdraw(&mut self, at: u32) {
-        if let Some(slot) = self.workers.get(&at).and_then(|worker| worker.slot.as_ref()) {
-            slot.close();
-        }
-        self.publish();
-        let Some(worker) = self.workers.get(&at) else { return };
-        if let (State::Draining { .. }, Some(slot)) = (worker.state, worker.slot.clone()) {
-            let (id, events) = (worker.id.clone(), self.events.clone());
-            tracing::info!(app = %id.app, worker = at, pid = slot.pid, in_flight = slot.in_flight(), "worker draining");
-            self.with_worker(worker, async move {
-                slot.emptied().await;
-                let _nobody_listens = events.send(Event::Happened(id, Input::Idle));
-            });
-        }
-    }
-
-    fn publish(&self) {
-        let slots = self.workers.values().filter_map(|worker| worker.slot.clone());
-        self.roster.publish(slots.filter(|slot| slot.is_open()).collect());
-    }
-
-    fn terminate(&mut self, at: u32) {
-        let Some(worker) = self.workers.get(&at) else { return };
-        if let State::Stopping { why: Why::NeverReady, .. } = worker.state {
-            let reason = worker.why_not_ready(self.wire);
-            let (app, pid) = (&self.app.name, worker.child.pid());
-            let seconds = self.spec.start_timeout.as_secs_f64();
-            tracing::error!(%app, worker = at, pid, %reason, seconds, "worker was not ready in time");
-            self.past.entry(at).or_default().last_exit = Some(format!("not ready in {seconds} s: {reason}"));
-        }
-        if let Some(slot) = &worker.slot {
-            slot.end_streams();
-        }
-        worker.child.signal(self.spec.stop_signal);
-    }
-
-    fn kill(&mut self, at: u32) {
-        let Some(worker) = self.workers.get(&at) else { return };
-        tracing::warn!(app = %self.app.name, worker = at, pid = worker.child.pid(), "killing a worker and all it started");
-        worker.child.kill();
-    }
-
-    fn bury(&mut self, at: u32) {
-        let Some(worker) = self.workers.remove(&at) else { return };
-        let State::Dead { why } = worker.state else { return };
-        worker.tasks.abort();
-        let past = self.past.entry(at).or_default();
-        match why {
-            Why::Retired => past.last_exit = Some(format!("{} after it was asked to stop", worker.exit)),
-            // Said when its time was over; how it then ended says less.
-            Why::NeverReady => {}
-            Why::DiedStarting => past.last_exit = Some(format!("{} before it was ready", worker.exit)),
-            Why::DiedServing => past.last_exit = Some(format!("{} while it served", worker.exit)),
-        }
-        self.burials += 1;
-        let events = self.events.clone();
-        self.tasks.spawn(async move {
-            worker.bury(why).await;
-            let _nobody_listens = events.send(Event::Buried);
-        });
-        self.roll(rollout::Input::Died(at));
+    fn forget_setups(&mut self) {
+        let present = self.rollout.generation_number();
+        self.setups.retain(|number, setup| *number == present || Rc::strong_count(setup) > 1);
     }
 }
 
-fn now() -> Instant {
+fn backoff(spec: &WorkerSpec) -> Backoff {
+    Backoff { base: spec.restart.backoff, cap: spec.restart.max_backoff, jitter: JITTER }
+}
+
+pub(super) fn seat(id: &WorkerId) -> Seat {
+    Seat { slot: id.slot, incarnation: id.incarnation }
+}
+
+pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// Number of the first generation.
+const FIRST: u64 = 1;
 const JITTER: f64 = 0.2;
 /// Ready this long, earlier failures are forgotten.
 const PROVEN: Duration = Duration::from_secs(60);
@@ -433,5 +393,5 @@ const PROVEN: Duration = Duration::from_secs(60);
 const SERVED: Duration = Duration::from_secs(1);
 /// Early deaths with nobody ready that make the app a failed one.
 const CRASH_LOOP: u32 = 5;
-/// Missed health checks in a row that are reported.
-const MISSES: u32 = 3;
+/// How long a roll-out waits for a draining worker before it goes on with the next.
+const OVERLAP: Duration = Duration::from_secs(1);

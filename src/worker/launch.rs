@@ -18,7 +18,7 @@ use nix::libc;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::net::unix::pipe;
 
-use crate::config::model::{Account, WorkerSpec};
+use crate::config::model::{Account, Resource as Limited, Ulimit, WorkerSpec};
 use crate::name::WorkerId;
 use crate::worker::adapter::{Place, Plan, Program, Wire};
 use crate::worker::child::Child;
@@ -218,6 +218,8 @@ fn prepare(command: &mut Command, spec: &WorkerSpec, open_files: (u64, u64)) -> 
     };
     let edge = std::process::id() as libc::pid_t;
     let open_files = libc::rlimit { rlim_cur: open_files.0, rlim_max: open_files.1 };
+    let limits: Vec<_> = spec.ulimits.iter().map(kernel_limit).collect();
+    let nice = spec.nice;
     let between = move || {
         reset_signals()?;
         // SAFETY: each call is async-signal-safe and gets values made before the fork; nothing allocates or locks.
@@ -227,6 +229,12 @@ fn prepare(command: &mut Command, spec: &WorkerSpec, open_files: (u64, u64)) -> 
             check(libc::chdir(directory.as_ptr()))?;
             libc::umask(0o007);
             check(libc::setrlimit(libc::RLIMIT_NOFILE, &open_files))?;
+            for (resource, limit) in &limits {
+                check(libc::setrlimit(*resource, limit))?;
+            }
+            if let Some(nice) = nice {
+                check(libc::setpriority(libc::PRIO_PROCESS, 0, nice))?;
+            }
             if let Some((uid, gid, groups)) = &account {
                 check(libc::setgroups(groups.len(), groups.as_ptr()))?;
                 check(libc::setresgid(*gid, *gid, *gid))?;
@@ -247,6 +255,22 @@ fn prepare(command: &mut Command, spec: &WorkerSpec, open_files: (u64, u64)) -> 
     // SAFETY: `between` keeps to what may be done after fork in a process with threads, see inside.
     unsafe { command.pre_exec(between) };
     Ok(())
+}
+
+fn kernel_limit(limit: &Ulimit) -> (libc::__rlimit_resource_t, libc::rlimit) {
+    let resource = match limit.resource {
+        Limited::As => libc::RLIMIT_AS,
+        Limited::Core => libc::RLIMIT_CORE,
+        Limited::Cpu => libc::RLIMIT_CPU,
+        Limited::Data => libc::RLIMIT_DATA,
+        Limited::Fsize => libc::RLIMIT_FSIZE,
+        Limited::Memlock => libc::RLIMIT_MEMLOCK,
+        Limited::Nofile => libc::RLIMIT_NOFILE,
+        Limited::Nproc => libc::RLIMIT_NPROC,
+        Limited::Stack => libc::RLIMIT_STACK,
+    };
+    // `u64::MAX` is RLIM_INFINITY.
+    (resource, libc::rlimit { rlim_cur: limit.soft, rlim_max: limit.hard })
 }
 
 const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;

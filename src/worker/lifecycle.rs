@@ -1,4 +1,5 @@
-//! One worker's life: Starting → Serving → Draining → Stopping → Dead. Decides; the supervisor performs.
+//! One worker's life: Starting → Serving → Draining → Stopping → Dead, with a way from Serving to Suspect and back, or on to
+//! Aborting. Decides; the supervisor performs.
 //!
 //! Must not do: read a clock, touch a process. A restart is a new worker with a life of its own, never a way back.
 
@@ -16,6 +17,16 @@ pub enum State {
     Serving {
         /// Probes missed in a row.
         misses: u32,
+    },
+    /// Reads nothing: takes no new requests until it does.
+    Suspect {
+        /// Aborted if it still does not then.
+        abort_at: Option<Instant>,
+    },
+    /// Was told to abort, so that it may print where it hangs.
+    Aborting {
+        /// Killed if it still lives then.
+        kill_at: Instant,
     },
     /// Withdrawn: finishes its requests.
     Draining {
@@ -54,6 +65,8 @@ pub enum Why {
     DiedStarting,
     /// It ended by itself while it served.
     DiedServing,
+    /// It hung, and was aborted.
+    Hung,
 }
 
 /// What happens to a worker.
@@ -63,6 +76,10 @@ pub enum Input {
     ProbePassed,
     /// It did not.
     ProbeMissed,
+    /// It has left what edge sent it unread for a while.
+    Stuck,
+    /// It reads again.
+    Reads,
     /// Nothing is in flight on its closed slot.
     Idle,
     /// Edge wants it to end when its requests are done.
@@ -82,6 +99,12 @@ pub enum Action {
     Admit,
     /// Close its slot and publish without it.
     Withdraw,
+    /// Close its slot to new requests for the time being.
+    Suspend,
+    /// Open its slot again.
+    Resume,
+    /// Send SIGABRT to the process itself.
+    Interrupt,
     /// Say that it misses its probes, so that a replacement can be started.
     ReportUnwell,
     /// Send its stop signal to the process itself.
@@ -101,6 +124,10 @@ pub struct Patience {
     pub drain: Duration,
     /// Stop signal to kill.
     pub stop: Duration,
+    /// Found stuck to aborted; `None` for never.
+    pub hang: Option<Duration>,
+    /// SIGABRT to kill.
+    pub abort: Duration,
     /// Missed probes in a row before it counts as unwell.
     pub misses: u32,
 }
@@ -115,6 +142,8 @@ pub fn step(state: State, now: Instant, input: Input, patience: &Patience) -> (S
     match state {
         State::Starting { ready_by } => starting(ready_by, now, input, patience),
         State::Serving { misses } => serving(misses, now, input, patience),
+        State::Suspect { abort_at } => suspect(abort_at, now, input, patience),
+        State::Aborting { kill_at } => aborting(kill_at, now, input),
         State::Draining { drain_by, why } => draining(drain_by, why, now, input, patience),
         State::Stopping { kill_at, why } => stopping(kill_at, why, now, input),
         State::Killing { why } => killing(why, input),
@@ -127,7 +156,8 @@ pub fn wake_at(state: &State) -> Option<Instant> {
     match *state {
         State::Starting { ready_by } => Some(ready_by),
         State::Draining { drain_by, .. } => Some(drain_by),
-        State::Stopping { kill_at, .. } => Some(kill_at),
+        State::Stopping { kill_at, .. } | State::Aborting { kill_at } => Some(kill_at),
+        State::Suspect { abort_at } => abort_at,
         State::Serving { .. } | State::Killing { .. } | State::Dead { .. } => None,
     }
 }
@@ -141,7 +171,9 @@ fn starting(ready_by: Instant, now: Instant, input: Input, patience: &Patience) 
         Input::Tick if now >= ready_by => {
             (terminated(now, Why::NeverReady, patience), vec![Action::Terminate])
         }
-        Input::ProbeMissed | Input::Idle | Input::Tick => (State::Starting { ready_by }, Vec::new()),
+        Input::ProbeMissed | Input::Stuck | Input::Reads | Input::Idle | Input::Tick => {
+            (State::Starting { ready_by }, Vec::new())
+        }
     }
 }
 
@@ -160,7 +192,46 @@ fn serving(misses: u32, now: Instant, input: Input, patience: &Patience) -> (Sta
             (State::Killing { why: Why::Retired }, vec![Action::Withdraw, Action::Terminate, Action::Kill])
         }
         Input::Exited => (State::Dead { why: Why::DiedServing }, vec![Action::Withdraw, Action::Bury]),
-        Input::Idle | Input::Tick => (State::Serving { misses }, Vec::new()),
+        Input::Stuck => {
+            let abort_at = patience.hang.map(|hang| now + hang);
+            (State::Suspect { abort_at }, vec![Action::Suspend])
+        }
+        Input::Reads | Input::Idle | Input::Tick => (State::Serving { misses }, Vec::new()),
+    }
+}
+
+fn suspect(
+    abort_at: Option<Instant>,
+    now: Instant,
+    input: Input,
+    patience: &Patience,
+) -> (State, Vec<Action>) {
+    match input {
+        Input::Reads => (State::Serving { misses: 0 }, vec![Action::Resume]),
+        Input::Tick if abort_at.is_some_and(|at| now >= at) => {
+            let kill_at = now + patience.abort;
+            (State::Aborting { kill_at }, vec![Action::Withdraw, Action::Interrupt])
+        }
+        Input::Retire | Input::Abort | Input::Exited => serving(0, now, input, patience),
+        Input::ProbePassed | Input::ProbeMissed | Input::Stuck | Input::Idle | Input::Tick => {
+            (State::Suspect { abort_at }, Vec::new())
+        }
+    }
+}
+
+fn aborting(kill_at: Instant, now: Instant, input: Input) -> (State, Vec<Action>) {
+    let why = Why::Hung;
+    match input {
+        Input::Tick if now >= kill_at => (State::Killing { why }, vec![Action::Kill]),
+        Input::Abort => (State::Killing { why }, vec![Action::Kill]),
+        Input::Exited => (State::Dead { why }, vec![Action::Bury]),
+        Input::ProbePassed
+        | Input::ProbeMissed
+        | Input::Stuck
+        | Input::Reads
+        | Input::Idle
+        | Input::Retire
+        | Input::Tick => (State::Aborting { kill_at }, Vec::new()),
     }
 }
 
@@ -176,9 +247,12 @@ fn draining(
         Input::Tick if now >= drain_by => (terminated(now, why, patience), vec![Action::Terminate]),
         Input::Abort => (State::Killing { why }, vec![Action::Terminate, Action::Kill]),
         Input::Exited => (State::Dead { why }, vec![Action::Bury]),
-        Input::ProbePassed | Input::ProbeMissed | Input::Retire | Input::Tick => {
-            (State::Draining { drain_by, why }, Vec::new())
-        }
+        Input::ProbePassed
+        | Input::ProbeMissed
+        | Input::Stuck
+        | Input::Reads
+        | Input::Retire
+        | Input::Tick => (State::Draining { drain_by, why }, Vec::new()),
     }
 }
 
@@ -187,9 +261,13 @@ fn stopping(kill_at: Instant, why: Why, now: Instant, input: Input) -> (State, V
         Input::Tick if now >= kill_at => (State::Killing { why }, vec![Action::Kill]),
         Input::Abort => (State::Killing { why }, vec![Action::Kill]),
         Input::Exited => (State::Dead { why }, vec![Action::Bury]),
-        Input::ProbePassed | Input::ProbeMissed | Input::Idle | Input::Retire | Input::Tick => {
-            (State::Stopping { kill_at, why }, Vec::new())
-        }
+        Input::ProbePassed
+        | Input::ProbeMissed
+        | Input::Stuck
+        | Input::Reads
+        | Input::Idle
+        | Input::Retire
+        | Input::Tick => (State::Stopping { kill_at, why }, Vec::new()),
     }
 }
 
@@ -198,6 +276,8 @@ fn killing(why: Why, input: Input) -> (State, Vec<Action>) {
         Input::Exited => (State::Dead { why }, vec![Action::Bury]),
         Input::ProbePassed
         | Input::ProbeMissed
+        | Input::Stuck
+        | Input::Reads
         | Input::Idle
         | Input::Retire
         | Input::Abort
@@ -210,172 +290,5 @@ fn terminated(now: Instant, why: Why, patience: &Patience) -> State {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const PATIENCE: Patience = Patience {
-        start: Duration::from_secs(60),
-        drain: Duration::from_secs(30),
-        stop: Duration::from_secs(10),
-        misses: 3,
-    };
-
-    const INPUTS: [Input; 7] = [
-        Input::ProbePassed,
-        Input::ProbeMissed,
-        Input::Idle,
-        Input::Retire,
-        Input::Abort,
-        Input::Exited,
-        Input::Tick,
-    ];
-
-    fn name(state: &State) -> String {
-        match state {
-            State::Starting { .. } => "Starting".into(),
-            State::Serving { misses } => format!("Serving({misses})"),
-            State::Draining { why, .. } => format!("Draining({why:?})"),
-            State::Stopping { why, .. } => format!("Stopping({why:?})"),
-            State::Killing { why } => format!("Killing({why:?})"),
-            State::Dead { why } => format!("Dead({why:?})"),
-        }
-    }
-
-    /// Every state and input, with each deadline just passed.
-    fn table() -> String {
-        let now = Instant::now();
-        let why = Why::Retired;
-        let states = [
-            State::Starting { ready_by: now },
-            State::Serving { misses: 2 },
-            State::Draining { drain_by: now, why },
-            State::Stopping { kill_at: now, why },
-            State::Killing { why },
-            State::Dead { why },
-        ];
-        let mut text = String::new();
-        for state in states {
-            for input in INPUTS {
-                let (next, actions) = step(state, now, input, &PATIENCE);
-                let actions: Vec<_> = actions.iter().map(|action| format!("{action:?}")).collect();
-                let line = format!("{} + {input:?} = {} {}", name(&state), name(&next), actions.join(" "));
-                text.push_str(line.trim_end());
-                text.push('\n');
-            }
-        }
-        text
-    }
-
-    #[test]
-    fn every_state_answers_every_input_as_agreed() {
-        assert_eq!(table(), EXPECTED);
-    }
-
-    const EXPECTED: &str = "\
-Starting + ProbePassed = Serving(0) Admit
-Starting + ProbeMissed = Starting
-Starting + Idle = Starting
-Starting + Retire = Stopping(Retired) Terminate
-Starting + Abort = Killing(Retired) Terminate Kill
-Starting + Exited = Dead(DiedStarting) Bury
-Starting + Tick = Stopping(NeverReady) Terminate
-Serving(2) + ProbePassed = Serving(0)
-Serving(2) + ProbeMissed = Serving(3) ReportUnwell
-Serving(2) + Idle = Serving(2)
-Serving(2) + Retire = Draining(Retired) Withdraw
-Serving(2) + Abort = Killing(Retired) Withdraw Terminate Kill
-Serving(2) + Exited = Dead(DiedServing) Withdraw Bury
-Serving(2) + Tick = Serving(2)
-Draining(Retired) + ProbePassed = Draining(Retired)
-Draining(Retired) + ProbeMissed = Draining(Retired)
-Draining(Retired) + Idle = Stopping(Retired) Terminate
-Draining(Retired) + Retire = Draining(Retired)
-Draining(Retired) + Abort = Killing(Retired) Terminate Kill
-Draining(Retired) + Exited = Dead(Retired) Bury
-Draining(Retired) + Tick = Stopping(Retired) Terminate
-Stopping(Retired) + ProbePassed = Stopping(Retired)
-Stopping(Retired) + ProbeMissed = Stopping(Retired)
-Stopping(Retired) + Idle = Stopping(Retired)
-Stopping(Retired) + Retire = Stopping(Retired)
-Stopping(Retired) + Abort = Killing(Retired) Kill
-Stopping(Retired) + Exited = Dead(Retired) Bury
-Stopping(Retired) + Tick = Killing(Retired) Kill
-Killing(Retired) + ProbePassed = Killing(Retired)
-Killing(Retired) + ProbeMissed = Killing(Retired)
-Killing(Retired) + Idle = Killing(Retired)
-Killing(Retired) + Retire = Killing(Retired)
-Killing(Retired) + Abort = Killing(Retired)
-Killing(Retired) + Exited = Dead(Retired) Bury
-Killing(Retired) + Tick = Killing(Retired)
-Dead(Retired) + ProbePassed = Dead(Retired)
-Dead(Retired) + ProbeMissed = Dead(Retired)
-Dead(Retired) + Idle = Dead(Retired)
-Dead(Retired) + Retire = Dead(Retired)
-Dead(Retired) + Abort = Dead(Retired)
-Dead(Retired) + Exited = Dead(Retired)
-Dead(Retired) + Tick = Dead(Retired)
-";
-
-    proptest! {
-        #[test]
-        fn every_life_keeps_the_laws(moves in prop::collection::vec((0usize..7, 0u64..40), 0..60)) {
-            let mut now = Instant::now();
-            let mut state = begin(now, &PATIENCE);
-            let (mut admits, mut withdraws, mut terminates, mut buries) = (0, 0, 0, 0);
-            for (which, seconds) in moves {
-                now += Duration::from_secs(seconds);
-                let was_dead = matches!(state, State::Dead { .. });
-                let (next, actions) = step(state, now, INPUTS[which], &PATIENCE);
-                prop_assert!(!was_dead || (next == state && actions.is_empty()), "Dead absorbs");
-                for action in actions {
-                    match action {
-                        Action::Admit => {
-                            prop_assert_eq!(admits, 0, "Admit at most once");
-                            prop_assert_eq!(terminates, 0, "never after Terminate");
-                            admits += 1;
-                        }
-                        Action::Withdraw => {
-                            withdraws += 1;
-                            prop_assert_eq!(withdraws, admits, "one Withdraw for an Admit");
-                            prop_assert_eq!(terminates + buries, 0, "before Terminate and Bury");
-                        }
-                        Action::Terminate => {
-                            prop_assert_eq!(terminates, 0);
-                            prop_assert_eq!(withdraws, admits, "withdrawn before Terminate");
-                            terminates += 1;
-                        }
-                        Action::Kill => prop_assert_eq!(terminates, 1, "Kill only after Terminate"),
-                        Action::Bury => {
-                            prop_assert_eq!(buries, 0, "Bury exactly once");
-                            prop_assert_eq!(withdraws, admits, "withdrawn before Bury");
-                            buries += 1;
-                        }
-                        Action::ReportUnwell => prop_assert_eq!((admits, withdraws), (1, 0)),
-                    }
-                }
-                state = next;
-                prop_assert_eq!(buries == 1, matches!(state, State::Dead { .. }));
-            }
-        }
-
-        #[test]
-        fn a_retired_worker_ends_by_its_deadlines_alone(ready in any::<bool>()) {
-            let mut now = Instant::now();
-            let mut state = begin(now, &PATIENCE);
-            if ready {
-                state = step(state, now, Input::ProbePassed, &PATIENCE).0;
-            }
-            state = step(state, now, Input::Retire, &PATIENCE).0;
-            let mut killed = false;
-            while let Some(at) = wake_at(&state) {
-                prop_assert!(at > now, "a deadline lies ahead");
-                now = at;
-                let (next, actions) = step(state, now, Input::Tick, &PATIENCE);
-                killed |= actions.contains(&Action::Kill);
-                state = next;
-            }
-            prop_assert!(killed);
-        }
-    }
-}
+#[path = "lifecycle_tests.rs"]
+mod tests;

@@ -15,9 +15,11 @@ use crate::worker::adapter::Wire;
 use crate::worker::child::{Child, Exit};
 use crate::worker::lifecycle::{State, Why};
 use crate::worker::listening;
-use crate::worker::output::Tail;
+use crate::worker::output::{self, Tail};
 use crate::worker::probe::NotReady;
+use crate::worker::setup::Setup;
 use crate::worker::slot::Slot;
+use crate::worker::usage;
 
 /// One worker of a crew, from spawn to burial.
 pub(super) struct Member {
@@ -32,10 +34,13 @@ pub(super) struct Member {
     pub(super) exit: Exit,
     pub(super) missed: Option<NotReady>,
     pub(super) memory: u64,
+    /// Processes that had been ended for lack of memory when it was launched.
+    pub(super) oom_before: u64,
     pub(super) tail: Tail,
     pub(super) followers: Vec<JoinHandle<()>>,
     /// Tasks that end with the worker.
     pub(super) tasks: Scope,
+    pub(super) setup: Rc<Setup>,
 }
 
 impl Member {
@@ -44,8 +49,11 @@ impl Member {
         let state = match self.state {
             State::Starting { .. } => WorkerState::Starting,
             State::Serving { .. } => WorkerState::Ready,
+            State::Suspect { .. } => WorkerState::Suspect,
             State::Draining { .. } => WorkerState::Draining,
-            State::Stopping { .. } | State::Killing { .. } | State::Dead { .. } => WorkerState::Stopping,
+            State::Aborting { .. } | State::Stopping { .. } | State::Killing { .. } | State::Dead { .. } => {
+                WorkerState::Stopping
+            }
         };
         WorkerStatus {
             slot: self.id.slot,
@@ -83,8 +91,32 @@ impl Member {
         format!("{reason}; it listens on {}: add {hint} to its command", elsewhere.join(", "))
     }
 
-    /// Ends what it left, and says how it ended once its last words are in.
-    pub(super) async fn bury(self, why: Why) {
+    /// How it ended, in words. Somebody else's SIGKILL is the kernel's where memory ran out in its time.
+    pub(super) fn ending(&self) -> String {
+        let killed = self.exit == Exit::Signal(nix::libc::SIGKILL);
+        if killed && usage::out_of_memory_kills() > self.oom_before {
+            return format!("{} (the kernel ended processes for lack of memory)", self.exit);
+        }
+        self.exit.to_string()
+    }
+
+    /// Runs a task no longer than the worker lives.
+    pub(super) fn alongside(&self, task: impl Future<Output = ()> + 'static) {
+        let scope = self.tasks.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = scope.aborted() => {}
+            }
+        });
+    }
+
+    /// Ends what it left, and says how it ended once its last words are in: these.
+    pub(super) async fn bury(self, why: Why) -> Vec<String> {
+        let exit = match why {
+            Why::DiedStarting | Why::DiedServing => self.ending(),
+            Why::Retired | Why::NeverReady | Why::Hung => self.exit.to_string(),
+        };
         self.child.bury().await;
         for mut follower in self.followers {
             // Only a process that escaped holds a pipe open now.
@@ -92,24 +124,31 @@ impl Member {
                 follower.abort();
             }
         }
-        let (app, worker, pid, exit) = (&self.id.app, self.id.slot, self.child.pid(), self.exit);
+        let (app, worker, pid) = (&self.id.app, self.id.slot, self.child.pid());
         let age_s = self.launched_at.elapsed().as_secs();
-        let lines = self.tail.lines();
-        let last_lines = lines[lines.len().saturating_sub(REPORTED)..].join("\n");
+        let lines = self.tail.last(output::REPORTED);
+        let last = |count: usize| lines[lines.len().saturating_sub(count)..].join("\n");
         match why {
             Why::Retired => tracing::info!(%app, worker, pid, %exit, age_s, "worker stopped"),
+            Why::Hung => {
+                let last_lines = last(output::REPORTED);
+                tracing::error!(%app, worker, pid, %exit, age_s, last_lines, "worker that hung was ended");
+            }
             Why::DiedServing => {
-                tracing::error!(%app, worker, pid, %exit, age_s, "worker died while it served");
+                let last_lines = last(LAST_OF_SERVING);
+                tracing::error!(%app, worker, pid, %exit, age_s, last_lines, "worker died while it served");
             }
             // Status 0 too: a server that ends before it serves has failed, whatever it says.
             Why::NeverReady | Why::DiedStarting => {
+                let last_lines = last(output::REPORTED);
                 tracing::error!(%app, worker, pid, %exit, age_s, last_lines, "worker ended before it was ready");
             }
         }
+        lines
     }
 }
 
 /// How long a dead worker's pipes may stay open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// Lines of output in the report of a death.
-const REPORTED: usize = 20;
+/// Lines of output in the report of the death of one that served: most of what it wrote says nothing of its end.
+const LAST_OF_SERVING: usize = 5;

@@ -1,6 +1,8 @@
 //! Worker processes: spawned, watched, drained, replaced.
 
 pub mod adapter;
+mod before_start;
+mod change;
 pub mod child;
 mod crew;
 pub mod environment;
@@ -14,11 +16,17 @@ pub mod listening;
 mod member;
 pub mod output;
 pub mod pidfd;
+mod places;
 pub mod probe;
 pub mod program;
+mod recycling;
 mod registry;
 pub mod rollout;
 mod servers;
+mod setup;
 pub mod slot;
+mod staffing;
 pub mod supervisor;
+mod unread;
 pub mod usage;
+mod watchdog;

@@ -10,12 +10,14 @@ use std::rc::Rc;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use crate::name::WorkerId;
+use crate::name::AppName;
 
 /// Longest line; what is longer becomes several.
 const LINE: usize = 16 * 1024;
 /// Lines kept.
 const KEPT_LINES: usize = 50;
+/// Lines in the report of a failure to start.
+pub const REPORTED: usize = 20;
 /// Bytes kept.
 const KEPT_BYTES: usize = 64 * 1024;
 
@@ -35,6 +37,12 @@ impl Tail {
         self.0.borrow().lines.iter().cloned().collect()
     }
 
+    /// At most that many of the last lines, oldest first.
+    pub fn last(&self, count: usize) -> Vec<String> {
+        let kept = self.0.borrow();
+        kept.lines.iter().skip(kept.lines.len().saturating_sub(count)).cloned().collect()
+    }
+
     fn push(&self, line: String) {
         let mut kept = self.0.borrow_mut();
         kept.bytes += line.len();
@@ -46,12 +54,25 @@ impl Tail {
     }
 }
 
+/// Whose output it is.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The app.
+    pub app: AppName,
+    /// Its slot; none for what is run before the first worker.
+    pub worker: Option<u32>,
+    /// The process.
+    pub pid: u32,
+    /// `stdout` or `stderr`.
+    pub stream: &'static str,
+}
+
 /// Logs what comes out of `pipe` line by line until its end. Cancel-safe but for a line not yet ended.
-pub async fn follow(mut pipe: pipe::Receiver, id: WorkerId, pid: u32, stream: &'static str, tail: Tail) {
+pub async fn follow(mut pipe: pipe::Receiver, source: Source, tail: Tail) {
     let mut lines = Lines::default();
     let mut buffer = vec![0; 8 * 1024];
+    let (app, worker, pid, stream) = (source.app.as_str(), source.worker, source.pid, source.stream);
     let log = |line: String| {
-        let (app, worker) = (id.app.as_str(), id.slot);
         tracing::info!(target: "worker", app, worker, pid, stream, "{line}");
         tail.push(line);
     };
@@ -60,7 +81,7 @@ pub async fn follow(mut pipe: pipe::Receiver, id: WorkerId, pid: u32, stream: &'
             Ok(0) => break,
             Ok(count) => lines.feed(&buffer[..count], &log),
             Err(error) => {
-                tracing::warn!(app = %id.app, worker = id.slot, pid, stream, %error, "cannot read a worker's output");
+                tracing::warn!(app, worker, pid, stream, %error, "cannot read a worker's output");
                 break;
             }
         }

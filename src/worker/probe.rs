@@ -91,6 +91,14 @@ impl Question {
         }
     }
 
+    /// Whether it answers at all, whatever it says. Cancel-safe.
+    pub async fn answers(&self, address: &Address) -> bool {
+        match self.ask(address).await {
+            Ok(()) | Err(NotReady::Status { .. }) => true,
+            Err(NotReady::Unreachable { .. } | NotReady::Silent { .. } | NotReady::NotHttp { .. }) => false,
+        }
+    }
+
     /// One attempt. Cancel-safe.
     pub async fn ask(&self, address: &Address) -> Result<(), NotReady> {
         let attempt = async {

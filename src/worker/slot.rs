@@ -127,6 +127,11 @@ impl Slot {
         self.streams.clone().cancelled_owned()
     }
 
+    /// Takes requests again. Not for a slot that somebody waits to see [`Self::emptied`].
+    pub fn reopen(&self) {
+        self.word.fetch_and(!CLOSED, Ordering::AcqRel);
+    }
+
     /// Whether it takes requests.
     pub fn is_open(&self) -> bool {
         self.word.load(Ordering::Acquire) & CLOSED == 0

@@ -8,13 +8,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::model::{App, Backend, WorkerSpec};
 use crate::name::WorkerId;
 use crate::scope::Scope;
 use crate::telemetry::status::AppStatus;
+use crate::worker::change::Reply;
+pub use crate::worker::change::RollError;
 use crate::worker::crew::{Crew, Event};
 use crate::worker::launch::Tools;
 use crate::worker::slot::{Roster, Slot};
@@ -82,6 +84,30 @@ impl Supervisor {
             let bytes = usage::memory(child.pid(), child.mark().to_owned()).await;
             self.crew.borrow_mut().measured(&id, bytes);
         }
+    }
+
+    /// Replaces every worker by one of this app and spec: one new worker is ready before an old one drains. Completes when all
+    /// new workers serve and the old processes are gone. On an error the old ones serve on as before. A second roll waits for
+    /// the first.
+    pub async fn roll(&self, app: Arc<App>, spec: WorkerSpec) -> Result<(), RollError> {
+        self.ask(|reply| Event::Roll(Box::new((app, spec)), reply)).await
+    }
+
+    /// Replaces every worker by a fresh one of the same spec, like [`Self::roll`].
+    pub async fn restart(&self) -> Result<(), RollError> {
+        self.ask(Event::Restart).await
+    }
+
+    /// Changes how many workers there are, at least 1. Completes when that many serve and those that are too many are gone. On
+    /// an error the number stays changed and retries go on.
+    pub async fn scale(&self, workers: u32) -> Result<(), RollError> {
+        self.ask(|reply| Event::Scale(workers, reply)).await
+    }
+
+    async fn ask(&self, event: impl FnOnce(Reply) -> Event) -> Result<(), RollError> {
+        let (reply, answer) = oneshot::channel();
+        let _ended_already = self.events.send(event(reply));
+        answer.await.unwrap_or_else(|_| Err(RollError::stopping()))
     }
 
     /// Retires every worker: its slot is closed, its open requests finish, then it gets its stop signal, then it is killed.

@@ -6,12 +6,17 @@ use tempfile::TempDir;
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::config::model::{Account, PlainHttp, Queue, Restart, ServerKind, Sticky, Tls, Transport};
+use crate::config::model::{
+    Account, HealthCheck, PlainHttp, Queue, Recycle, Restart, ServerKind, Sticky, Tls, Transport,
+};
 use crate::telemetry::status::{AppState, WorkerState};
 use crate::worker::adapter::{self, Wire};
 use crate::worker::family;
 use crate::worker::launch::{LaunchError, Launcher, Order, ProcessLauncher};
 use crate::worker::leftovers;
+
+#[path = "roll_tests.rs"]
+mod roll;
 
 const SERVER: &str = r#"
 import os, signal, socket, sys, time
@@ -120,11 +125,26 @@ fn spec(root: &Path, command: Vec<String>) -> WorkerSpec {
         account: Account::Own,
         environment: std::collections::BTreeMap::new(),
         healthcheck_path: None,
+        healthcheck: HealthCheck {
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(5),
+            retries: 3,
+        },
+        hang_timeout: Duration::from_secs(30),
         start_timeout: PATIENCE,
         drain_timeout: PATIENCE,
         stop_signal: 15,
         stop_grace_period: Duration::from_millis(300),
         restart: Restart { backoff: Duration::from_millis(1), max_backoff: Duration::from_millis(20) },
+        nice: None,
+        ulimits: Vec::new(),
+        recycle: Recycle {
+            max_requests: 0,
+            jitter_percent: 0,
+            max_lifetime: Duration::ZERO,
+            max_memory: None,
+        },
+        before_start: Vec::new(),
     }
 }
 

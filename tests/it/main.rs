@@ -23,6 +23,7 @@ mod refusals;
 mod servers;
 mod shutdown;
 mod status;
+mod supervising;
 mod tls;
 mod upgrades;
 mod workers;

@@ -323,6 +323,13 @@ async fn misbehave(hello: &Hello, fault: &str, rest: &str, garbage: &AtomicBool)
             std::future::pending().await
         }
         ("abort", _) => std::process::abort(),
+        ("block", _) => match rest.parse::<u32>() {
+            Ok(millis) => {
+                block(Duration::from_millis(millis.into()));
+                text(StatusCode::OK, format!("blocked {millis} ms\n"))
+            }
+            Err(_) => bad("/block/MS"),
+        },
         ("hang", _) => std::future::pending().await,
         ("truncate", _) => Response::new(Box::pin(Truncated::default())),
         ("garbage", _) => {
@@ -331,9 +338,15 @@ async fn misbehave(hello: &Hello, fault: &str, rest: &str, garbage: &AtomicBool)
         }
         _ => text(
             StatusCode::NOT_FOUND,
-            format!("this worker knows {ROUTES}/exit/CODE  /abort  /hang  /truncate  /garbage\n"),
+            format!("this worker knows {ROUTES}/exit/CODE  /abort  /block/MS  /hang  /truncate  /garbage\n"),
         ),
     }
+}
+
+/// What a blocking call in an asynchronous handler does: nobody else is served meanwhile.
+#[expect(clippy::disallowed_methods, reason = "to block the event loop is what is asked for")]
+fn block(span: Duration) {
+    std::thread::sleep(span);
 }
 
 fn bad(usage: &str) -> Reply {

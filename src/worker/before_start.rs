@@ -1,0 +1,113 @@
+//! The commands that are run once before the first worker of a generation: migrations and the like.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::config::model::WorkerSpec;
+use crate::name::{AppName, WorkerId};
+use crate::report::Report;
+use crate::scope::Scope;
+use crate::worker::adapter::{Plan, Program, Wire};
+use crate::worker::change::RollError;
+use crate::worker::child::{Child, Exit};
+use crate::worker::launch::{LaunchError, Launcher, Order};
+use crate::worker::output::{self, Source, Tail};
+use crate::worker::setup::Setup;
+
+/// How long one command may take. Generous: a migration that is killed half-way is worse than a late one.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// How long the pipes of an ended command may stay open.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// A slot no worker has: what the commands start must not be taken for a worker's.
+const SLOT: u32 = 1000;
+
+/// Runs them one after the other as the app's account; the first that fails ends it. When `scope` aborts, the running one is
+/// killed.
+pub(super) async fn run(
+    setup: &Setup,
+    generation: u64,
+    launcher: Rc<dyn Launcher>,
+    scope: &Scope,
+) -> Result<(), RollError> {
+    for (at, command) in (1u64..).zip(&setup.spec.before_start) {
+        let name = shown(command);
+        let app = &setup.app.name;
+        tracing::info!(%app, command = name, "running what comes before the first worker");
+        let incarnation = generation * 1000 + at;
+        let id = WorkerId { app: app.clone(), slot: SLOT, incarnation };
+        let child = launch(&id, &setup.spec, command, launcher.as_ref())
+            .map_err(|error| RollError::because(format!("`{name}` of `before_start`: {}", Report(&error))))?;
+        let tail = Tail::default();
+        let ended = one(app, &child, &tail, scope).await;
+        let reason = match ended {
+            Some(Exit::Code(0)) => continue,
+            Some(exit) => format!("`{name}` of `before_start` failed: {exit}"),
+            None => {
+                format!("`{name}` of `before_start` was killed: it took longer than {} s", PATIENCE.as_secs())
+            }
+        };
+        return Err(RollError { reason, last_lines: tail.last(output::REPORTED) });
+    }
+    Ok(())
+}
+
+fn launch(
+    id: &WorkerId,
+    spec: &WorkerSpec,
+    command: &[String],
+    launcher: &dyn Launcher,
+) -> Result<Child, LaunchError> {
+    let place = launcher.place(id, &spec.account, Wire::Unix)?;
+    let mut environment = spec.environment.clone();
+    environment.insert("EDGE_APP".into(), id.app.to_string());
+    environment.insert("PYTHONUNBUFFERED".into(), "1".into());
+    let plan = Plan {
+        server: spec.server,
+        program: Program::Named,
+        argv: command.to_vec(),
+        environment,
+        wire: Wire::Unix,
+        idle_timeout: Duration::ZERO,
+        concurrency: None,
+        synchronous: false,
+        delegated: None,
+        notes: Vec::new(),
+    };
+    launcher.launch(&Order { id, spec, plan: &plan, place: &place })
+}
+
+/// Waits for its end; `None` if it took too long.
+async fn one(app: &AppName, child: &Child, tail: &Tail, scope: &Scope) -> Option<Exit> {
+    let mut followers = Vec::new();
+    if let Some((stdout, stderr)) = child.take_output() {
+        for (pipe, stream) in [(stdout, "stdout"), (stderr, "stderr")] {
+            let source = Source { app: app.clone(), worker: None, pid: child.pid(), stream };
+            followers.push(scope.spawn(output::follow(pipe, source, tail.clone())));
+        }
+    }
+    let exit = tokio::select! {
+        exit = child.exited() => Some(exit),
+        () = tokio::time::sleep(PATIENCE) => None,
+        () = scope.aborted() => None,
+    };
+    if exit.is_none() {
+        child.kill();
+        child.exited().await;
+    }
+    child.bury().await;
+    for mut follower in followers {
+        if tokio::time::timeout(LAST_WORDS, &mut follower).await.is_err() {
+            follower.abort();
+        }
+    }
+    exit
+}
+
+/// The program alone: arguments may hold secrets.
+fn shown(command: &[String]) -> String {
+    let program = command.first().map_or("", String::as_str);
+    Path::new(program)
+        .file_name()
+        .map_or_else(|| program.to_owned(), |name| name.to_string_lossy().into_owned())
+}

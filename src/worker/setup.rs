@@ -1,0 +1,49 @@
+//! What the workers of one generation are run by.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::model::{App, WorkerSpec};
+use crate::worker::adapter::{self, Wire};
+use crate::worker::lifecycle::Patience;
+use crate::worker::probe::Question;
+use crate::worker::watchdog::{self, Watch};
+
+/// One generation's app and settings.
+pub(super) struct Setup {
+    pub(super) app: Arc<App>,
+    pub(super) spec: WorkerSpec,
+    pub(super) wire: Wire,
+    pub(super) patience: Patience,
+    pub(super) watch: Watch,
+}
+
+impl Setup {
+    pub(super) fn new(app: Arc<App>, spec: WorkerSpec) -> Self {
+        let patience = Patience {
+            start: spec.start_timeout,
+            drain: spec.drain_timeout,
+            stop: spec.stop_grace_period,
+            hang: hang(&spec),
+            abort: ABORT,
+            misses: spec.healthcheck.retries,
+        };
+        // The wire follows from the command alone; this plan's address is never used.
+        let plan = adapter::plan(&app.name, &spec, 0, Path::new("/"));
+        Self { app, spec, wire: plan.wire, patience, watch: Watch::of(&plan) }
+    }
+
+    /// What a worker is asked for readiness.
+    pub(super) fn question(&self) -> Question {
+        Question::new(&self.app, self.spec.healthcheck_path.as_deref())
+    }
+}
+
+/// From being found stuck to being aborted.
+fn hang(spec: &WorkerSpec) -> Option<Duration> {
+    (!spec.hang_timeout.is_zero()).then(|| spec.hang_timeout.saturating_sub(watchdog::UNREAD))
+}
+
+/// How long a worker may take to print where it hangs.
+const ABORT: Duration = Duration::from_secs(2);

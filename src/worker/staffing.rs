@@ -1,0 +1,289 @@
+//! How a crew carries out each decision: a generation prepared, a worker launched, admitted, withdrawn, ended, buried.
+
+use std::rc::Rc;
+
+use tokio::task::JoinHandle;
+
+use crate::name::WorkerId;
+use crate::report::Report;
+use crate::worker::adapter;
+use crate::worker::before_start;
+use crate::worker::change::RollError;
+use crate::worker::child::{Child, Exit};
+use crate::worker::crew::{Crew, Event, now};
+use crate::worker::launch::{LaunchError, Order};
+use crate::worker::lifecycle::{self, Input, State, Why};
+use crate::worker::member::Member;
+use crate::worker::output::{self, Source, Tail};
+use crate::worker::recycling::Limits;
+use crate::worker::rollout::{self, Seat};
+use crate::worker::slot::Slot;
+use crate::worker::usage;
+
+impl Crew {
+    /// Runs what comes before a generation's first worker; what is known at once.
+    pub(super) fn prepare(&mut self, generation: u64) -> Option<rollout::Input> {
+        let setup = self.setups.get(&generation).cloned()?;
+        if setup.spec.before_start.is_empty() {
+            return Some(rollout::Input::Prepared(generation));
+        }
+        let scope = self.tasks.child();
+        self.preparing.insert(generation, scope.clone());
+        let (events, launcher) = (self.events.clone(), Rc::clone(&self.tools.launcher));
+        self.tasks.spawn(async move {
+            let outcome = before_start::run(&setup, generation, launcher, &scope).await;
+            let _nobody_listens = events.send(Event::Prepared(generation, outcome));
+        });
+        None
+    }
+
+    pub(super) fn prepared(&mut self, generation: u64, outcome: Result<(), RollError>) {
+        self.preparing.remove(&generation);
+        if self.stopping {
+            return;
+        }
+        match outcome {
+            Ok(()) => self.roll(rollout::Input::Prepared(generation)),
+            Err(error) => {
+                let (app, last_lines) = (self.app(), error.last_lines.join("\n"));
+                tracing::error!(app = %app.name, generation, error = error.reason, last_lines, "no worker can start");
+                if generation == self.rollout.generation_number() {
+                    for slot in 0..self.rollout.wanted() {
+                        self.past.entry(slot).or_default().last_exit = Some(error.reason.clone());
+                    }
+                }
+                self.changes.unprepared = Some(error);
+                self.roll(rollout::Input::Unprepared(generation));
+            }
+        }
+    }
+
+    /// Starts a worker; if it cannot be, says so at once.
+    pub(super) fn launch(&mut self, seat: Seat, generation: u64) -> Option<rollout::Input> {
+        let error = self.try_launch(seat, generation).err()?;
+        let cause = Report(&error).to_string();
+        tracing::error!(app = %self.app().name, worker = seat.slot, error = %cause, "cannot start a worker");
+        self.past.entry(seat.slot).or_default().last_exit = Some(cause.clone());
+        self.changes.failed(seat, RollError::because(cause));
+        Some(rollout::Input::Died(seat))
+    }
+
+    fn try_launch(&mut self, seat: Seat, generation: u64) -> Result<(), LaunchError> {
+        self.past.entry(seat.slot).or_default().incarnations = seat.incarnation;
+        // Only generations that have one are launched.
+        let Some(setup) = self.setups.get(&generation).cloned() else { return Ok(()) };
+        let id = WorkerId { app: setup.app.name.clone(), slot: seat.slot, incarnation: seat.incarnation };
+        let place = self.tools.launcher.place(&id, &setup.spec.account, setup.wire)?;
+        let plan = adapter::plan_at(&setup.spec, &place);
+        let order = Order { id: &id, spec: &setup.spec, plan: &plan, place: &place };
+        let child = Rc::new(self.tools.launcher.launch(&order)?);
+        let address = child.address(plan.wire);
+        tracing::info!(app = %id.app, worker = seat.slot, pid = child.pid(), %address, generation, "worker started");
+        let tail = Tail::default();
+        let worker = Member {
+            state: lifecycle::begin(now(), &setup.patience),
+            followers: self.follow(&id, &child, &tail),
+            tasks: self.tasks.child(),
+            child,
+            address,
+            idle_timeout: plan.idle_timeout,
+            concurrency: plan.concurrency,
+            slot: None,
+            launched_at: now(),
+            exit: Exit::Unknown,
+            missed: None,
+            memory: 0,
+            oom_before: usage::out_of_memory_kills(),
+            tail,
+            id,
+            setup,
+        };
+        self.watch(&worker);
+        self.workers.insert(seat, worker);
+        Ok(())
+    }
+
+    fn follow(&self, id: &WorkerId, child: &Child, tail: &Tail) -> Vec<JoinHandle<()>> {
+        let Some((stdout, stderr)) = child.take_output() else { return Vec::new() };
+        let streams = [(stdout, "stdout"), (stderr, "stderr")];
+        let follow = |(pipe, stream)| {
+            let source = Source { app: id.app.clone(), worker: Some(id.slot), pid: child.pid(), stream };
+            self.tasks.spawn(output::follow(pipe, source, tail.clone()))
+        };
+        streams.into_iter().map(follow).collect()
+    }
+
+    fn watch(&self, worker: &Member) {
+        let (id, child, events) = (worker.id.clone(), Rc::clone(&worker.child), self.events.clone());
+        self.tasks.spawn(async move {
+            let exit = child.exited().await;
+            let _nobody_listens = events.send(Event::Exited(id, exit));
+        });
+        let question = worker.setup.question();
+        let (id, address, events) = (worker.id.clone(), worker.address.clone(), self.events.clone());
+        worker.alongside(async move {
+            let missed = |reason| {
+                let _nobody_listens = events.send(Event::Missed(id.clone(), reason));
+            };
+            question.until_ready(&address, missed).await;
+            let _nobody_listens = events.send(Event::Happened(id.clone(), Input::ProbePassed));
+        });
+    }
+
+    pub(super) fn admit(&mut self, at: Seat) {
+        let Some(worker) = self.workers.get_mut(&at) else { return };
+        let (id, pid) = (worker.id.clone(), worker.child.pid());
+        worker.slot =
+            Some(Slot::new(id.clone(), pid, worker.address.clone(), worker.idle_timeout, worker.concurrency));
+        worker.missed = None;
+        let start_ms = worker.launched_at.elapsed().as_millis() as u64;
+        tracing::info!(app = %id.app, worker = at.slot, pid, start_ms, "worker ready");
+        self.was_ready = true;
+        self.publish();
+        self.roll(rollout::Input::Ready(at));
+        self.measure_and_limit(at);
+        self.watch_over(at);
+    }
+
+    /// Looks whether it hangs, and asks for its health.
+    fn watch_over(&self, at: Seat) {
+        let Some(worker) = self.workers.get(&at) else { return };
+        let Some(slot) = worker.slot.clone() else { return };
+        let (setup, id, events) = (Rc::clone(&worker.setup), worker.id.clone(), self.events.clone());
+        let happened = move |input| {
+            let _nobody_listens = events.send(Event::Happened(id.clone(), input));
+        };
+        if !setup.spec.hang_timeout.is_zero() {
+            let (happened, setup) = (happened.clone(), Rc::clone(&setup));
+            worker.alongside(async move { setup.watch.over(&slot, &setup.question(), happened).await });
+        }
+        if setup.spec.healthcheck_path.is_some() {
+            let address = worker.address.clone();
+            worker.alongside(async move {
+                let (question, check) = (setup.question(), setup.spec.healthcheck);
+                loop {
+                    tokio::time::sleep(check.interval).await;
+                    let well = tokio::time::timeout(check.timeout, question.ask(&address)).await;
+                    happened(match well {
+                        Ok(Ok(())) => Input::ProbePassed,
+                        Ok(Err(_)) | Err(_) => Input::ProbeMissed,
+                    });
+                }
+            });
+        }
+    }
+
+    /// Looks at a new worker's memory once, and from then on at its limits.
+    fn measure_and_limit(&mut self, at: Seat) {
+        let Some(worker) = self.workers.get(&at) else { return };
+        let limits = Limits::draw(&worker.setup.spec.recycle, &mut self.tools.rng);
+        let (id, child, events) = (worker.id.clone(), Rc::clone(&worker.child), self.events.clone());
+        let Some(slot) = worker.slot.clone() else { return };
+        worker.alongside(async move {
+            let measured = |bytes| {
+                let _nobody_listens = events.send(Event::Measured(id.clone(), bytes));
+            };
+            measured(usage::memory(child.pid(), child.mark().to_owned()).await);
+            let reason = limits.reached(slot, child, measured).await;
+            let _nobody_listens = events.send(Event::Due(id.clone(), reason));
+        });
+    }
+
+    pub(super) fn withdraw(&mut self, at: Seat) {
+        if let Some(slot) = self.workers.get(&at).and_then(|worker| worker.slot.as_ref()) {
+            slot.close();
+        }
+        self.publish();
+        let Some(worker) = self.workers.get(&at) else { return };
+        if let (State::Draining { .. }, Some(slot)) = (worker.state, worker.slot.clone()) {
+            let (id, events) = (worker.id.clone(), self.events.clone());
+            tracing::info!(app = %id.app, worker = at.slot, pid = slot.pid, in_flight = slot.in_flight(), "worker draining");
+            worker.alongside(async move {
+                slot.emptied().await;
+                let _nobody_listens = events.send(Event::Happened(id, Input::Idle));
+            });
+        }
+    }
+
+    fn publish(&self) {
+        let slots = self.workers.values().filter_map(|worker| worker.slot.clone());
+        self.roster.publish(slots.filter(|slot| slot.is_open()).collect());
+    }
+
+    pub(super) fn terminate(&mut self, at: Seat) {
+        let Some(worker) = self.workers.get(&at) else { return };
+        let late = matches!(worker.state, State::Stopping { why: Why::NeverReady, .. });
+        if late {
+            let reason = worker.why_not_ready(worker.setup.wire);
+            let (app, pid) = (&worker.id.app, worker.child.pid());
+            let seconds = worker.setup.spec.start_timeout.as_secs_f64();
+            tracing::error!(%app, worker = at.slot, pid, %reason, seconds, "worker was not ready in time");
+            let reason = format!("not ready in {seconds} s: {reason}");
+            self.past.entry(at.slot).or_default().last_exit = Some(reason.clone());
+            self.changes.failed(at, RollError { reason, last_lines: worker.tail.last(output::REPORTED) });
+        }
+        if let Some(slot) = &worker.slot {
+            slot.end_streams();
+        }
+        worker.child.signal(worker.setup.spec.stop_signal);
+        if late {
+            self.roll(rollout::Input::Late(at));
+        }
+    }
+
+    /// Keeps new requests from a worker that reads nothing, or lets them come again.
+    pub(super) fn suspend(&mut self, at: Seat, suspended: bool) {
+        let Some(worker) = self.workers.get(&at) else { return };
+        let Some(slot) = &worker.slot else { return };
+        let (app, pid, in_flight) = (&worker.id.app, slot.pid, slot.in_flight());
+        if suspended {
+            slot.close();
+            tracing::warn!(%app, worker = at.slot, pid, in_flight, "worker reads nothing: it gets no new requests until it does");
+        } else {
+            slot.reopen();
+            tracing::info!(%app, worker = at.slot, pid, in_flight, "worker reads again");
+        }
+        self.publish();
+    }
+
+    /// Makes a worker that hangs say where: run-times print a stack when they are aborted, if they are told to beforehand.
+    pub(super) fn interrupt(&mut self, at: Seat) {
+        let Some(worker) = self.workers.get(&at) else { return };
+        let seconds = worker.setup.spec.hang_timeout.as_secs_f64();
+        let (app, pid) = (&worker.id.app, worker.child.pid());
+        tracing::error!(%app, worker = at.slot, pid, seconds, "worker has read nothing for too long: aborting it");
+        worker.child.signal(nix::libc::SIGABRT);
+    }
+
+    pub(super) fn kill(&mut self, at: Seat) {
+        let Some(worker) = self.workers.get(&at) else { return };
+        tracing::warn!(app = %worker.id.app, worker = at.slot, pid = worker.child.pid(), "killing a worker and all it started");
+        worker.child.kill();
+    }
+
+    pub(super) fn bury(&mut self, at: Seat) {
+        let Some(worker) = self.workers.remove(&at) else { return };
+        let State::Dead { why } = worker.state else { return };
+        worker.tasks.abort();
+        let past = self.past.entry(at.slot).or_default();
+        match why {
+            Why::Retired => past.last_exit = Some(format!("{} after it was asked to stop", worker.exit)),
+            // Said when its time was over; how it then ended says less.
+            Why::NeverReady => {}
+            Why::DiedStarting => {
+                let reason = format!("{} before it was ready", worker.ending());
+                past.last_exit = Some(reason.clone());
+                self.changes.dying(at, reason);
+            }
+            Why::Hung => past.last_exit = Some(format!("{} because it hung", worker.exit)),
+            Why::DiedServing => past.last_exit = Some(format!("{} while it served", worker.ending())),
+        }
+        self.burials.insert(at);
+        let events = self.events.clone();
+        self.tasks.spawn(async move {
+            let last_lines = worker.bury(why).await;
+            let _nobody_listens = events.send(Event::Buried(at, last_lines));
+        });
+        self.roll(rollout::Input::Died(at));
+    }
+}

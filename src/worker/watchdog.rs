@@ -1,0 +1,186 @@
+//! Whether a worker that serves reads what it is sent.
+//!
+//! A worker whose event loop is blocked neither accepts connections nor reads. While it has requests in flight, the watchdog
+//! opens a connection of its own every second and sends an empty line, which servers skip before a request (RFC 9112 section
+//! 2.2), so that no application hears of it. What counts is whether the line is read: a slow handler is nobody's fault here.
+//!
+//! Two kinds of server need something else. Granian reads in a thread that its application cannot block: it is asked for its
+//! health check's path, or `/`. Gunicorn's synchronous workers read nothing while they work: that is being busy, and
+//! gunicorn itself watches them (`--timeout`).
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::config::model::{Address, ServerKind};
+use crate::worker::adapter::Plan;
+use crate::worker::lifecycle::Input;
+use crate::worker::probe::Question;
+use crate::worker::slot::Slot;
+use crate::worker::unread;
+
+/// A worker that leaves bytes unread this long gets no new requests.
+pub(super) const UNREAD: Duration = Duration::from_secs(2);
+/// Between two probes of a worker with requests in flight.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks at one probe.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long an answer to a question may take, where reading proves nothing: the path may be a slow one.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long a probe that was read stays open: who answers it shall not write into a closed connection.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// How a worker is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watch {
+    /// By what it leaves unread.
+    Reading,
+    /// By what it answers.
+    Answering,
+    /// Not at all.
+    Nobody,
+}
+
+impl Watch {
+    /// How a server of this plan is watched.
+    pub(super) fn of(plan: &Plan) -> Self {
+        match (plan.server, plan.concurrency) {
+            (ServerKind::Granian, _) => Self::Answering,
+            (ServerKind::Gunicorn, Some(_)) => Self::Nobody,
+            (
+                ServerKind::Auto
+                | ServerKind::Uvicorn
+                | ServerKind::Fastapi
+                | ServerKind::Gunicorn
+                | ServerKind::Hypercorn
+                | ServerKind::Daphne
+                | ServerKind::Waitress
+                | ServerKind::Node
+                | ServerKind::Puma
+                | ServerKind::Generic,
+                _,
+            ) => Self::Reading,
+        }
+    }
+
+    /// Watches until it is dropped. `happened` hears [`Input::Stuck`] and [`Input::Reads`] in turn.
+    pub(super) async fn over(self, slot: &Slot, question: &Question, happened: impl Fn(Input)) {
+        loop {
+            tokio::time::sleep(PAUSE).await;
+            if slot.in_flight() == 0 {
+                continue;
+            }
+            match self {
+                Self::Nobody => return std::future::pending().await,
+                Self::Reading => {
+                    let mut read = Box::pin(read(&slot.address));
+                    if tokio::time::timeout(UNREAD, &mut read).await.is_ok() {
+                        continue;
+                    }
+                    happened(Input::Stuck);
+                    read.await;
+                }
+                Self::Answering => {
+                    if answered(question, &slot.address).await {
+                        continue;
+                    }
+                    happened(Input::Stuck);
+                    while !answered(question, &slot.address).await {
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+            }
+            happened(Input::Reads);
+        }
+    }
+}
+
+async fn answered(question: &Question, address: &Address) -> bool {
+    tokio::time::timeout(ANSWER, question.answers(address)).await.unwrap_or(false)
+}
+
+/// Completes once the worker has read a probe. Cancel-safe.
+async fn read(address: &Address) {
+    loop {
+        let read = match address {
+            Address::Unix(path) => match UnixStream::connect(path).await {
+                Ok(stream) => read_by_unix(stream).await,
+                Err(_) => false,
+            },
+            Address::Tcp(to) => match TcpStream::connect(to).await {
+                Ok(stream) => read_by_loopback(stream, to.port()).await,
+                Err(_) => false,
+            },
+            // Workers have addresses, not names.
+            Address::Name(..) => true,
+        };
+        if read {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// `false` if the connection ended before that.
+async fn read_by_unix(mut stream: UnixStream) -> bool {
+    if stream.write_all(PROBE).await.is_err() {
+        return false;
+    }
+    loop {
+        // Most workers read at once; the first look is soon.
+        match unread::of_unix(&stream) {
+            Ok(0) => break,
+            Ok(_) => tokio::time::sleep(LOOK).await,
+            Err(_) => return false,
+        }
+    }
+    let _said_nothing = tokio::time::timeout(LINGER, stream.read(&mut [0; 1024])).await;
+    true
+}
+
+async fn read_by_loopback(mut stream: TcpStream, port: u16) -> bool {
+    let Ok(client) = stream.local_addr() else { return false };
+    if stream.write_all(PROBE).await.is_err() {
+        return false;
+    }
+    loop {
+        let look = move || unread::of_loopback(port, client.port());
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Some(0)) => break,
+            Ok(Some(_)) => tokio::time::sleep(LOOK).await,
+            Ok(None) | Err(_) => return false,
+        }
+    }
+    let _said_nothing = tokio::time::timeout(LINGER, stream.read(&mut [0; 1024])).await;
+    true
+}
+
+const PROBE: &[u8] = b"\r\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+
+    #[tokio::test]
+    async fn a_probe_is_read_by_who_reads_and_not_by_who_only_accepts() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let path = root.path().join("x.sock");
+        let listener = UnixListener::bind(&path).expect("bound");
+        let address = Address::Unix(path);
+        let blocked = tokio::time::timeout(Duration::from_millis(300), read(&address)).await;
+        assert!(blocked.is_err(), "it has not even accepted");
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("accepted");
+                let _gone = stream.read(&mut [0; 16]).await;
+            }
+        };
+        tokio::select! {
+            () = read(&address) => {}
+            () = serve => {}
+            () = tokio::time::sleep(Duration::from_secs(5)) => panic!("it was read"),
+        }
+    }
+}

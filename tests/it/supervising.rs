@@ -1,0 +1,256 @@
+//! Workers that are replaced, stuck or broken: nobody outside notices.
+
+use std::time::{Duration, Instant};
+
+use crate::support::client::{Connection, Wire};
+use crate::support::edge::{Edge, Setup};
+use crate::support::load::{Client, Load};
+use crate::support::{full_length, processes, until};
+
+const HELLO: &str = "domains: [a.test]\ncommand: edge hello\n";
+
+async fn load(edge: &Edge, count: usize) -> Load {
+    let trust = edge.trust().await;
+    Load::start((0..count).map(|at| Client {
+        address: edge.https,
+        host: "a.test".into(),
+        path: if at % 4 == 0 { "/slow/20" } else { "/" },
+        wire: if at % 2 == 0 { Wire::H1 } else { Wire::H2 },
+        trust: trust.clone(),
+        per_connection: 100,
+        pause: Duration::from_millis(2),
+    }))
+}
+
+async fn recycling(workers: u32) {
+    let yaml = format!("{HELLO}workers: {workers}\nmax_requests: 200");
+    let edge = Setup::new().app("a", &yaml).start().await;
+    edge.wait_until_up("a").await;
+    let load = load(&edge, 8).await;
+    let end = Instant::now() + Duration::from_secs(if full_length() { 60 } else { 8 });
+    let mut most_missing = 0;
+    while Instant::now() < end {
+        let status = edge.status().await;
+        let all = status["apps"]["a"]["workers"].as_array().unwrap();
+        let ready = all.iter().filter(|worker| worker["state"] == "ready").count();
+        most_missing = most_missing.max((workers as usize).saturating_sub(ready));
+        assert!(all.len() <= workers as usize + 1, "{all:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let tally = load.stop().await;
+    let status = edge.status().await;
+    let recycled: u64 = status["apps"]["a"]["workers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|worker| worker["restarts"].as_u64().unwrap())
+        .sum();
+    println!(
+        "figure: {workers} workers, {recycled} recycled, {} answers, slowest {:?}, {} failed",
+        tally.good,
+        tally.slowest,
+        tally.failed.len()
+    );
+    assert!(tally.failed.is_empty(), "{} of {}: {:#?}", tally.failed.len(), tally.good, tally.failed);
+    assert_eq!(most_missing, 0, "its successor is ready first");
+    assert!(recycled > 4, "{recycled} recycled prove little");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn recycling_four_workers_costs_no_request() {
+    recycling(4).await;
+}
+
+#[tokio::test]
+async fn recycling_the_only_worker_costs_no_request() {
+    recycling(1).await;
+}
+
+/// A server that keeps 40 MB of each request.
+const GROWING: &str = r#"
+import os, socket
+server = socket.socket(socket.AF_UNIX)
+server.bind(os.environ['EDGE_SOCKET'])
+server.listen()
+hoard = []
+while True:
+    client, _ = server.accept()
+    client.recv(65536)
+    hoard.append(b'x' * 40000000)
+    client.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
+    client.close()
+"#;
+
+#[tokio::test]
+async fn a_worker_that_grows_too_large_is_replaced() {
+    let setup = Setup::new();
+    let script = setup.dir().join("grow.py");
+    std::fs::write(&script, GROWING).unwrap();
+    let yaml = format!(
+        "domains: [a.test]\nworkers: 1\nmax_memory: 30MB\ntransport: unix\ncommand: python3 {}",
+        script.display()
+    );
+    let edge = setup.app("a", &yaml).start().await;
+    edge.wait_until_up("a").await;
+    let first = edge.workers("a").await[0];
+    until(Duration::from_secs(30), "a successor", async || {
+        (edge.workers("a").await.iter().all(|pid| *pid != first)).then_some(())
+    })
+    .await;
+    edge.wait_for_log("why", |line| line.to_string().contains("more than 30000000")).await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn an_app_that_crashes_at_start_is_failed_and_comes_back_by_itself_once_it_is_repaired() {
+    let setup = Setup::new();
+    let repaired = setup.dir().join("repaired");
+    let yaml = format!(
+        "domains: [a.test]\nworkers: 2\nserver: generic\nrestart: {{backoff: 50ms, max_backoff: 500ms}}\n\
+         command: sh -c 'test -e {} || {{ echo no database >&2; exit 3; }}; exec edge hello'",
+        repaired.display()
+    );
+    let edge = setup.app("a", &yaml).start().await;
+    let status = until(Duration::from_secs(15), "the app is failed", async || {
+        let status = edge.status().await;
+        (status["apps"]["a"]["state"] == "failed").then_some(status)
+    })
+    .await;
+    let last_exit = status["apps"]["a"]["workers"][0]["last_exit"].clone();
+    assert_eq!(last_exit, "exit status 3 before it was ready");
+    std::fs::write(&repaired, "").unwrap();
+    edge.wait_until_up("a").await;
+    edge.stop().await;
+}
+
+const FAULTY: &str =
+    "domains: [a.test]\ncommand: edge hello\nhang_timeout: 4s\nenvironment: {EDGE_HELLO_FAULTS: \"1\"}\n";
+
+#[tokio::test]
+async fn a_worker_whose_event_loop_is_blocked_is_avoided_then_aborted_and_replaced() {
+    for transport in ["unix", "tcp"] {
+        let yaml = format!("{FAULTY}workers: 3\ntransport: {transport}");
+        let edge = Setup::new().app("a", &yaml).start().await;
+        edge.wait_until_up("a").await;
+        let before = edge.workers("a").await;
+        let mut victim = Connection::open(&edge, "a.test", Wire::H1).await;
+        let blocked =
+            tokio::spawn(async move { victim.try_get("/block/60000").await.map(|answer| answer.status) });
+        let begun = Instant::now();
+        let suspect = until(Duration::from_secs(10), "a suspect", async || {
+            let status = edge.status().await;
+            let workers = status["apps"]["a"]["workers"].as_array().unwrap().clone();
+            workers
+                .iter()
+                .find(|worker| worker["state"] == "suspect")
+                .and_then(|worker| worker["pid"].as_u64())
+        })
+        .await;
+        let avoided = begun.elapsed();
+        // From here on nobody is sent to it.
+        let load = load(&edge, 6).await;
+        let workers = until(Duration::from_secs(15), "a replacement", async || {
+            let workers = edge.workers("a").await;
+            (workers.len() == 3 && workers.iter().all(|pid| u64::from(*pid) != suspect)).then_some(workers)
+        })
+        .await;
+        let replaced = begun.elapsed();
+        edge.wait_until_up("a").await;
+        let tally = load.stop().await;
+        println!(
+            "figure: {transport}: avoided after {avoided:?}, replaced after {replaced:?}, {} answers",
+            tally.good
+        );
+        assert!(tally.failed.is_empty(), "{:#?}", tally.failed);
+        assert!(avoided < Duration::from_secs(5) && replaced < Duration::from_secs(10));
+        assert_eq!(workers.iter().filter(|pid| before.contains(pid)).count(), 2, "the others were touched");
+        assert!(blocked.await.unwrap().is_ok_and(|status| status == 502), "who blocked it is told");
+        edge.wait_for_log("why", |line| {
+            line.to_string().contains("because it hung")
+                || line.to_string().contains("read nothing for too long")
+        })
+        .await;
+        edge.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_is_blocked_for_a_while_comes_back() {
+    let edge = Setup::new().app("a", &format!("{FAULTY}workers: 1")).start().await;
+    edge.wait_until_up("a").await;
+    let before = edge.workers("a").await;
+    let mut slow = Connection::open(&edge, "a.test", Wire::H1).await;
+    let blocked = tokio::spawn(async move { slow.get("/block/4000").await.status });
+    edge.wait_for_log("that it reads nothing", |line| line.to_string().contains("reads nothing")).await;
+    edge.wait_for_log("that it reads again", |line| line.to_string().contains("reads again")).await;
+    assert_eq!(blocked.await.unwrap(), 200);
+    assert_eq!(Connection::open(&edge, "a.test", Wire::H2).await.get("/").await.status, 200);
+    assert_eq!(edge.workers("a").await, before);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_slow_handler_is_not_touched() {
+    let edge = Setup::new().app("a", &format!("{FAULTY}workers: 1")).start().await;
+    edge.wait_until_up("a").await;
+    let before = edge.workers("a").await;
+    let answer = Connection::open(&edge, "a.test", Wire::H1).await.get("/slow/9000").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(edge.workers("a").await, before);
+    assert_eq!(edge.status().await["apps"]["a"]["workers"][0]["restarts"], 0);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn limits_and_priority_reach_the_worker() {
+    let yaml = format!("{HELLO}workers: 1\nnice: 5\nulimits: {{nofile: 333, core: {{soft: 0, hard: 1000}}}}");
+    let edge = Setup::new().app("a", &yaml).start().await;
+    edge.wait_until_up("a").await;
+    let worker = edge.workers("a").await[0];
+    let limits = std::fs::read_to_string(format!("/proc/{worker}/limits")).unwrap();
+    let words = |name: &str| -> Vec<String> {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().take(2).map(str::to_owned).collect()
+    };
+    assert_eq!(words("Max open files"), ["333", "333"]);
+    assert_eq!(words("Max core file size"), ["0", "1000"]);
+    let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap();
+    let after = stat.rsplit_once(')').unwrap().1;
+    assert_eq!(after.split_whitespace().nth(16), Some("5"), "{stat}");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_of_another_user_reaches_no_key_no_admin_socket_and_no_other_apps_sockets() {
+    if !processes::root() {
+        return;
+    }
+    let setup = Setup::new();
+    let (dir, script) = (setup.dir().display().to_string(), setup.dir().join("snoop.sh"));
+    // The second list proves that the looks see something where there is something to see.
+    let text = format!(
+        "sleep 3\n\
+         found=$(find {dir}/storage -type f -readable 2>/dev/null)\n\
+         for f in {dir}/run/admin.sock {dir}/run/a {dir}/run/a/*; do\n  \
+         if test -r $f || test -w $f || test -x $f; then found=\"$found $f\"; fi\ndone\n\
+         own=$(test -x {dir}/run/b && echo yes)\n\
+         echo \"looked as $(id -un): own $own, others' [$found], secrets [$(env | grep -c TOP_SECRET)]\"\nexec sleep 1000\n"
+    );
+    std::fs::write(&script, text).unwrap();
+    let snoop = format!(
+        "domains: [b.test]\nworkers: 1\ncommand: sh {}\nuser: nobody\ntransport: unix",
+        script.display()
+    );
+    let edge = setup
+        .environment("TOP_SECRET", "x")
+        .app("a", &format!("{HELLO}workers: 1"))
+        .app("b", &snoop)
+        .start()
+        .await;
+    edge.wait_until_up("a").await;
+    let line = edge.wait_for_log("what it saw", |line| line.to_string().contains("looked as")).await;
+    let text = line.to_string();
+    assert!(text.contains("looked as nobody: own yes, others' [], secrets [0]"), "{text}");
+    edge.stop().await;
+}
