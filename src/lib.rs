@@ -20,10 +20,14 @@
 //!   `worker/watchdog` and `worker/recycling` tell who hangs and who is due: `worker/adapter` has the command line,
 //!   `worker/launch` spawns and kills, `worker/probe` asks whether it is ready, `worker/slot` opens and closes it to requests.
 //!
+//! A changed configuration comes in by `daemon/reload`: `config/load` reads it, `config/diff` says what is touched, and what can
+//! fail (addresses, new apps, new workers) is done before the certificates, the routing and the listeners change.
+//!
 //! # Publications
 //! One writer, many readers, replaced whole: the roster of slots (`worker/slot`: supervisor → pool), certificates
-//! (`cert/resolver`: manager → handshakes), challenges (`cert/challenge`: issuer → requests). Beyond these, threads
-//! share counters, each slot's latency, and the line of requests that wait for an app.
+//! (`cert/resolver`: manager → handshakes), the routing (`proxy/route`: `daemon/live` → requests), challenges
+//! (`cert/challenge`: issuer → requests). Beyond these, threads share counters, each slot's latency, and the line of requests
+//! that wait for an app.
 //!
 //! # The map
 //! A file imports floor 0, its own folder, and what its line or its floor's heading names after `←`. `P` is pure: it decides,
@@ -53,6 +57,7 @@
 //!   config/check_worker.rs    how an app's workers are run
 //!   config/check_app.rs       names, certificates, redirects, and who answers
 //!   config/check.rs           raw to checked, or every problem
+//!   config/diff.rs         P  what a changed configuration asks of a running edge
 //!   config/load.rs            file to text to raw to checked
 //!
 //! ── floor 2: telemetry ── what edge says of itself
@@ -90,6 +95,7 @@
 //!   worker/rollout.rs      P  how many to launch, whom to retire, when a death is a crash loop
 //!   worker/adapter.rs      P  how each server learns its address: final command line and environment
 //!   worker/launch.rs          the only place that makes and kills processes
+//!   worker/journal.rs         what an app's workers printed last
 //!   worker/output.rs          what workers print, as log lines
 //!   worker/probe.rs           one attempt to find a worker ready
 //!   worker/usage.rs           memory of a worker, read from the kernel
@@ -113,7 +119,9 @@
 //!   cert/issuer.rs            one order at an ACME CA
 //!   cert/resolver.rs          which certificate a client gets: the published snapshot
 //!   cert/names.rs             every configured name with its certificate   ← telemetry::status
+//!   cert/change.rs            from the names of one configuration to those of the next
 //!   cert/driver.rs            performs what schedule and gate decide   ← telemetry
+//!   cert/reconfigure.rs       the driver's side of another configuration   ← telemetry
 //!   cert/manager.rs           loads what is stored, starts the driver, tells the status   ← telemetry
 //!
 //! ── floor 4: upstream ── choosing and reaching a worker   ← config, worker::slot
@@ -165,7 +173,9 @@
 //! ── floor 7: daemon ── assembly, no policy   ← everything above
 //!   daemon/cli.rs             the command line
 //!   daemon/signals.rs         signals to commands
-//!   daemon/admin.rs           the local socket that answers for the running state
+//!   daemon/operation.rs    P  what an operator can ask a running edge to do
+//!   daemon/progress.rs        what an operation says while it runs, and how it ends
+//!   daemon/admin.rs           the local socket that answers for the running state, and takes operations
 //!   daemon/ask.rs             the client's side of that socket
 //!   daemon/table.rs        P  columns for people
 //!   daemon/command.rs         the subcommands that ask or read, and print
@@ -174,8 +184,12 @@
 //!   daemon/hello.rs           the built-in demo worker
 //!   daemon/hello/routes.rs    its pages and streams
 //!   daemon/hello/faults.rs    how it misbehaves when asked
-//!   daemon/build.rs           everything opened, nothing served yet
+//!   daemon/start_error.rs     what stands against a start
 //!   daemon/threads.rs         the data-plane threads
+//!   daemon/listeners.rs       bound addresses, opened and closed while connections live on
+//!   daemon/live.rs            what runs: configuration, apps, listeners; publishes the routing
+//!   daemon/reload.rs          a changed configuration put in force, or nothing
+//!   daemon/perform.rs         restart, scale, maintenance, logs
 //!   daemon/run.rs             serve until told, then stop in order
 //! ```
 

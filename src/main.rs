@@ -2,11 +2,9 @@
 
 use std::error::Error;
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
-use edge::config;
-use edge::config::model::Config;
+use edge::config::load;
 use edge::config::problem::Problems;
 use edge::config::surroundings::Surroundings;
 use edge::daemon::cli::{self, Call, Command};
@@ -55,19 +53,22 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
     if call.command == Command::Hello {
         return Ok(hello::run()?);
     }
-    let config = load(call.config.as_deref()).map_err(Failure::Config)?;
+    let around = Surroundings::of_this_process();
+    let file = load::find(call.config.as_deref()).map_err(Failure::Config)?;
+    let config = || load::load(&file, &around).map_err(Failure::Config);
+    let place = || load::whereabouts(&file, &around).map_err(Failure::Config);
     let text = match &call.command {
-        Command::Hello | Command::Run => return Ok(run::run(config)),
-        Command::Check => command::check(&config),
-        Command::Explain { app } => command::explain(&config, app)?,
-        Command::Status { json } => command::status(&config, *json)?,
-        Command::Certs { json } => command::certs(&config, *json)?,
-        Command::Trust => command::trust(&config)?,
+        Command::Hello | Command::Run => return Ok(run::run(config()?)),
+        Command::Operate(call) => {
+            let status = command::operate(&place()?, &command::operation(call)?)?;
+            return Ok(ExitCode::from(status));
+        }
+        Command::Check => command::check(&config()?),
+        Command::Explain { app } => command::explain(&config()?, app)?,
+        Command::Status { json } => command::status(&place()?, *json)?,
+        Command::Certs { json } => command::certs(&place()?, *json)?,
+        Command::Trust => command::trust(&config()?)?,
     };
     command::print(&text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn load(named: Option<&Path>) -> Result<Config, Problems> {
-    config::load::load(&config::load::find(named)?, &Surroundings::of_this_process())
 }

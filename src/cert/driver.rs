@@ -12,16 +12,18 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::cert::bundle::CertBundle;
+use crate::cert::change::Prepared;
 use crate::cert::disk::{Job, What};
 use crate::cert::failure::{Class, Failure, Reach};
 use crate::cert::gate::Gate;
 use crate::cert::internal::InternalCa;
 use crate::cert::issuer::{Issuer, NotObtained};
-use crate::cert::names::{Name, Names, Source, rfc3339};
+use crate::cert::names::{Name, NameId, Names, Source, rfc3339};
 use crate::cert::resolver::Certificates;
 use crate::cert::schedule::{Action, Input, is_plausible};
-use crate::cert::store::{CaId, CertStore};
+use crate::cert::store::{CaId, CertStore, StoreError};
 use crate::clock::Clock;
+use crate::config::model::Config;
 use crate::name::HostPattern;
 use crate::report::Report;
 use crate::scope::Scope;
@@ -58,9 +60,15 @@ pub(in crate::cert) fn open_internal(seams: &Seams, now: SystemTime) -> Option<I
 
 /// What tasks of the driver report to it.
 pub(in crate::cert) enum Event {
-    Ended(usize, Result<CertBundle, NotObtained>),
-    Written(usize, Result<(), String>),
-    Stored(usize, Result<(), String>),
+    Ended(NameId, Result<CertBundle, NotObtained>),
+    Written(NameId, Result<(), String>),
+    Stored(NameId, Result<(), String>),
+    /// Another configuration is to be prepared.
+    Prepare(Arc<Config>, oneshot::Sender<Result<Prepared, StoreError>>),
+    /// The operator's files may have changed; told once they were looked at.
+    Look(oneshot::Sender<()>),
+    /// What was prepared takes effect; told once it is published.
+    Adopt(Prepared, oneshot::Sender<()>),
 }
 
 /// The running state; lives in its task.
@@ -93,9 +101,7 @@ impl Driver {
             }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
-                if self.names.borrow_mut().reload_files() {
-                    tracing::info!("certificate files changed; serving the new ones");
-                }
+                self.look_at_files();
             }
             if !self.owner {
                 self.follow().await;
@@ -187,6 +193,7 @@ impl Driver {
         }
         tracing::info!(cert = %pattern, "ordering a certificate");
         let record = self.write_history(index);
+        let Some(id) = self.names.borrow().at(index).map(|name| name.id) else { return };
         let (issuer, scope, events) =
             (Rc::clone(&self.seams.issuer), self.scope.clone(), self.events.clone());
         self.scope.spawn(async move {
@@ -199,7 +206,7 @@ impl Driver {
                 Ok(()) | Err(_) => issuer.obtain(&pattern, &scope).await,
             };
             // The driver outlives every order, unless everything is aborted.
-            drop(events.send(Event::Ended(index, end)));
+            drop(events.send(Event::Ended(id, end)));
         });
     }
 
@@ -217,13 +224,16 @@ impl Driver {
     fn take(&mut self, event: Event) {
         let now = self.seams.clock.now();
         match event {
-            Event::Ended(index, end) => {
+            Event::Ended(id, end) => {
                 self.gate.release();
-                self.ended(index, end, now);
+                match self.index(id) {
+                    Some(index) => self.ended(index, end, now),
+                    None => tracing::info!("an order ended for a name that is not configured any more"),
+                }
             }
-            Event::Written(index, written) => {
+            Event::Written(id, written) => {
                 self.writing -= 1;
-                if let Err(error) = written {
+                if let (Err(error), Some(index)) = (written, self.index(id)) {
                     tracing::warn!(
                         cert = self.label(index),
                         error,
@@ -231,8 +241,9 @@ impl Driver {
                     );
                 }
             }
-            Event::Stored(index, stored) => {
+            Event::Stored(id, stored) => {
                 self.writing -= 1;
+                let Some(index) = self.index(id) else { return };
                 match stored {
                     Ok(()) => self.feed(index, Input::Stored, now),
                     Err(message) => {
@@ -244,6 +255,18 @@ impl Driver {
                         self.feed(index, Input::StoreFailed { message }, now);
                     }
                 }
+            }
+            Event::Prepare(config, reply) => {
+                // Whoever asked may have gone, and needs nothing then.
+                drop(reply.send(self.prepare(&config, now)));
+            }
+            Event::Look(reply) => {
+                self.look_at_files();
+                let _nobody_waits = reply.send(());
+            }
+            Event::Adopt(prepared, reply) => {
+                self.adopt(prepared);
+                let _nobody_waits = reply.send(());
             }
         }
     }
@@ -341,8 +364,9 @@ impl Driver {
         &mut self,
         index: usize,
         done: oneshot::Receiver<Result<(), String>>,
-        event: fn(usize, Result<(), String>) -> Event,
+        event: fn(NameId, Result<(), String>) -> Event,
     ) {
+        let Some(id) = self.names.borrow().at(index).map(|name| name.id) else { return };
         self.writing += 1;
         let (events, owner) = (self.events.clone(), self.owner);
         self.scope.spawn(async move {
@@ -351,7 +375,7 @@ impl Driver {
                 Err(_) if !owner => Ok(()),
                 Err(_) => Err("storage has stopped".to_owned()),
             };
-            drop(events.send(event(index, told)));
+            drop(events.send(event(id, told)));
         });
     }
 

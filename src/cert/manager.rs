@@ -7,11 +7,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use fastrand::Rng;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::cert::challenge::Challenges;
+use crate::cert::change::Prepared;
 use crate::cert::disk;
-use crate::cert::driver::{Driver, Seams, open_internal};
+use crate::cert::driver::{Driver, Event, Seams, open_internal};
 use crate::cert::gate::Gate;
 use crate::cert::issuer::AcmeIssuer;
 use crate::cert::names::{Names, Source, uses_internal};
@@ -26,6 +27,7 @@ use crate::telemetry::status::CertificateStatus;
 /// The running certificates of this process.
 #[derive(Clone)]
 pub struct Manager {
+    events: mpsc::UnboundedSender<Event>,
     names: Rc<RefCell<Names>>,
     clock: Arc<dyn Clock>,
     root_file: Option<PathBuf>,
@@ -84,6 +86,7 @@ pub fn start_with(
     let names = Rc::new(RefCell::new(names));
     let (sender, events) = mpsc::unbounded_channel();
     let manager = Manager {
+        events: sender.clone(),
         names: Rc::clone(&names),
         clock: Arc::clone(&seams.clock),
         root_file: internal.as_ref().map(|ca| ca.root_file().to_owned()),
@@ -112,6 +115,32 @@ impl Manager {
     /// Each certificate, in the order of the configuration.
     pub fn status(&self) -> Vec<CertificateStatus> {
         self.names.borrow().status(self.clock.now())
+    }
+
+    /// Loads what another configuration's names need, and changes nothing: files of the operator that cannot be used are an
+    /// error. `None` where certificates are not managed any more, because edge ends.
+    pub async fn prepare(&self, config: Arc<Config>) -> Option<Result<Prepared, StoreError>> {
+        let (reply, answer) = oneshot::channel();
+        self.events.send(Event::Prepare(config, reply)).ok()?;
+        answer.await.ok()
+    }
+
+    /// Serves and orders for the prepared configuration from now on; what is installed for a name that stays, stays. Completes
+    /// once it is published.
+    pub async fn adopt(&self, prepared: Prepared) {
+        let (reply, published) = oneshot::channel();
+        // Neither fails unless edge ends, and then it makes no difference.
+        if self.events.send(Event::Adopt(prepared, reply)).is_ok() {
+            let _ended = published.await;
+        }
+    }
+
+    /// Serves the operator's certificate files as they are now, without waiting for the next regular look at them.
+    pub async fn look_at_files(&self) {
+        let (reply, looked) = oneshot::channel();
+        if self.events.send(Event::Look(reply)).is_ok() {
+            let _ended = looked.await;
+        }
     }
 
     /// The root certificate of edge's own CA, where any name uses it: what a client must trust.

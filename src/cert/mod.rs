@@ -4,6 +4,7 @@ pub mod validity;
 
 pub mod bundle;
 pub mod challenge;
+pub mod change;
 pub mod failure;
 
 pub mod delay;
@@ -29,6 +30,7 @@ pub mod names;
 
 pub mod disk;
 pub mod driver;
+mod reconfigure;
 
 pub mod manager;
 

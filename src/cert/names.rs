@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use fastrand::Rng;
@@ -36,8 +37,14 @@ pub enum Source {
     Off,
 }
 
+/// Tells a name from every other one of this run, also from an earlier one of the same spelling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NameId(u64);
+
 /// One configured name.
 pub struct Name {
+    /// Its identity.
+    pub id: NameId,
     /// The name.
     pub pattern: HostPattern,
     /// Whose it is.
@@ -50,7 +57,7 @@ pub struct Name {
     pub machine: Certificate,
     /// What is installed.
     pub bundle: Option<Arc<CertBundle>>,
-    served: Option<Arc<Served>>,
+    pub(in crate::cert) served: Option<Arc<Served>>,
     /// What is wrong with the operator's files.
     pub file_error: Option<String>,
     /// What will be served instead, while it is on its way to the disk.
@@ -59,9 +66,9 @@ pub struct Name {
 
 /// All of them, in the order of the configuration.
 pub struct Names {
-    list: Vec<Name>,
+    pub(in crate::cert) list: Vec<Name>,
     provider: Arc<CryptoProvider>,
-    tickets: HashMap<AppName, Arc<dyn ProducesTickets>>,
+    pub(in crate::cert) tickets: HashMap<AppName, Arc<dyn ProducesTickets>>,
 }
 
 impl Names {
@@ -81,23 +88,27 @@ impl Names {
                 names.tickets.insert(app.name.clone(), tickets);
             }
             for pattern in &app.domains {
-                names.load_one(app, pattern, &ca, store, internal, rng)?;
+                let name = names.load_one(app, pattern, &ca, store, internal, rng)?;
+                names.list.push(name);
             }
         }
         Ok(names)
     }
 
-    fn load_one(
-        &mut self,
+    pub(in crate::cert) fn load_one(
+        &self,
         app: &App,
         pattern: &HostPattern,
         ca: &CaId,
         store: &dyn CertStore,
         internal: Option<&InternalCa>,
         rng: &mut Rng,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Name, StoreError> {
+        /// Numbers names as they are loaded.
+        static LOADED: AtomicU64 = AtomicU64::new(0);
         let empty = Certificate::found(None, History::default(), rng);
         let mut name = Name {
+            id: NameId(LOADED.fetch_add(1, Ordering::Relaxed)),
             pattern: pattern.clone(),
             app: app.name.clone(),
             default: app.default,
@@ -133,8 +144,7 @@ impl Names {
                 self.fit(&mut name, Arc::new(bundle))?;
             }
         }
-        self.list.push(name);
-        Ok(())
+        Ok(name)
     }
 
     fn adopt(&self, name: &mut Name, stored: Stored, rng: &mut Rng) -> Result<(), StoreError> {
@@ -149,7 +159,7 @@ impl Names {
         }
     }
 
-    fn fit(&self, name: &mut Name, bundle: Arc<CertBundle>) -> Result<(), StoreError> {
+    pub(in crate::cert) fn fit(&self, name: &mut Name, bundle: Arc<CertBundle>) -> Result<(), StoreError> {
         let fail = |source| StoreError::Tls { name: name.pattern.to_string(), source };
         let made;
         let tickets = match self.tickets.get(&name.app) {
@@ -250,6 +260,11 @@ impl Names {
     /// One of them.
     pub fn at(&self, index: usize) -> Option<&Name> {
         self.list.get(index)
+    }
+
+    /// Where one stands now: a task may outlive several configurations.
+    pub fn index(&self, id: NameId) -> Option<usize> {
+        self.list.iter().position(|name| name.id == id)
     }
 
     /// One of them, to be changed.

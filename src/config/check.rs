@@ -29,6 +29,18 @@ pub fn check(
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
 
+/// The admin socket's path alone, whatever else is wrong with the tree; or what is wrong with the keys it depends on.
+pub fn admin_path(root: &Node, base: &Path, surroundings: &Surroundings) -> Result<PathBuf, Vec<Problem>> {
+    let reader = Reader::new(&surroundings.variables);
+    let root = Section::root(&reader, root);
+    let runtime_dir = directory(&root, "runtime_dir", base, || default_runtime_dir(surroundings));
+    let path = admin(&root, base, &runtime_dir);
+    drop(root);
+    let mut problems = reader.into_problems();
+    problems.retain(|problem| ["runtime_dir", "admin"].contains(&problem.key.as_str()));
+    if problems.is_empty() { Ok(path) } else { Err(problems) }
+}
+
 fn config(
     root: &Section<'_>,
     reader: &Reader<'_>,

@@ -13,10 +13,7 @@ use crate::config::surroundings::Surroundings;
 /// Reads and checks the file; on any fault all of them are returned and nothing else happens.
 pub fn load(path: &Path, surroundings: &Surroundings) -> Result<Config, Problems> {
     let text = read(path).map_err(|what| Problems::whole(path, what))?;
-    let file = std::path::absolute(path).map_err(|error| {
-        Problems::whole(path, format!("cannot tell where the file is: {}", reason(&error)))
-    })?;
-    let base = file.parent().unwrap_or(Path::new("/")).to_owned();
+    let (file, base) = place(path)?;
     let mut parsed = raw::parse(&text);
     let checked = parsed.root.map(|root| check::check(&root, &file, &base, surroundings));
     match checked {
@@ -25,6 +22,34 @@ pub fn load(path: &Path, surroundings: &Surroundings) -> Result<Config, Problems
         Some(Ok(_)) | None => {}
     }
     Err(Problems::new(path, parsed.problems))
+}
+
+/// Where the edge that runs with the file answers, as far as the file tells: it may be wrong otherwise, and somebody wants to
+/// know how edge is meanwhile.
+pub fn whereabouts(path: &Path, surroundings: &Surroundings) -> Result<Whereabouts, Problems> {
+    let text = read(path).map_err(|what| Problems::whole(path, what))?;
+    let (file, base) = place(path)?;
+    let parsed = raw::parse(&text);
+    let Some(root) = parsed.root else { return Err(Problems::new(path, parsed.problems)) };
+    let admin = check::admin_path(&root, &base, surroundings);
+    Ok(Whereabouts { file, admin: admin.map_err(|problems| Problems::new(path, problems))? })
+}
+
+/// A running edge, as its file tells where to find it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// The file.
+    pub file: PathBuf,
+    /// The admin socket.
+    pub admin: PathBuf,
+}
+
+fn place(path: &Path) -> Result<(PathBuf, PathBuf), Problems> {
+    let file = std::path::absolute(path).map_err(|error| {
+        Problems::whole(path, format!("cannot tell where the file is: {}", reason(&error)))
+    })?;
+    let base = file.parent().unwrap_or(Path::new("/")).to_owned();
+    Ok((file, base))
 }
 
 /// The file to read: the one named, else `./edge.yaml`, else `/etc/edge/edge.yaml`.

@@ -9,6 +9,7 @@ pub mod check;
 mod check_app;
 mod check_worker;
 mod context;
+pub mod diff;
 pub mod env_file;
 pub mod keys;
 pub mod load;

@@ -1,8 +1,9 @@
-//! The admin socket: tells the running state to root and to edge's own user, on this machine only.
+//! The admin socket: tells the running state to root and to edge's own user, and does what they ask, on this machine only.
 //!
 //! A unix socket, so that no web page and no other user reaches it: mode 0600 before anybody can connect, and the peer's
 //! user is asked of the kernel as well.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
@@ -18,14 +19,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
 
+use crate::daemon::operation::{LONGEST_TEXT, Operation};
+use crate::daemon::progress::Said;
 use crate::report::Report;
 use crate::scope::Scope;
 use crate::telemetry::status::Status;
@@ -65,8 +70,18 @@ struct SocketFile {
 /// A status on its way: measuring takes a moment.
 pub type Asked = Pin<Box<dyn Future<Output = Status>>>;
 
-/// Tells the status when asked.
-pub type Ask = dyn Fn() -> Asked;
+/// Who answers behind the socket.
+pub struct Desk {
+    /// Tells the status.
+    pub status: Box<dyn Fn() -> Asked>,
+    /// Starts an operation, and lets what it says be heard.
+    pub perform: Box<dyn Fn(Operation) -> mpsc::Receiver<Said>>,
+}
+
+/// What is said now and then while nothing is: an operator's client can tell waiting from a dead edge.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 impl AdminSocket {
     /// Binds `path`, whose directory exists; called inside the runtime. A socket file that nobody answers on is left over and replaced.
@@ -86,8 +101,8 @@ impl AdminSocket {
         open().map_err(|source| AdminError::Open { path: path.to_owned(), source })
     }
 
-    /// Answers until `scope` drains; then the socket's file is gone. `status` is asked at each request.
-    pub async fn serve(self, scope: Scope, status: Rc<Ask>) {
+    /// Answers by `desk` until `scope` drains; then the socket's file is gone.
+    pub async fn serve(self, scope: Scope, desk: Rc<Desk>) {
         let permits = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
         loop {
             let next = async {
@@ -100,7 +115,7 @@ impl AdminSocket {
             };
             match accepted {
                 Ok((stream, _)) if may_ask(&stream) => {
-                    let connection = connection(stream, scope.clone(), Rc::clone(&status));
+                    let connection = connection(stream, scope.clone(), Rc::clone(&desk));
                     drop(scope.spawn(async move {
                         connection.await;
                         drop(permit);
@@ -145,39 +160,64 @@ fn may_ask(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw())
 }
 
-async fn connection(stream: UnixStream, scope: Scope, status: Rc<Ask>) {
-    let service = service_fn(move |request| {
-        let status = Rc::clone(&status);
-        async move { Ok::<_, Infallible>(answer(&request, &*status).await) }
+async fn connection(stream: UnixStream, scope: Scope, desk: Rc<Desk>) {
+    // An operation takes its time, and its stream shows that edge lives; anything else is bounded.
+    let operating = Rc::new(Cell::new(false));
+    let service = service_fn({
+        let operating = Rc::clone(&operating);
+        move |request| {
+            let (desk, operating) = (Rc::clone(&desk), Rc::clone(&operating));
+            async move { Ok::<_, Infallible>(answer(request, &desk, &operating).await) }
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
+    let patience = async {
+        tokio::time::sleep(PATIENCE).await;
+        if operating.get() {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
-        ended = tokio::time::timeout(PATIENCE, connection) => {
-            if let Ok(Err(error)) = ended {
+        ended = connection => {
+            if let Err(error) = ended {
                 tracing::debug!(error = %Report(&error), "a connection to the admin socket broke off");
             }
         }
+        () = patience => {}
         () = scope.aborted() => {}
     }
 }
 
-async fn answer(request: &Request<Incoming>, status: &Ask) -> Response<Full<Bytes>> {
-    if request.uri().path() != "/status" {
-        return plain(StatusCode::NOT_FOUND, "there is /status only\n");
+async fn answer(request: Request<Incoming>, desk: &Desk, operating: &Cell<bool>) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    if parts.uri.path() == "/status" {
+        return match parts.method {
+            Method::GET => status(desk).await,
+            _ => not_allowed("GET"),
+        };
     }
-    if *request.method() != Method::GET {
-        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
-        return response;
+    let Ok(body) = Limited::new(body, LONGEST_TEXT).collect().await else {
+        return plain(StatusCode::BAD_REQUEST, "the request's body is too long, or broke off\n");
+    };
+    let Some(operation) = Operation::parse(parts.uri.path(), parts.uri.query(), &body.to_bytes()) else {
+        return plain(StatusCode::NOT_FOUND, "there is no such thing to ask\n");
+    };
+    if parts.method != Method::POST {
+        return not_allowed("POST");
     }
-    match serde_json::to_vec(&status().await) {
+    operating.set(true);
+    Response::new(stream((desk.perform)(operation)))
+}
+
+async fn status(desk: &Desk) -> Response<Body> {
+    match serde_json::to_vec(&(desk.status)().await) {
         Ok(mut json) => {
             json.push(b'\n');
-            let mut response = Response::new(Full::new(json.into()));
+            let mut response = Response::new(Full::new(json.into()).boxed_unsync());
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             response
         }
@@ -188,8 +228,27 @@ async fn answer(request: &Request<Incoming>, status: &Ask) -> Response<Full<Byte
     }
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+/// What is said, as lines; an empty one is a sign of life.
+fn stream(hears: mpsc::Receiver<Said>) -> Body {
+    let lines = futures_util::stream::unfold(hears, async |mut hears| {
+        let text = match tokio::time::timeout(SIGN_OF_LIFE, hears.recv()).await {
+            Ok(Some(said)) => said.written(),
+            Ok(None) => return None,
+            Err(_) => "\n".to_owned(),
+        };
+        Some((Ok(Frame::data(Bytes::from(text))), hears))
+    });
+    StreamBody::new(lines).boxed_unsync()
+}
+
+fn not_allowed(method: &'static str) -> Response<Body> {
+    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this\n");
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
+    response
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())).boxed_unsync());
     *response.status_mut() = status;
     response
 }
@@ -232,11 +291,17 @@ mod tests {
             .run_until(async {
                 let scope = Scope::new();
                 let socket = AdminSocket::bind(path).expect("binds");
-                drop(
-                    scope.spawn(
-                        socket.serve(scope.clone(), Rc::new(|| Box::pin(async { status() }) as Asked)),
-                    ),
-                );
+                let desk = Desk {
+                    status: Box::new(|| Box::pin(async { status() })),
+                    perform: Box::new(|_| {
+                        let (says, hears) = mpsc::channel(3);
+                        says.try_send(Said::Word("one\ntwo".to_owned())).expect("room");
+                        says.try_send(Said::Complaint("three".to_owned())).expect("room");
+                        says.try_send(Said::End(78)).expect("room");
+                        hears
+                    }),
+                };
+                drop(scope.spawn(socket.serve(scope.clone(), Rc::new(desk))));
                 test(path.to_owned()).await;
                 assert!(scope.close(Duration::from_secs(20)).await);
             })
@@ -267,13 +332,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_nothing_but_get_status() {
+    async fn answers_to_what_it_knows_alone() {
         let dir = tempfile::tempdir().expect("a directory");
         served(&dir.path().join("admin.sock"), |path| async move {
             let answer = exchange(&path, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
             assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
             let answer = exchange(&path, "POST /status HTTP/1.1\r\nHost: x\r\n\r\n").await;
             assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("allow: GET\r\n"), "{answer}");
+            let answer = exchange(&path, "GET /reload HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("allow: POST\r\n"), "{answer}");
+            let answer = exchange(&path, "POST /reload HTTP/1.0\r\n\r\n").await;
+            assert!(answer.ends_with("\r\n\r\n> one\n> two\n! three\n= 78\n"), "{answer}");
         })
         .await;
     }

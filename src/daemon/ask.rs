@@ -1,6 +1,6 @@
 //! The client's side of the admin socket: what `edge status` and its kin ask the running edge. Blocking, bounded in time.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,8 +8,14 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::daemon::operation::Operation;
+use crate::daemon::progress::Said;
+
 /// How long connecting and each answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long an operation may say nothing: it gives a sign of life far more often.
+const SIGNS: Duration = Duration::from_secs(30);
 
 /// The longest answer that is read.
 const ANSWER_LIMIT: u64 = 64 << 20;
@@ -28,6 +34,8 @@ pub enum AskError {
     Silent,
     #[error("the running edge broke off its answer")]
     Broken(#[source] io::Error),
+    #[error("cannot print what the running edge says")]
+    Unheard(#[source] io::Error),
     #[error("the running edge answered {0}")]
     Refused(u16),
     #[error("the running edge's answer is not what this version expects")]
@@ -57,6 +65,47 @@ impl Running<'_> {
     /// The answer to `GET path`, read as JSON.
     pub fn ask_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
         serde_json::from_slice(&self.ask(path)?).map_err(AskError::Foreign)
+    }
+
+    /// Asks for an operation and hands on what is said, until it has ended; returned is its exit status. Waits as long as the
+    /// running edge shows that it lives.
+    pub fn operate(
+        &self,
+        operation: &Operation,
+        mut hear: impl FnMut(&Said) -> io::Result<()>,
+    ) -> Result<u8, AskError> {
+        let mut stream = self.connect()?;
+        let (target, body) = operation.written();
+        let length = body.len();
+        let head = format!("POST {target} HTTP/1.0\r\nHost: edge\r\nContent-Length: {length}\r\n\r\n{body}");
+        stream.write_all(head.as_bytes()).map_err(interrupted)?;
+        stream.set_read_timeout(Some(SIGNS)).map_err(AskError::Broken)?;
+        let mut lines = BufReader::new(stream).lines();
+        let status = lines.next().transpose().map_err(interrupted)?.unwrap_or_default();
+        match status.split(' ').nth(1).and_then(|code| code.parse().ok()) {
+            Some(200) => {}
+            Some(code) => return Err(AskError::Refused(code)),
+            None => return Err(AskError::Broken(io::ErrorKind::UnexpectedEof.into())),
+        }
+        let mut in_head = true;
+        for line in lines {
+            let line = line.map_err(interrupted)?;
+            if in_head {
+                in_head = !line.is_empty();
+                continue;
+            }
+            match Said::parse(&line) {
+                Some(Said::End(status)) => return Ok(status),
+                Some(said) => match hear(&said) {
+                    Ok(()) => {}
+                    // As `head` does: it wants no more.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(0),
+                    Err(error) => return Err(AskError::Unheard(error)),
+                },
+                None => {}
+            }
+        }
+        Err(AskError::Broken(io::ErrorKind::UnexpectedEof.into()))
     }
 
     fn connect(&self) -> Result<UnixStream, AskError> {

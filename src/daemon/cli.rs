@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// Exit status for a call that makes no sense, after sysexits.h.
 pub const USAGE: u8 = 64;
@@ -39,6 +39,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Something a running edge does
+    #[command(flatten)]
+    Operate(Operate),
     /// Print the final command line and environment of an app's worker
     Explain {
         /// Name of the app
@@ -48,6 +51,54 @@ pub enum Command {
     Trust,
     /// Serve the built-in demo worker on EDGE_SOCKET, or on PORT of 127.0.0.1
     Hello,
+}
+
+/// What a running edge can be asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Operate {
+    /// Apply the changed configuration, or roll an app to fresh workers; nothing changes on failure
+    Reload {
+        /// Name of the app whose workers are replaced in any case
+        app: Option<String>,
+    },
+    /// Replace an app's workers by fresh ones
+    Restart {
+        /// Name of the app
+        app: String,
+    },
+    /// Run another number of an app's workers, until its section of the file changes
+    Scale {
+        /// Name of the app
+        app: String,
+        /// How many
+        workers: u32,
+    },
+    /// Print what workers printed
+    Logs {
+        /// Name of the app; without one, all of them
+        app: Option<String>,
+        /// Go on with what they print from now on
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Answer an app's visitors with 503 and a message, and leave its workers alone
+    Maintenance {
+        /// Begin or end
+        switch: Switch,
+        /// Name of the app
+        app: String,
+        /// What visitors are told
+        #[arg(short, long, value_name = "TEXT")]
+        message: Option<String>,
+    },
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[expect(missing_docs, reason = "the words say it")]
+pub enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Parser)]
@@ -98,6 +149,33 @@ mod tests {
             ("edge status --json --config a.yaml", file(), Command::Status { json: true }),
             ("edge certs --json", None, Command::Certs { json: true }),
             ("edge explain api", None, Command::Explain { app: "api".to_owned() }),
+            ("edge reload", None, Command::Operate(Operate::Reload { app: None })),
+            (
+                "edge reload api --config a.yaml",
+                file(),
+                Command::Operate(Operate::Reload { app: Some("api".to_owned()) }),
+            ),
+            ("edge restart api", None, Command::Operate(Operate::Restart { app: "api".to_owned() })),
+            (
+                "edge scale api 3",
+                None,
+                Command::Operate(Operate::Scale { app: "api".to_owned(), workers: 3 }),
+            ),
+            ("edge logs", None, Command::Operate(Operate::Logs { app: None, follow: false })),
+            (
+                "edge logs api -f",
+                None,
+                Command::Operate(Operate::Logs { app: Some("api".to_owned()), follow: true }),
+            ),
+            (
+                "edge maintenance on api -m Soon.",
+                None,
+                Command::Operate(Operate::Maintenance {
+                    switch: Switch::On,
+                    app: "api".to_owned(),
+                    message: Some("Soon.".to_owned()),
+                }),
+            ),
             ("edge trust", None, Command::Trust),
             ("edge hello", None, Command::Hello),
         ] {
@@ -113,6 +191,9 @@ mod tests {
             ("edge explain", 64),
             ("edge status api", 64),
             ("edge --config", 64),
+            ("edge scale api", 64),
+            ("edge scale api many", 64),
+            ("edge maintenance api", 64),
             ("edge --help", 0),
             ("edge help", 0),
             ("edge status --help", 0),

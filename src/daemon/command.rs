@@ -8,10 +8,15 @@ use std::path::PathBuf;
 use time::OffsetDateTime;
 
 use crate::clock::{Clock, SystemClock};
+use crate::config::load::Whereabouts;
 use crate::config::model::{Account, Backend, Config};
 use crate::daemon::ask::{AskError, Running};
+use crate::daemon::cli::{Operate, Switch};
 use crate::daemon::explain::{self, Checked};
+use crate::daemon::operation::{LONGEST_TEXT, Operation};
+use crate::daemon::progress::Said;
 use crate::daemon::render;
+use crate::name::AppName;
 use crate::telemetry::log::wants_colour;
 use crate::telemetry::status::Status;
 use crate::worker::adapter::{self, Plan, Wire};
@@ -29,6 +34,10 @@ pub enum CommandError {
     Root { path: PathBuf, source: io::Error },
     #[error("{} has no app named \"{app}\"; it has {known}", .file.display())]
     NoApp { file: PathBuf, app: String, known: String },
+    #[error("no app can be named \"{0}\"")]
+    NoName(String),
+    #[error("the message is longer than {LONGEST_TEXT} bytes")]
+    LongText,
     #[error("app \"{0}\" has no workers: it forwards to servers edge does not run")]
     NoWorkers(String),
 }
@@ -99,8 +108,8 @@ pub fn explain(config: &Config, name: &str) -> Result<String, CommandError> {
 }
 
 /// `edge status`.
-pub fn status(config: &Config, json: bool) -> Result<String, CommandError> {
-    let running = running(config);
+pub fn status(place: &Whereabouts, json: bool) -> Result<String, CommandError> {
+    let running = running(place);
     if json {
         return Ok(String::from_utf8_lossy(&running.ask("/status")?).into_owned());
     }
@@ -109,8 +118,8 @@ pub fn status(config: &Config, json: bool) -> Result<String, CommandError> {
 }
 
 /// `edge certs`.
-pub fn certs(config: &Config, json: bool) -> Result<String, CommandError> {
-    let running = running(config);
+pub fn certs(place: &Whereabouts, json: bool) -> Result<String, CommandError> {
+    let running = running(place);
     if json {
         let status: serde_json::Value = running.ask_json("/status")?;
         return Ok(format!("{}\n", status["certificates"]));
@@ -128,6 +137,35 @@ pub fn trust(config: &Config) -> Result<String, CommandError> {
     })
 }
 
+/// What the call asks a running edge to do.
+pub fn operation(call: &Operate) -> Result<Operation, CommandError> {
+    let name = |app: &str| app.parse::<AppName>().map_err(|_| CommandError::NoName(app.to_owned()));
+    let optional = |app: &Option<String>| app.as_deref().map(name).transpose();
+    match call {
+        Operate::Reload { app } => optional(app).map(Operation::Reload),
+        Operate::Restart { app } => name(app).map(Operation::Restart),
+        Operate::Scale { app, workers } => name(app).map(|app| Operation::Scale(app, *workers)),
+        Operate::Logs { app, follow } => optional(app).map(|app| Operation::Logs { app, follow: *follow }),
+        Operate::Maintenance { message: Some(text), .. } if text.len() > LONGEST_TEXT => {
+            Err(CommandError::LongText)
+        }
+        Operate::Maintenance { switch: Switch::On, app, message } => {
+            name(app).map(|app| Operation::Maintain(app, message.clone()))
+        }
+        Operate::Maintenance { switch: Switch::Off, app, message: _ } => name(app).map(Operation::Resume),
+    }
+}
+
+/// Has the running edge perform `operation` and prints what it says; returns the exit status.
+pub fn operate(place: &Whereabouts, operation: &Operation) -> Result<u8, CommandError> {
+    let hear = |said: &Said| match said {
+        Said::Word(text) => writeln!(io::stdout().lock(), "{text}"),
+        Said::Complaint(text) => writeln!(io::stderr().lock(), "{text}"),
+        Said::End(_) => Ok(()),
+    };
+    Ok(running(place).operate(operation, hear)?)
+}
+
 /// Prints to standard output. A reader that has gone, as `head` does, wants no more and is no error.
 pub fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -137,8 +175,8 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
-fn running(config: &Config) -> Running<'_> {
-    Running { admin: &config.admin, config: &config.file }
+fn running(place: &Whereabouts) -> Running<'_> {
+    Running { admin: &place.admin, config: &place.file }
 }
 
 fn now() -> OffsetDateTime {

@@ -2,13 +2,19 @@
 
 pub mod admin;
 pub mod ask;
-pub mod build;
 pub mod cli;
 pub mod command;
 pub mod explain;
 pub mod hello;
+pub mod listeners;
+pub mod live;
+pub mod operation;
+pub mod perform;
+pub mod progress;
+pub mod reload;
 pub mod render;
 pub mod run;
 pub mod signals;
+pub mod start_error;
 pub mod table;
 pub mod threads;

@@ -162,7 +162,8 @@ fn app_rank(state: AppState) -> u8 {
         AppState::Degraded => 2,
         AppState::Starting => 3,
         AppState::Deploying => 4,
-        AppState::Up => 5,
+        AppState::Maintenance => 5,
+        AppState::Up => 6,
     }
 }
 
@@ -173,6 +174,7 @@ fn app_cell(state: AppState, palette: Palette) -> Cell {
         AppState::Degraded => ("degraded", palette.warn),
         AppState::Starting => ("starting", palette.warn),
         AppState::Deploying => ("deploying", palette.warn),
+        AppState::Maintenance => ("maintenance", palette.warn),
         AppState::Up => ("up", palette.good),
     };
     Cell::coloured(word.to_owned(), colour)

@@ -6,26 +6,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::LocalSet;
-use tokio::time::Instant;
 
 use crate::cert::challenge::Challenges;
-use crate::cert::manager::{self, Manager};
+use crate::cert::manager;
 use crate::cert::resolver::Certificates;
 use crate::clock::{Clock, SystemClock};
-use crate::config::model::{AccessLog, Backend, Config, Log};
-use crate::daemon::admin::{self, AdminSocket};
-use crate::daemon::build::{self, Served, StartError};
+use crate::config::model::{AccessLog, Config, Log};
+use crate::daemon::admin::{AdminSocket, Asked, Desk};
+use crate::daemon::listeners::Listeners;
+use crate::daemon::live::{Hands, Live};
+use crate::daemon::perform;
+use crate::daemon::reload;
 use crate::daemon::signals::{Command, Signals};
+use crate::daemon::start_error::StartError;
 use crate::daemon::threads::{self, DataThread, Shared};
 use crate::report::Report;
 use crate::scope::Scope;
 use crate::telemetry::log;
 use crate::telemetry::sink::Sink;
-use crate::telemetry::status::{AppState, AppStatus, ListenerStatus, Status, WorkerState, WorkerStatus};
-use crate::worker::adapter;
-use crate::worker::launch::{Launcher, ProcessLauncher, Tools};
+use crate::telemetry::status::ListenerStatus;
+use crate::worker::launch::{Launcher, ProcessLauncher};
 use crate::worker::leftovers;
-use crate::worker::supervisor::{self, Supervisor};
+use crate::worker::supervisor::Supervisor;
 
 /// How long the certificate driver and the admin socket may take to end; they save what they have at every step.
 const LAST_STEPS: Duration = Duration::from_secs(2);
@@ -51,14 +53,6 @@ pub fn run(config: Config) -> ExitCode {
     }
 }
 
-/// Everything that runs, as the control plane holds it.
-struct Running {
-    apps: Vec<(Served, Option<Supervisor>)>,
-    manager: Manager,
-    listeners: Vec<ListenerStatus>,
-    started: Instant,
-}
-
 /// Serves until stopped; returns whether everything was drained in time.
 async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
     let mut signals = Signals::new().map_err(StartError::Threads)?;
@@ -67,7 +61,7 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
     let launcher = Rc::new(ProcessLauncher::new(config.runtime_dir.clone())?);
     raise_descriptor_limit();
     let admin = AdminSocket::bind(&config.admin)?;
-    let sockets = build::sockets(&config)?;
+    let (listeners, sockets) = Listeners::bind(&config)?;
     let output = Output::open(&config.log)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (certificates, challenges) = (Certificates::new(), Challenges::new());
@@ -82,62 +76,40 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
         Arc::clone(&challenges),
         &control,
     )?;
-    let (served, routing) = build::apps(&config);
     let workers = Scope::new();
     drop(workers.spawn({
         let (launcher, workers) = (Rc::clone(&launcher), workers.clone());
         async move { launcher.reap_orphans(&workers).await }
     }));
-    let apps = served
-        .into_iter()
-        .map(|one| {
-            let supervisor = match &one.app.backend {
-                Backend::Upstream(_) => None,
-                Backend::Workers(spec) => {
-                    for note in adapter::plan(&one.app.name, spec, 0, &config.runtime_dir).notes {
-                        tracing::info!(app = %one.app.name, "{note}");
-                    }
-                    let tools = Tools {
-                        launcher: Rc::clone(&launcher) as Rc<dyn Launcher>,
-                        rng: fastrand::Rng::new(),
-                    };
-                    let (app, roster) = (Arc::clone(&one.app), Arc::clone(&one.roster));
-                    Some(supervisor::supervise(app, spec, roster, tools, &workers))
-                }
-            };
-            (one, supervisor)
-        })
-        .collect();
-    let running = Rc::new(Running { apps, manager, listeners: sockets.listeners, started: Instant::now() });
-    drop(control.spawn({
-        let running = Rc::clone(&running);
-        let status = move || {
-            let running = Rc::clone(&running);
-            Box::pin(async move { running.status().await }) as admin::Asked
-        };
-        admin.serve(control.clone(), Rc::new(status))
-    }));
+    let hands = Hands { launcher: Rc::clone(&launcher) as Rc<dyn Launcher>, workers: workers.clone() };
+    let live = Rc::new(Live::start(Arc::clone(&config), manager, listeners, hands));
+    // Operations end before what they operate on.
+    let operations = Scope::new();
+    drop(control.spawn(admin.serve(control.clone(), Rc::new(desk(&live, &operations)))));
 
     let data = Scope::new();
     let shared = Shared {
-        routing,
+        routing: Arc::clone(&live.routing),
         certificates,
         challenges,
         clock,
         timeouts: config.timeouts,
         drain_timeout: config.drain_timeout,
-        https_port: sockets.https_port,
         access: output.access.clone(),
     };
     let mut threads = Vec::new();
-    for (index, mine) in sockets.by_thread.into_iter().enumerate() {
+    for (index, mine) in sockets.into_iter().enumerate() {
         threads.push(threads::start(index, mine, shared.clone(), &data).map_err(StartError::Threads)?);
     }
-    announce(&running.listeners);
+    live.listeners.borrow_mut().attach(&threads);
+    announce(&live.listeners.borrow().status());
     tell_systemd(&[sd_notify::NotifyState::Ready]);
 
-    let mut healthy = wait_for_stop(&mut signals, &mut threads, &output).await;
+    let reload =
+        || drop(operations.spawn(stoppable(reload::signalled(Rc::clone(&live)), operations.clone())));
+    let mut healthy = wait_for_stop(&mut signals, &mut threads, &output, reload).await;
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
+    operations.close(Duration::ZERO).await;
     tracing::info!(
         "stopping: no new connections; open requests have {:?}; told to stop again, edge ends at once",
         config.drain_timeout
@@ -153,8 +125,8 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
     healthy &= forced_by(&mut signals, ended, || data.abort()).await;
 
     let retired = async {
-        let stops =
-            running.apps.iter().filter_map(|(_, supervisor)| supervisor.as_ref()).map(Supervisor::stop);
+        let apps = live.apps();
+        let stops = apps.iter().filter_map(|live| live.supervisor.as_ref()).map(Supervisor::stop);
         futures_util::future::join_all(stops).await;
         true
     };
@@ -167,7 +139,12 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
 }
 
 /// Waits for the order to stop. `false` where a thread died instead, which drains the rest and fails.
-async fn wait_for_stop(signals: &mut Signals, threads: &mut [DataThread], output: &Output) -> bool {
+async fn wait_for_stop(
+    signals: &mut Signals,
+    threads: &mut [DataThread],
+    output: &Output,
+    reload: impl Fn(),
+) -> bool {
     let died = async {
         let endings = threads.iter_mut().map(|thread| Box::pin(thread.ended()));
         futures_util::future::select_all(endings).await;
@@ -178,9 +155,7 @@ async fn wait_for_stop(signals: &mut Signals, threads: &mut [DataThread], output
             command = signals.next() => match command {
                 Command::Stop => return true,
                 Command::Reopen => output.reopen(),
-                Command::Reload => {
-                    tracing::warn!("this version cannot reload: restart edge to apply a changed configuration");
-                }
+                Command::Reload => reload(),
             },
             () = &mut died => {
                 tracing::error!("a data-plane thread ended unexpectedly: stopping so that the service manager restarts edge");
@@ -243,49 +218,25 @@ impl Output {
     }
 }
 
-impl Running {
-    async fn status(&self) -> Status {
-        for supervisor in self.apps.iter().filter_map(|(_, supervisor)| supervisor.as_ref()) {
-            supervisor.measure().await;
+/// What the admin socket answers with.
+fn desk(live: &Rc<Live>, operations: &Scope) -> Desk {
+    let status = {
+        let live = Rc::clone(live);
+        move || {
+            let live = Rc::clone(&live);
+            Box::pin(async move { live.status().await }) as Asked
         }
-        let app = |(served, supervisor): &(Served, Option<Supervisor>)| {
-            let mut status = match supervisor {
-                Some(supervisor) => supervisor.status(),
-                None => upstream_status(served),
-            };
-            status.queue = served.pool.waiting();
-            (served.app.name.to_string(), status)
-        };
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            uptime_s: self.started.elapsed().as_secs(),
-            listeners: self.listeners.clone(),
-            apps: self.apps.iter().map(app).collect(),
-            certificates: self.manager.status(),
-        }
-    }
+    };
+    let (live, operations) = (Rc::clone(live), operations.clone());
+    let perform = move |operation| perform::perform(&live, operation, &operations);
+    Desk { status: Box::new(status), perform: Box::new(perform) }
 }
 
-/// Servers edge does not run, in the words it has for workers.
-fn upstream_status(served: &Served) -> AppStatus {
-    let worker = |slot: &Arc<crate::worker::slot::Slot>| WorkerStatus {
-        slot: slot.id.slot,
-        pid: None,
-        state: WorkerState::Ready,
-        in_flight: slot.in_flight(),
-        requests: slot.requests(),
-        restarts: 0,
-        memory_bytes: 0,
-        age_s: 0,
-        address: slot.address.to_string(),
-        last_exit: None,
-    };
-    AppStatus {
-        state: AppState::Up,
-        generation: 1,
-        queue: 0,
-        workers: served.roster.load().iter().map(worker).collect(),
+/// `work`, unless `scope` drains before it has ended.
+async fn stoppable(work: impl Future<Output = ()>, scope: Scope) {
+    tokio::select! {
+        () = work => {}
+        () = scope.drained() => {}
     }
 }
 

@@ -1,5 +1,6 @@
 //! The data-plane threads: one runtime each, with its own listening sockets, worker connections and deadlines.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -7,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::oneshot;
-use tokio::task::LocalSet;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, LocalSet};
 
 use crate::cert::challenge::Challenges;
 use crate::cert::resolver::Certificates;
@@ -43,8 +44,6 @@ pub struct Shared {
     pub timeouts: Timeouts,
     /// How long open requests may take at drain.
     pub drain_timeout: Duration,
-    /// The https port as clients see it, where it is not 443: redirects name it.
-    pub https_port: Option<u16>,
     /// Where access lines go.
     pub access: Option<Sink>,
 }
@@ -54,9 +53,35 @@ pub struct DataThread {
     ended: oneshot::Receiver<bool>,
     /// How it ended, once that was told: it is told once, and asked for again at the stop.
     outcome: Option<Option<bool>>,
+    orders: mpsc::UnboundedSender<Listening>,
+}
+
+/// One thread's socket of a listener.
+#[derive(Debug)]
+pub struct Mine {
+    /// Which listener of this run.
+    pub listener: u64,
+    /// The socket.
+    pub socket: TcpListener,
+    /// What is spoken there.
+    pub kind: Kind,
+}
+
+/// What changes about the sockets of a running thread.
+#[derive(Debug)]
+pub enum Listening {
+    /// Another one.
+    Open(Mine),
+    /// One less: what the kernel has accepted is served, and its connections live on. The sender is dropped once it is closed.
+    Close(u64, oneshot::Sender<()>),
 }
 
 impl DataThread {
+    /// Where the thread is told about other sockets.
+    pub fn orders(&self) -> mpsc::UnboundedSender<Listening> {
+        self.orders.clone()
+    }
+
     /// Waits until the thread has drained, or been aborted: `Some(true)` where every request was finished in time, `None` where
     /// it died of a panic.
     pub async fn ended(&mut self) -> Option<bool> {
@@ -68,26 +93,22 @@ impl DataThread {
 }
 
 /// Starts thread number `index` on `sockets`. It ends when `scope` has drained.
-pub fn start(
-    index: usize,
-    sockets: Vec<(TcpListener, Kind)>,
-    shared: Shared,
-    scope: &Scope,
-) -> io::Result<DataThread> {
+pub fn start(index: usize, sockets: Vec<Mine>, shared: Shared, scope: &Scope) -> io::Result<DataThread> {
     let scope = scope.child();
     let (tell, ended) = oneshot::channel();
+    let (orders, inbox) = mpsc::unbounded_channel();
     // Built here, so that running out of descriptors is an error of the start.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     std::thread::Builder::new().name(format!("edge-data-{index}")).spawn(move || {
         let local = LocalSet::new();
-        let drained = local.block_on(&runtime, serve(sockets, shared, scope));
+        let drained = local.block_on(&runtime, serve(sockets, inbox, shared, scope));
         match drained {
             // Nobody listens only where edge is being torn down already.
             Ok(drained) => drop(tell.send(drained)),
             Err(error) => tracing::error!(error = %error, "data-plane thread cannot take its sockets"),
         }
     })?;
-    Ok(DataThread { ended, outcome: None })
+    Ok(DataThread { ended, outcome: None, orders })
 }
 
 impl AccessSink for AccessLog {
@@ -96,7 +117,27 @@ impl AccessSink for AccessLog {
     }
 }
 
-async fn serve(sockets: Vec<(TcpListener, Kind)>, shared: Shared, scope: Scope) -> io::Result<bool> {
+/// A running accept loop.
+struct Accepting {
+    open: Scope,
+    ended: JoinHandle<()>,
+}
+
+fn listen(mine: Mine, plane: &Rc<Plane>, stage: &Stage, scope: &Scope) -> io::Result<Accepting> {
+    let listener = tokio::net::TcpListener::from_std(mine.socket)?;
+    let open = scope.child();
+    let accepting =
+        accept::run(listener, mine.kind, Rc::clone(plane), stage.clone(), scope.clone(), open.clone());
+    let ended = scope.spawn(accepting);
+    Ok(Accepting { open, ended })
+}
+
+async fn serve(
+    sockets: Vec<Mine>,
+    mut orders: mpsc::UnboundedReceiver<Listening>,
+    shared: Shared,
+    scope: Scope,
+) -> io::Result<bool> {
     let deadlines = Deadlines::new();
     let idle = IdleConnections::new();
     let access = shared.access.map_or_else(AccessLog::off, AccessLog::new);
@@ -113,15 +154,37 @@ async fn serve(sockets: Vec<(TcpListener, Kind)>, shared: Shared, scope: Scope) 
         access: Rc::new(access.clone()),
         tunnels: scope.clone(),
         clock: shared.clock,
-        https_port: shared.https_port,
     });
     let stage = Stage::default();
     let connections = async {
-        for (socket, kind) in sockets {
-            let listener = tokio::net::TcpListener::from_std(socket)?;
-            drop(scope.spawn(accept::run(listener, kind, Rc::clone(&plane), stage.clone(), scope.clone())));
+        let mut open = HashMap::new();
+        for mine in sockets {
+            open.insert(mine.listener, listen(mine, &plane, &stage, &scope)?);
         }
-        scope.drained().await;
+        loop {
+            let order = tokio::select! {
+                () = scope.drained() => break,
+                Some(order) = orders.recv() => order,
+            };
+            match order {
+                Listening::Open(mine) => {
+                    let listener = mine.listener;
+                    match listen(mine, &plane, &stage, &scope) {
+                        Ok(accepting) => drop(open.insert(listener, accepting)),
+                        Err(error) => tracing::error!(%error, "a thread cannot take a listening socket"),
+                    }
+                }
+                Listening::Close(listener, closed) => {
+                    if let Some(Accepting { open, ended }) = open.remove(&listener) {
+                        open.drain();
+                        drop(scope.spawn(async move {
+                            let _panicked = ended.await;
+                            drop(closed);
+                        }));
+                    }
+                }
+            }
+        }
         Ok(scope.close(shared.drain_timeout).await)
     };
     // These outlive the connections, which need them while they drain, and end with this future.

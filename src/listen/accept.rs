@@ -35,13 +35,21 @@ pub enum Kind {
     Https,
 }
 
-/// Accepts until `scope` drains, then takes what the kernel has completed already and closes the socket.
-pub async fn run(listener: TcpListener, kind: Kind, plane: Rc<Plane>, stage: Stage, scope: Scope) {
+/// Accepts until `open` drains, then takes what the kernel has completed already and closes the socket. The connections belong
+/// to `scope`, which is `open` or above it.
+pub async fn run(
+    listener: TcpListener,
+    kind: Kind,
+    plane: Rc<Plane>,
+    stage: Stage,
+    scope: Scope,
+    open: Scope,
+) {
     let mut complained = false;
     loop {
         let accepted = tokio::select! {
             biased;
-            () = scope.drained() => break,
+            () = open.drained() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::config::model::ListenAddr;
 
@@ -58,25 +58,53 @@ pub struct Bound {
     pub sockets: Vec<TcpListener>,
 }
 
-/// Binds `address` for `threads` threads, or says why not.
+impl Bound {
+    /// Connections are taken from now on.
+    pub fn listen(&self) -> io::Result<()> {
+        self.sockets.iter().try_for_each(|socket| SockRef::from(socket).listen(BACKLOG))
+    }
+}
+
+/// Binds `address` for `threads` threads and listens, or says why not.
 pub fn bind(address: ListenAddr, threads: usize) -> Result<Bound, BindError> {
-    let mut wanted = match address {
-        ListenAddr::At(wanted) => wanted,
-        ListenAddr::Any(port) if ipv6_works() => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
-        ListenAddr::Any(port) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
-    };
-    // SO_REUSEPORT would let a second edge of the same user share the port and take half of the connections: a first socket
-    // without it finds out whether anybody is there. It never listens, so it takes no connection.
-    drop(open(wanted, false).map_err(|cause| explain(address, cause))?);
+    let bound = reserve(address, threads, Neighbours::None)?;
+    bound.listen().map_err(|cause| explain(address, cause))?;
+    Ok(bound)
+}
+
+/// Who else may listen on the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Neighbours {
+    /// Nobody.
+    None,
+    /// This process itself, on other addresses of the port.
+    Own,
+}
+
+/// As [`bind`], without listening yet: nobody can connect.
+pub fn reserve(address: ListenAddr, threads: usize, neighbours: Neighbours) -> Result<Bound, BindError> {
+    let mut wanted = place(address);
+    if neighbours == Neighbours::None {
+        // SO_REUSEPORT would let a second edge of the same user share the port and take half of the connections: a first
+        // socket without it finds out whether anybody is there.
+        drop(open(wanted, false).map_err(|cause| explain(address, cause))?);
+    }
     let mut sockets = Vec::with_capacity(threads);
     for _ in 0..threads.max(1) {
-        let socket = open(wanted, true)
-            .and_then(|socket| socket.listen(BACKLOG).map(|()| TcpListener::from(socket)))
-            .map_err(|cause| explain(address, cause))?;
+        let socket = open(wanted, true).map_err(|cause| explain(address, cause))?;
+        let socket = TcpListener::from(socket);
         wanted = socket.local_addr().map_err(|cause| BindError::Other { address, cause })?;
         sockets.push(socket);
     }
     Ok(Bound { address: wanted, sockets })
+}
+
+fn place(address: ListenAddr) -> SocketAddr {
+    match address {
+        ListenAddr::At(wanted) => wanted,
+        ListenAddr::Any(port) if ipv6_works() => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+        ListenAddr::Any(port) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+    }
 }
 
 fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {

@@ -52,6 +52,12 @@ pub enum ProxyError {
         /// In words.
         why: Arc<str>,
     },
+    /// The operator has taken the app out of service.
+    #[error("the app is under maintenance")]
+    Maintenance {
+        /// What visitors are told.
+        text: Arc<str>,
+    },
     /// No worker took the request.
     #[error(transparent)]
     Acquire(#[from] AcquireError),
@@ -103,7 +109,9 @@ impl ProxyError {
             Self::WebSocketVersion => (Client, StatusCode::UPGRADE_REQUIRED),
             Self::UnknownHost | Self::UnknownChallenge => (Client, StatusCode::NOT_FOUND),
             Self::Misdirected => (Client, StatusCode::MISDIRECTED_REQUEST),
-            Self::CertificatePending { .. } => (Edge, StatusCode::SERVICE_UNAVAILABLE),
+            Self::CertificatePending { .. } | Self::Maintenance { .. } => {
+                (Edge, StatusCode::SERVICE_UNAVAILABLE)
+            }
             Self::Acquire(AcquireError::NoWorker { .. } | AcquireError::QueueFull { .. }) => {
                 (Edge, StatusCode::SERVICE_UNAVAILABLE)
             }
@@ -142,6 +150,7 @@ impl ProxyError {
             | Self::Misdirected
             | Self::UnknownChallenge
             | Self::CertificatePending { .. }
+            | Self::Maintenance { .. }
             | Self::Acquire(_)
             | Self::Send(
                 SendError::Connect(_)
@@ -157,6 +166,8 @@ impl ProxyError {
     pub fn retry_after(&self) -> Option<u32> {
         if let Self::CertificatePending { .. } = self {
             Some(30)
+        } else if let Self::Maintenance { .. } = self {
+            Some(60)
         } else if let Self::Acquire(_) = self {
             Some(2)
         } else {
@@ -181,6 +192,7 @@ mod tests {
             (ProxyError::UnknownHost, Side::Client, 404),
             (ProxyError::Misdirected, Side::Client, 421),
             (ProxyError::CertificatePending { why: "x".into() }, Side::Edge, 503),
+            (ProxyError::Maintenance { text: "x".into() }, Side::Edge, 503),
             (AcquireError::NoWorker { waited: Duration::from_secs(1) }.into(), Side::Edge, 503),
             (AcquireError::QueueFull { waiting: 100 }.into(), Side::Edge, 503),
             (ProxyError::Send(closed), Side::Worker, 502),

@@ -117,7 +117,7 @@ impl<'a> Passage<'a> {
                 .tls
                 .as_ref()
                 .map(|tls| Secured { sni: tls.sni.as_ref(), names: &tls.served.names }),
-            https_port: self.plane.https_port,
+            https_port: routing.https_port(),
         };
         let decision = routing.decide(&asked, |host| self.plane.certificates.pending(host));
         if let Some(site) = decision.site() {

@@ -35,6 +35,4 @@ pub struct Plane {
     pub tunnels: Scope,
     /// Wall time, for access records.
     pub clock: Arc<dyn Clock>,
-    /// Port of https as clients see it, where it is not 443: redirects name it.
-    pub https_port: Option<u16>,
 }

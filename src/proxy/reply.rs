@@ -105,6 +105,7 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
         ProxyError::CertificatePending { why } => {
             return Cow::Owned(format!("The certificate of this host is not there yet: {why}."));
         }
+        ProxyError::Maintenance { text } => return Cow::Owned(text.to_string()),
         ProxyError::BodyTooLarge { limit }
         | ProxyError::Send(SendError::RequestBody(RequestBodyError::TooLarge { limit })) => {
             return Cow::Owned(format!("The request body may have at most {limit} bytes."));

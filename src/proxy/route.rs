@@ -27,18 +27,29 @@ pub struct Site {
     pub hsts: Option<HeaderValue>,
     /// Whether each request occupies a process or thread of a worker.
     pub synchronous: bool,
+    /// What its visitors are told while it is under maintenance.
+    pub maintenance: Option<Arc<str>>,
 }
 
 impl Site {
     /// The site of `app`, answered by `pool`.
     pub fn new(app: Arc<App>, pool: Arc<Pool>) -> Arc<Self> {
+        Arc::new(Self::serving(app, pool))
+    }
+
+    /// As [`Self::new`], but whoever would be forwarded is told `text` instead.
+    pub fn in_maintenance(app: Arc<App>, pool: Arc<Pool>, text: Arc<str>) -> Arc<Self> {
+        Arc::new(Self { maintenance: Some(text), ..Self::serving(app, pool) })
+    }
+
+    fn serving(app: Arc<App>, pool: Arc<Pool>) -> Self {
         let hsts = app.hsts.and_then(|age| HeaderValue::try_from(format!("max-age={}", age.as_secs())).ok());
         let synchronous = match &app.backend {
             // It follows from the command alone; the directory is never used.
             Backend::Workers(spec) => adapter::plan(&app.name, spec, 0, Path::new("/")).synchronous,
             Backend::Upstream(_) => false,
         };
-        Arc::new(Self { app, pool, hsts, synchronous })
+        Self { app, pool, hsts, synchronous, maintenance: None }
     }
 }
 
@@ -48,6 +59,7 @@ pub struct Routing {
     exact: HashMap<HostName, Arc<Site>>,
     wildcards: HashMap<HostName, Arc<Site>>,
     default: Option<Arc<Site>>,
+    https_port: Option<u16>,
 }
 
 /// What is asked, and on what kind of connection.
@@ -112,8 +124,30 @@ impl Routing {
         routing
     }
 
+    /// The same, where https is not on port 443: redirects name the port.
+    pub fn with_https_port(self, https_port: Option<u16>) -> Self {
+        Self { https_port, ..self }
+    }
+
+    /// The port of https as clients see it, where it is not 443.
+    pub fn https_port(&self) -> Option<u16> {
+        self.https_port
+    }
+
     /// Decides about one request. `pending` tells why a host has no certificate yet.
     pub fn decide(&self, asked: &Asked<'_>, pending: impl Fn(&HostName) -> Option<Arc<str>>) -> Decision<'_> {
+        match self.way(asked, pending) {
+            Decision::Forward(site) => match &site.maintenance {
+                None => Decision::Forward(site),
+                Some(text) => {
+                    Decision::Refuse(Some(site), ProxyError::Maintenance { text: Arc::clone(text) })
+                }
+            },
+            other @ (Decision::Redirect(..) | Decision::Refuse(..)) => other,
+        }
+    }
+
+    fn way(&self, asked: &Asked<'_>, pending: impl Fn(&HostName) -> Option<Arc<str>>) -> Decision<'_> {
         let Ok((host, site)) = self.find(asked.authority.host) else {
             return Decision::Refuse(None, ProxyError::Malformed("its host is not a host name and port"));
         };

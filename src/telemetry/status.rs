@@ -58,6 +58,8 @@ pub enum AppState {
     Failed,
     /// Workers of a new generation take over.
     Deploying,
+    /// The operator has taken it out of service; its workers are left alone.
+    Maintenance,
 }
 
 /// One worker.

@@ -11,7 +11,8 @@ use crate::scope::Scope;
 use crate::worker::adapter::{Plan, Program, Wire};
 use crate::worker::change::RollError;
 use crate::worker::child::{Child, Exit};
-use crate::worker::launch::{LaunchError, Launcher, Order};
+use crate::worker::journal::Journal;
+use crate::worker::launch::{LaunchError, Launcher, Order, Tools};
 use crate::worker::output::{self, Source, Tail};
 use crate::worker::setup::Setup;
 
@@ -27,7 +28,7 @@ const SLOT: u32 = 1000;
 pub(super) async fn run(
     setup: &Setup,
     generation: u64,
-    launcher: Rc<dyn Launcher>,
+    tools: &Tools,
     scope: &Scope,
 ) -> Result<(), RollError> {
     for (at, command) in (1u64..).zip(&setup.spec.before_start) {
@@ -36,10 +37,10 @@ pub(super) async fn run(
         tracing::info!(%app, command = name, "running what comes before the first worker");
         let incarnation = generation * 1000 + at;
         let id = WorkerId { app: app.clone(), slot: SLOT, incarnation };
-        let child = launch(&id, &setup.spec, command, launcher.as_ref())
+        let child = launch(&id, &setup.spec, command, tools.launcher.as_ref())
             .map_err(|error| RollError::because(format!("`{name}` of `before_start`: {}", Report(&error))))?;
         let tail = Tail::default();
-        let ended = one(app, &child, &tail, scope).await;
+        let ended = one(app, &child, (&tail, &tools.journal), scope).await;
         let reason = match ended {
             Some(Exit::Code(0)) => continue,
             Some(exit) => format!("`{name}` of `before_start` failed: {exit}"),
@@ -78,11 +79,17 @@ fn launch(
 }
 
 /// Waits for its end; `None` if it took too long.
-async fn one(app: &AppName, child: &Child, tail: &Tail, scope: &Scope) -> Option<Exit> {
+async fn one(
+    app: &AppName,
+    child: &Child,
+    (tail, journal): (&Tail, &Rc<Journal>),
+    scope: &Scope,
+) -> Option<Exit> {
     let mut followers = Vec::new();
     if let Some((stdout, stderr)) = child.take_output() {
         for (pipe, stream) in [(stdout, "stdout"), (stderr, "stderr")] {
-            let source = Source { app: app.clone(), worker: None, pid: child.pid(), stream };
+            let (app, journal) = (app.clone(), Rc::clone(journal));
+            let source = Source { app, worker: None, pid: child.pid(), stream, journal };
             followers.push(scope.spawn(output::follow(pipe, source, tail.clone())));
         }
     }

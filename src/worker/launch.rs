@@ -25,6 +25,7 @@ use crate::worker::child::Child;
 use crate::worker::environment;
 use crate::worker::family::MARK;
 use crate::worker::guard;
+use crate::worker::journal::Journal;
 use crate::worker::registry::Registry;
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -106,6 +107,8 @@ pub struct Tools {
     pub launcher: Rc<dyn Launcher>,
     /// Spreads delays.
     pub rng: fastrand::Rng,
+    /// Keeps what the workers print.
+    pub journal: Rc<Journal>,
 }
 
 /// Starts real processes.

@@ -9,6 +9,7 @@ pub mod environment;
 pub mod family;
 mod flags;
 mod guard;
+pub mod journal;
 pub mod launch;
 pub mod leftovers;
 pub mod lifecycle;

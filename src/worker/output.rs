@@ -11,6 +11,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use crate::name::AppName;
+use crate::worker::journal::Journal;
 
 /// Longest line; what is longer becomes several.
 const LINE: usize = 16 * 1024;
@@ -65,6 +66,8 @@ pub struct Source {
     pub pid: u32,
     /// `stdout` or `stderr`.
     pub stream: &'static str,
+    /// Where the app's lines are kept.
+    pub journal: Rc<Journal>,
 }
 
 /// Logs what comes out of `pipe` line by line until its end. Cancel-safe but for a line not yet ended.
@@ -74,6 +77,7 @@ pub async fn follow(mut pipe: pipe::Receiver, source: Source, tail: Tail) {
     let (app, worker, pid, stream) = (source.app.as_str(), source.worker, source.pid, source.stream);
     let log = |line: String| {
         tracing::info!(target: "worker", app, worker, pid, stream, "{line}");
+        source.journal.push(worker, &line);
         tail.push(line);
     };
     loop {

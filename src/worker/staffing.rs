@@ -29,9 +29,9 @@ impl Crew {
         }
         let scope = self.tasks.child();
         self.preparing.insert(generation, scope.clone());
-        let (events, launcher) = (self.events.clone(), Rc::clone(&self.tools.launcher));
+        let (events, tools) = (self.events.clone(), self.tools.clone());
         self.tasks.spawn(async move {
-            let outcome = before_start::run(&setup, generation, launcher, &scope).await;
+            let outcome = before_start::run(&setup, generation, &tools, &scope).await;
             let _nobody_listens = events.send(Event::Prepared(generation, outcome));
         });
         None
@@ -107,7 +107,8 @@ impl Crew {
         let Some((stdout, stderr)) = child.take_output() else { return Vec::new() };
         let streams = [(stdout, "stdout"), (stderr, "stderr")];
         let follow = |(pipe, stream)| {
-            let source = Source { app: id.app.clone(), worker: Some(id.slot), pid: child.pid(), stream };
+            let (app, worker, journal) = (id.app.clone(), Some(id.slot), Rc::clone(&self.tools.journal));
+            let source = Source { app, worker, pid: child.pid(), stream, journal };
             self.tasks.spawn(output::follow(pipe, source, tail.clone()))
         };
         streams.into_iter().map(follow).collect()

@@ -66,7 +66,8 @@ impl Stage {
     }
 
     fn start(&self, spec: WorkerSpec) -> Supervisor {
-        let tools = Tools { launcher: self.launcher.clone(), rng: fastrand::Rng::with_seed(7) };
+        let rng = fastrand::Rng::with_seed(7);
+        let tools = Tools { launcher: self.launcher.clone(), rng, journal: Rc::default() };
         supervise(app(), &spec, Arc::clone(&self.roster), tools, &self.scope)
     }
 
@@ -394,7 +395,7 @@ async fn edge_to_be_killed() {
     LocalSet::new()
         .run_until(async {
             let launcher = Rc::new(ProcessLauncher::new(root.join("run")).expect("a launcher"));
-            let tools = Tools { launcher, rng: fastrand::Rng::new() };
+            let tools = Tools { launcher, rng: fastrand::Rng::new(), journal: Rc::default() };
             let spec = server(&root, &["stubborn", "child", "daemon"]);
             let _app = supervise(app(), &spec, Roster::new(), tools, &Scope::new());
             std::future::pending::<()>().await;

@@ -45,9 +45,9 @@ pub(super) enum Watch {
 impl Watch {
     /// How a server of this plan is watched.
     pub(super) fn of(plan: &Plan) -> Self {
-        match (plan.server, plan.concurrency) {
+        match (plan.server, plan.synchronous) {
             (ServerKind::Granian, _) => Self::Answering,
-            (ServerKind::Gunicorn, Some(_)) => Self::Nobody,
+            (ServerKind::Gunicorn, true) => Self::Nobody,
             (
                 ServerKind::Auto
                 | ServerKind::Uvicorn

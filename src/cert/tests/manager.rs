@@ -447,3 +447,36 @@ async fn a_second_edge_serves_what_the_first_obtains_and_takes_over_when_it_is_g
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn another_configuration_orders_what_is_new_forgets_what_is_gone_and_keeps_the_rest() {
+    local(async {
+        let rig = rig();
+        let running = rig.run(&["a.example.org", "b.example.org"]);
+        running
+            .until("both are valid", |running| {
+                (0..2).all(|index| running.state(index) == CertificateState::Valid)
+            })
+            .await;
+        let served = |name: &str| running.certificates.find(Some(&host(name)), LOCAL);
+        let before = served("b.example.org").expect("served");
+        let apps = vec![
+            app("new", &["c.example.org"], Tls::Acme),
+            app("api", &["b.example.org"], Tls::Acme),
+            app("own", &["d.example.org"], Tls::Internal),
+        ];
+        let next = Arc::new(config(&rig.storage(), apps));
+        let prepared = running.manager.prepare(next).await.expect("runs").expect("prepared");
+        assert!(served("a.example.org").is_some(), "nothing changes before it is adopted");
+        running.manager.adopt(prepared).await;
+        assert!(served("a.example.org").is_none());
+        assert!(served("d.example.org").is_some(), "edge's own CA issues at once");
+        assert!(Arc::ptr_eq(&served("b.example.org").expect("served"), &before), "replaced for nothing");
+        running.until("the new one is valid", |running| running.state(0) == CertificateState::Valid).await;
+        assert_eq!(rig.ca.orders.get(), 3);
+        let names: Vec<_> = running.manager.status().into_iter().map(|one| one.name).collect();
+        assert_eq!(names, ["c.example.org", "b.example.org", "d.example.org"]);
+        running.stop().await;
+    })
+    .await;
+}

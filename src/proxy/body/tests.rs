@@ -54,7 +54,6 @@ fn open_entry() -> (Box<Entry>, Rc<Lines>, ConnInfo) {
         access: Rc::clone(&lines) as Rc<dyn AccessSink>,
         tunnels: Scope::new(),
         clock: Arc::new(SystemClock),
-        https_port: None,
     });
     let address = "[::ffff:192.0.2.1]:5".parse().expect("valid");
     let conn = ConnInfo::new(address, address, None);

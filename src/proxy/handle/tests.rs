@@ -114,7 +114,6 @@ async fn world(count: u32) -> World {
         access: Rc::clone(&lines) as Rc<dyn AccessSink>,
         tunnels: tasks.child(),
         clock: Arc::new(SystemClock),
-        https_port: None,
     });
     World { plane, lines, workers, tasks }
 }

@@ -136,6 +136,34 @@ impl Edge {
         self.dir.path()
     }
 
+    /// Replaces a part of its configuration file; edge does not know yet.
+    pub(crate) fn edit(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(&self.config).expect("the configuration is there");
+        assert!(text.contains(from), "{from:?} is not in\n{text}");
+        fs::write(&self.config, text.replace(from, to)).expect("the configuration is written");
+    }
+
+    /// `edge reload`, which must succeed; returned is what it said.
+    pub(crate) async fn reload(&self) -> String {
+        self.done(&["reload"]).await
+    }
+
+    /// A command that must succeed; returned is what it printed.
+    pub(crate) async fn done(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).await;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "edge {arguments:?}: {}\n{errors}", output.status);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// A command that must fail; returned are its exit status and what it complained of.
+    pub(crate) async fn failing(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.command(arguments).await;
+        assert!(!output.status.success(), "edge {arguments:?} succeeded");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code().expect("it ended by itself"), errors)
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.launched.pid

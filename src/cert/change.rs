@@ -1,0 +1,105 @@
+//! From the names of one configuration to those of the next: a name that stays keeps its certificate, its history and an order
+//! under way; a new one is loaded; one that is gone is forgotten, while its files stay for the day it comes back.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use fastrand::Rng;
+use rustls::server::ProducesTickets;
+
+use crate::cert::internal::InternalCa;
+use crate::cert::names::{Name, NameId, Names, Source};
+use crate::cert::resolver::Served;
+use crate::cert::store::{CaId, CertStore, StoreError};
+use crate::config::model::{App, Config, Tls};
+use crate::name::{AppName, HostPattern};
+use crate::report::Report;
+
+/// The names of a configuration, ready to take the place of the present ones.
+pub struct Prepared {
+    plan: Vec<Planned>,
+    tickets: HashMap<AppName, Arc<dyn ProducesTickets>>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "a few, for a moment")]
+enum Planned {
+    /// Known already, and now this app's.
+    Kept { id: NameId, app: AppName, default: bool },
+    /// Just loaded.
+    Loaded(Name),
+}
+
+impl Names {
+    /// What `config` needs. Nothing changes yet.
+    pub fn prepare(
+        &self,
+        config: &Config,
+        store: &dyn CertStore,
+        internal: Option<&InternalCa>,
+        rng: &mut Rng,
+    ) -> Result<Prepared, StoreError> {
+        let ca = CaId::of(&config.acme.directory);
+        let mut prepared = Prepared { plan: Vec::new(), tickets: HashMap::new() };
+        for app in &config.apps {
+            if !self.tickets.contains_key(&app.name)
+                && let Ok(tickets) = rustls::crypto::aws_lc_rs::Ticketer::new()
+            {
+                prepared.tickets.insert(app.name.clone(), tickets);
+            }
+            for pattern in &app.domains {
+                let known = self.list.iter().find(|name| name.pattern == *pattern && stays(name, app, &ca));
+                prepared.plan.push(match known {
+                    Some(name) => Planned::Kept { id: name.id, app: app.name.clone(), default: app.default },
+                    None => Planned::Loaded(self.load_one(app, pattern, &ca, store, internal, rng)?),
+                });
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// Makes the prepared names the present ones.
+    pub fn adopt_all(&mut self, prepared: Prepared) {
+        let Prepared { plan, tickets } = prepared;
+        self.tickets.extend(tickets);
+        let mut known = std::mem::take(&mut self.list);
+        for planned in plan {
+            let (mut name, stale) = match planned {
+                Planned::Loaded(name) => {
+                    // Loaded before the app had ticket keys.
+                    (name, true)
+                }
+                Planned::Kept { id, app, default } => {
+                    let Some(at) = known.iter().position(|name| name.id == id) else { continue };
+                    let mut name = known.swap_remove(at);
+                    let moved = name.app != app;
+                    (name.app, name.default) = (app, default);
+                    (name, moved)
+                }
+            };
+            if stale && let Some(bundle) = name.bundle.clone() {
+                let before: Option<Arc<Served>> = name.served.clone();
+                if let Err(error) = self.fit(&mut name, bundle) {
+                    // It was served with the same key a moment ago: nothing can be wrong with it.
+                    tracing::error!(cert = %name.pattern, error = %Report(&error), "cannot serve a known certificate anew");
+                    name.served = before;
+                }
+            }
+            self.list.push(name);
+        }
+        let apps: HashSet<AppName> = self.list.iter().map(|name| name.app.clone()).collect();
+        self.tickets.retain(|app, _| apps.contains(app));
+    }
+}
+
+/// Whether the name's certificate comes from where `app` says now.
+fn stays(name: &Name, app: &App, ca: &CaId) -> bool {
+    let pattern: &HostPattern = &name.pattern;
+    match (&name.source, app.tls_for(pattern)) {
+        (Source::Acme(known), Tls::Acme) => known == ca,
+        (Source::Internal, Tls::Internal) | (Source::Off, Tls::Off) => true,
+        (Source::Files(pair, _), Tls::Files { cert, key }) => {
+            pair.app == app.name && pair.cert == cert && pair.key == key
+        }
+        (Source::Acme(_) | Source::Internal | Source::Files(..) | Source::Off, _) => false,
+    }
+}

@@ -1,0 +1,42 @@
+//! What the driver does when the configuration is another: `change` has what follows for the names.
+
+use std::time::SystemTime;
+
+use crate::cert::change::Prepared;
+use crate::cert::driver::{Driver, open_internal};
+use crate::cert::names::{NameId, uses_internal};
+use crate::cert::store::StoreError;
+use crate::config::model::Config;
+
+impl Driver {
+    pub(in crate::cert) fn prepare(
+        &mut self,
+        config: &Config,
+        now: SystemTime,
+    ) -> Result<Prepared, StoreError> {
+        if uses_internal(config) && self.internal.is_none() {
+            self.internal = open_internal(&self.seams, now);
+        }
+        let names = self.names.borrow();
+        names.prepare(config, &*self.seams.store, self.internal.as_ref(), &mut self.rng)
+    }
+
+    pub(in crate::cert) fn adopt(&mut self, prepared: Prepared) {
+        self.names.borrow_mut().adopt_all(prepared);
+        // Who tells edge to look at its configuration may have changed these as well.
+        self.look_at_files();
+        self.advance();
+        self.publish();
+    }
+
+    pub(in crate::cert) fn look_at_files(&mut self) {
+        if self.names.borrow_mut().reload_files() {
+            tracing::info!("certificate files changed; serving the new ones");
+            self.publish();
+        }
+    }
+
+    pub(in crate::cert) fn index(&self, id: NameId) -> Option<usize> {
+        self.names.borrow().index(id)
+    }
+}

@@ -1,0 +1,208 @@
+//! What runs, as the control plane holds it: the configuration in force, its apps with their workers, what is listened on.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use crate::cert::manager::Manager;
+use crate::config::model::{App, Backend, Config};
+use crate::daemon::listeners::Listeners;
+use crate::name::AppName;
+use crate::proxy::route::{Routing, Site};
+use crate::scope::Scope;
+use crate::telemetry::status::{AppState, AppStatus, Status, WorkerState, WorkerStatus};
+use crate::upstream::pool::Pool;
+use crate::worker::adapter;
+use crate::worker::journal::Journal;
+use crate::worker::launch::{Launcher, Tools};
+use crate::worker::slot::{Roster, Slot};
+use crate::worker::supervisor::{self, Supervisor};
+
+/// One app. Clones are handles to the same.
+#[derive(Clone)]
+pub struct LiveApp {
+    /// The app as it is configured now.
+    pub app: Arc<App>,
+    /// Who takes its requests; written by its supervisor or, for an `upstream`, once.
+    pub roster: Arc<Roster>,
+    /// Where its requests wait.
+    pub pool: Arc<Pool>,
+    /// Its workers, where edge runs them.
+    pub supervisor: Option<Supervisor>,
+    /// What they printed.
+    pub journal: Rc<Journal>,
+    /// What visitors are told while it is under maintenance.
+    pub maintenance: Option<Arc<str>>,
+}
+
+/// What makes workers.
+pub struct Hands {
+    /// Starts processes.
+    pub launcher: Rc<dyn Launcher>,
+    /// Owns the supervisors.
+    pub workers: Scope,
+}
+
+/// The running state; one for the process.
+pub struct Live {
+    config: RefCell<Arc<Config>>,
+    apps: RefCell<Vec<LiveApp>>,
+    /// What requests are routed by.
+    pub routing: Arc<ArcSwap<Routing>>,
+    /// The certificates.
+    pub manager: Manager,
+    /// The bound addresses.
+    pub listeners: RefCell<Listeners>,
+    /// Held by whoever changes anything: one at a time, in the order they came.
+    pub turn: tokio::sync::Mutex<()>,
+    /// Whether a reload that a signal asked for waits for its turn: it will see whatever the next signal is about.
+    pub reload_waits: Cell<bool>,
+    hands: Hands,
+    started: Instant,
+}
+
+impl Live {
+    /// Starts every app of `config`.
+    pub fn start(config: Arc<Config>, manager: Manager, listeners: Listeners, hands: Hands) -> Self {
+        let live = Self {
+            apps: RefCell::new(Vec::new()),
+            config: RefCell::new(Arc::clone(&config)),
+            routing: Arc::default(),
+            manager,
+            listeners: RefCell::new(listeners),
+            turn: tokio::sync::Mutex::new(()),
+            reload_waits: Cell::new(false),
+            hands,
+            started: Instant::now(),
+        };
+        let apps = config.apps.iter().map(|app| live.open(app)).collect();
+        live.replace(config, apps);
+        live
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.borrow())
+    }
+
+    /// Every app, in the order of the configuration.
+    pub fn apps(&self) -> Vec<LiveApp> {
+        self.apps.borrow().clone()
+    }
+
+    /// One app.
+    pub fn app(&self, name: &AppName) -> Option<LiveApp> {
+        self.apps.borrow().iter().find(|live| live.app.name == *name).cloned()
+    }
+
+    /// Starts an app; nothing is routed to it yet.
+    pub fn open(&self, app: &Arc<App>) -> LiveApp {
+        let journal = Rc::<Journal>::default();
+        let (roster, supervisor) = match &app.backend {
+            Backend::Upstream(_) => (supervisor::fixed_roster(app), None),
+            Backend::Workers(spec) => {
+                let runtime_dir = &self.config.borrow().runtime_dir;
+                for note in adapter::plan(&app.name, spec, 0, runtime_dir).notes {
+                    tracing::info!(app = %app.name, "{note}");
+                }
+                let tools = Tools {
+                    launcher: Rc::clone(&self.hands.launcher),
+                    rng: fastrand::Rng::new(),
+                    journal: Rc::clone(&journal),
+                };
+                let roster = Roster::new();
+                let workers = &self.hands.workers;
+                let supervisor =
+                    supervisor::supervise(Arc::clone(app), spec, Arc::clone(&roster), tools, workers);
+                (roster, Some(supervisor))
+            }
+        };
+        let pool = Pool::new(app.name.clone(), Arc::clone(&roster));
+        LiveApp { app: Arc::clone(app), roster, pool, supervisor, journal, maintenance: None }
+    }
+
+    /// Puts a configuration and its apps in force.
+    pub fn replace(&self, config: Arc<Config>, apps: Vec<LiveApp>) {
+        *self.config.borrow_mut() = config;
+        *self.apps.borrow_mut() = apps;
+        self.route();
+    }
+
+    /// Takes an app out of service, or back into it with `None`. `false` where there is no such app.
+    pub fn maintain(&self, name: &AppName, text: Option<Arc<str>>) -> bool {
+        let known = match self.apps.borrow_mut().iter_mut().find(|live| live.app.name == *name) {
+            Some(live) => {
+                live.maintenance = text;
+                true
+            }
+            None => false,
+        };
+        self.route();
+        known
+    }
+
+    /// Publishes the routing that follows from all this.
+    pub fn route(&self) {
+        let apps = self.apps.borrow();
+        let sites = apps.iter().map(|live| {
+            let (app, pool) = (Arc::clone(&live.app), Arc::clone(&live.pool));
+            match &live.maintenance {
+                None => Site::new(app, pool),
+                Some(text) => Site::in_maintenance(app, pool, Arc::clone(text)),
+            }
+        });
+        let routing = Routing::new(sites).with_https_port(self.listeners.borrow().https_port());
+        self.routing.store(Arc::new(routing));
+    }
+
+    /// What `edge status` prints.
+    pub async fn status(&self) -> Status {
+        let apps = self.apps();
+        for supervisor in apps.iter().filter_map(|live| live.supervisor.as_ref()) {
+            supervisor.measure().await;
+        }
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            listeners: self.listeners.borrow().status(),
+            apps: apps.iter().map(|live| (live.app.name.to_string(), live.status())).collect(),
+            certificates: self.manager.status(),
+        }
+    }
+}
+
+impl LiveApp {
+    fn status(&self) -> AppStatus {
+        let mut status = match &self.supervisor {
+            Some(supervisor) => supervisor.status(),
+            None => self.upstream_status(),
+        };
+        status.queue = self.pool.waiting();
+        if self.maintenance.is_some() {
+            status.state = AppState::Maintenance;
+        }
+        status
+    }
+
+    /// Servers edge does not run, in the words it has for workers.
+    fn upstream_status(&self) -> AppStatus {
+        let worker = |slot: &Arc<Slot>| WorkerStatus {
+            slot: slot.id.slot,
+            pid: None,
+            state: WorkerState::Ready,
+            in_flight: slot.in_flight(),
+            requests: slot.requests(),
+            restarts: 0,
+            memory_bytes: 0,
+            age_s: 0,
+            address: slot.address.to_string(),
+            last_exit: None,
+        };
+        let workers = self.roster.load().iter().map(worker).collect();
+        AppStatus { state: AppState::Up, generation: 1, queue: 0, workers }
+    }
+}

@@ -1,0 +1,102 @@
+//! What an operator can ask a running edge to do, as both ends of the admin socket write it.
+
+use crate::name::AppName;
+
+/// One request to act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Put the changed file in force; with an app, replace its workers in any case.
+    Reload(Option<AppName>),
+    /// Replace an app's workers by fresh ones.
+    Restart(AppName),
+    /// Run that many workers.
+    Scale(AppName, u32),
+    /// Take an app out of service, with a text for visitors or the usual one.
+    Maintain(AppName, Option<String>),
+    /// Put it back.
+    Resume(AppName),
+    /// What workers printed, of one app or all; and what they print from now on.
+    Logs {
+        /// Whose.
+        app: Option<AppName>,
+        /// Whether it goes on.
+        follow: bool,
+    },
+}
+
+/// The longest text for visitors, in bytes.
+pub const LONGEST_TEXT: usize = 4096;
+
+impl Operation {
+    /// Path, query and body of the request.
+    pub fn written(&self) -> (String, &str) {
+        match self {
+            Self::Reload(None) => ("/reload".to_owned(), ""),
+            Self::Reload(Some(app)) => (format!("/reload/{app}"), ""),
+            Self::Restart(app) => (format!("/restart/{app}"), ""),
+            Self::Scale(app, workers) => (format!("/scale/{app}/{workers}"), ""),
+            Self::Maintain(app, text) => (format!("/maintenance/{app}/on"), text.as_deref().unwrap_or("")),
+            Self::Resume(app) => (format!("/maintenance/{app}/off"), ""),
+            Self::Logs { app, follow } => {
+                let app = app.as_ref().map(|app| format!("/{app}")).unwrap_or_default();
+                (format!("/logs{app}{}", if *follow { "?follow" } else { "" }), "")
+            }
+        }
+    }
+
+    /// The operation that was written so.
+    pub fn parse(path: &str, query: Option<&str>, body: &[u8]) -> Option<Self> {
+        let mut words = path.strip_prefix('/')?.split('/');
+        let verb = words.next()?;
+        let app = words.next().map(|word| word.parse::<AppName>()).transpose().ok()?;
+        let last = words.next();
+        if words.next().is_some() || body.len() > LONGEST_TEXT {
+            return None;
+        }
+        match (verb, app, last) {
+            ("reload", app, None) => Some(Self::Reload(app)),
+            ("restart", Some(app), None) => Some(Self::Restart(app)),
+            ("scale", Some(app), Some(workers)) => Some(Self::Scale(app, workers.parse().ok()?)),
+            ("maintenance", Some(app), Some("on")) => {
+                let text = std::str::from_utf8(body).ok()?.trim();
+                Some(Self::Maintain(app, (!text.is_empty()).then(|| text.to_owned())))
+            }
+            ("maintenance", Some(app), Some("off")) => Some(Self::Resume(app)),
+            ("logs", app, None) => Some(Self::Logs { app, follow: query == Some("follow") }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_end_writes_the_other_understands() {
+        let app = || "a".parse::<AppName>().expect("valid");
+        for operation in [
+            Operation::Reload(None),
+            Operation::Reload(Some(app())),
+            Operation::Restart(app()),
+            Operation::Scale(app(), 7),
+            Operation::Maintain(app(), Some("Back at nine.".to_owned())),
+            Operation::Maintain(app(), None),
+            Operation::Resume(app()),
+            Operation::Logs { app: None, follow: false },
+            Operation::Logs { app: Some(app()), follow: true },
+        ] {
+            let (target, body) = operation.written();
+            let (path, query) = match target.split_once('?') {
+                Some((path, query)) => (path, Some(query)),
+                None => (target.as_str(), None),
+            };
+            assert_eq!(Operation::parse(path, query, body.as_bytes()), Some(operation.clone()), "{target}");
+        }
+        for nonsense in
+            ["/", "/reload/a/b", "/restart", "/scale/a", "/scale/a/x", "/logs/..", "/stop", "reload"]
+        {
+            assert_eq!(Operation::parse(nonsense, None, b""), None, "{nonsense}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Operations performed. Each runs to its end whether or not the operator who asked for it still listens.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::daemon::live::{Live, LiveApp};
+use crate::daemon::operation::Operation;
+use crate::daemon::progress::{Failed, Progress, Said};
+use crate::daemon::reload::{self, no_workers, not_rolled};
+use crate::name::AppName;
+use crate::scope::Scope;
+use crate::worker::journal::Journal;
+use crate::worker::supervisor::Supervisor;
+
+/// What visitors are told where the operator says nothing.
+const MAINTENANCE: &str = "The application is being maintained. Please try again later.";
+
+/// Lines on their way to an operator who reads slower than workers write.
+const UNREAD: usize = 64;
+
+/// Starts `operation` in `scope`; what it says comes out of the receiver.
+pub fn perform(live: &Rc<Live>, operation: Operation, scope: &Scope) -> mpsc::Receiver<Said> {
+    let (live, ends) = (Rc::clone(live), scope.clone());
+    if let Operation::Logs { app, follow } = operation {
+        let (operator, hears) = mpsc::channel(UNREAD);
+        drop(scope.spawn(async move {
+            tokio::select! {
+                () = logs(&live, app, follow, &operator) => {}
+                () = ends.drained() => {}
+            }
+        }));
+        return hears;
+    }
+    let (told, hears) = Progress::told();
+    drop(scope.spawn(async move {
+        tokio::select! {
+            outcome = change(&live, operation, &told) => told.end(outcome).await,
+            () = ends.drained() => told.clone().end(Err(Failed::because("edge is stopping"))).await,
+        }
+    }));
+    hears
+}
+
+async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<(), Failed> {
+    match operation {
+        Operation::Reload(app) => reload::reload(live, app.as_ref(), told).await,
+        Operation::Restart(app) => {
+            let _turn = live.turn.lock().await;
+            let supervisor = supervisor(live, &app)?;
+            told.say(format!("{app}: replacing its workers"));
+            supervisor.restart().await.map_err(|error| not_rolled(&app, &error))?;
+            told.say(format!("{app}: new workers serve, old ones are gone"));
+            Ok(())
+        }
+        Operation::Scale(app, workers) => {
+            let _turn = live.turn.lock().await;
+            let supervisor = supervisor(live, &app)?;
+            if !(1..=MOST_WORKERS).contains(&workers) {
+                return Err(Failed::because(format!("an app has 1 to {MOST_WORKERS} workers")));
+            }
+            told.say(format!("{app}: scaling to {workers} workers"));
+            supervisor.scale(workers).await.map_err(|error| not_rolled(&app, &error))?;
+            told.say(format!("{app}: {workers} workers serve, until its section of the file changes"));
+            Ok(())
+        }
+        Operation::Maintain(app, text) => {
+            let text: Arc<str> = text.as_deref().unwrap_or(MAINTENANCE).into();
+            maintain(live, &app, Some(text))?;
+            told.say(format!("{app}: under maintenance; visitors get 503, its workers are left alone"));
+            Ok(())
+        }
+        Operation::Resume(app) => {
+            maintain(live, &app, None)?;
+            told.say(format!("{app}: in service again"));
+            Ok(())
+        }
+        Operation::Logs { .. } => Ok(()),
+    }
+}
+
+fn supervisor(live: &Live, name: &AppName) -> Result<Supervisor, Failed> {
+    let app = live.app(name).ok_or_else(|| unknown(live, name))?;
+    app.supervisor.ok_or_else(|| no_workers(name))
+}
+
+fn maintain(live: &Live, name: &AppName, text: Option<Arc<str>>) -> Result<(), Failed> {
+    if live.maintain(name, text) { Ok(()) } else { Err(unknown(live, name)) }
+}
+
+fn unknown(live: &Live, name: &AppName) -> Failed {
+    let known: Vec<_> = live.apps().iter().map(|live| live.app.name.to_string()).collect();
+    Failed::because(format!("no app named \"{name}\" runs; there is {}", known.join(", ")))
+}
+
+/// What workers printed, in the order it came.
+async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::Sender<Said>) {
+    let wanted = |live: &LiveApp| app.as_ref().is_none_or(|name| live.app.name == *name);
+    if let Some(name) = app.as_ref().filter(|name| live.app(name).is_none()) {
+        let Failed { text, status } = unknown(live, name);
+        let _gone = operator.send(Said::Complaint(text)).await;
+        let _gone = operator.send(Said::End(status)).await;
+        return;
+    }
+    // Journals by where they are, which is their own as long as they are held: an app that is removed and added again begins
+    // a new one.
+    let mut read: BTreeMap<usize, (Rc<Journal>, u64)> = BTreeMap::new();
+    loop {
+        let apps: Vec<LiveApp> = live.apps().into_iter().filter(wanted).collect();
+        let mut lines = Vec::new();
+        for live in &apps {
+            let known = read.entry(Rc::as_ptr(&live.journal).addr());
+            let (journal, next) = known.or_insert_with(|| (Rc::clone(&live.journal), 0));
+            let (fresh, after) = journal.since(*next);
+            *next = after;
+            lines.extend(fresh.into_iter().map(|line| (line, live.app.name.clone())));
+        }
+        lines.sort_by_key(|(line, _)| line.at);
+        for (line, name) in lines {
+            let who = line.slot.map_or_else(|| "before_start".to_owned(), |slot| slot.to_string());
+            if operator.send(Said::Word(format!("{name} {who} | {}", line.text))).await.is_err() {
+                return;
+            }
+        }
+        if !follow {
+            let _gone = operator.send(Said::End(0)).await;
+            return;
+        }
+        let more: Vec<_> = read.values().map(|(journal, next)| Box::pin(journal.reaches(*next))).collect();
+        tokio::select! {
+            () = any(more) => {}
+            // Apps may have come meanwhile.
+            () = tokio::time::sleep(LOOK_FOR_APPS) => {}
+            () = operator.closed() => return,
+        }
+    }
+}
+
+async fn any(futures: Vec<impl Future<Output = ()> + Unpin>) {
+    if futures.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    futures_util::future::select_all(futures).await;
+}
+
+const LOOK_FOR_APPS: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// As many as a configuration may name.
+const MOST_WORKERS: u32 = 1000;

@@ -1,0 +1,324 @@
+//! A changed configuration put in force: everything that can fail is done first and can be undone, so that a failure leaves
+//! the old configuration whole; what nothing says about is not touched.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::diff::{self, Change, Listener};
+use crate::config::load;
+use crate::config::model::{App, Backend, Config, WorkerSpec};
+use crate::config::problem::Problems;
+use crate::config::surroundings::Surroundings;
+use crate::daemon::cli;
+use crate::daemon::live::{Live, LiveApp};
+use crate::daemon::progress::{Failed, Progress};
+use crate::name::AppName;
+use crate::report::Report;
+use crate::telemetry::status::AppState;
+use crate::worker::supervisor::{RollError, Supervisor};
+
+/// Past `start_timeout`, how long the supervisor may take to say so.
+const SAYING: Duration = Duration::from_secs(2);
+/// How often a new app is looked at for failing again and again.
+const LOOK: Duration = Duration::from_millis(250);
+/// Last lines of a worker that are shown.
+const LAST_LINES: usize = 20;
+
+/// A reload that a signal asked for. Signals that come while one waits for its turn are about the same file.
+pub async fn signalled(live: Rc<Live>) {
+    if live.reload_waits.replace(true) {
+        return;
+    }
+    let told = Progress::default();
+    let outcome = reload(&live, None, &told).await;
+    told.end(outcome).await;
+}
+
+/// Reads the file again and puts it in force; with `app`, its workers are replaced even if nothing changed. Completes when
+/// new workers serve and old ones are gone.
+pub async fn reload(live: &Live, app: Option<&AppName>, told: &Progress) -> Result<(), Failed> {
+    let _turn = live.turn.lock().await;
+    live.reload_waits.set(false);
+    let old = live.config();
+    let new = Arc::new(read(old.file.clone()).await?);
+    let mut changes = diff::diff(&old, &new).map_err(|keys| {
+        let line = |key: &diff::NeedsRestart| format!("{}: {key}", old.file.display());
+        Failed::because(keys.iter().map(line).collect::<Vec<_>>().join("\n"))
+    })?;
+    if let Some(name) = app {
+        force(&mut changes, &new, name)?;
+    }
+    if changes.is_empty() {
+        // Certificate files may have changed, which the file does not show.
+        live.manager.look_at_files().await;
+        told.say("nothing has changed");
+        return Ok(());
+    }
+    Attempt { live, old, new, told, made: Vec::new(), rolled: Vec::new() }.run(&changes).await
+}
+
+/// Off the event loop: files and the system's databases of users and hosts may be slow.
+async fn read(file: PathBuf) -> Result<Config, Failed> {
+    let read = move || load::load(&file, &Surroundings::of_this_process());
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(config)) => Ok(config),
+        Ok(Err(problems)) => Err(refused(&problems)),
+        Err(_) => Err(Failed::because("reading the configuration failed because of a bug in edge")),
+    }
+}
+
+fn refused(problems: &Problems) -> Failed {
+    Failed { text: problems.to_string(), status: cli::CONFIG }
+}
+
+/// Makes sure that the app's workers are replaced.
+fn force(changes: &mut Vec<Change>, new: &Config, name: &AppName) -> Result<(), Failed> {
+    let Some(app) = new.apps.iter().find(|app| app.name == *name) else {
+        return Err(Failed::because(format!("{} has no app named \"{name}\"", new.file.display())));
+    };
+    match app.backend {
+        Backend::Workers(_) => {}
+        Backend::Upstream(_) => return Err(no_workers(name)),
+    }
+    let is_settled = |change: &Change| match change {
+        Change::Settings(one) | Change::Scaled(one, _) => one.name == *name,
+        Change::Added(_)
+        | Change::Removed(_)
+        | Change::Workers(_)
+        | Change::Backend(_)
+        | Change::Opened(_)
+        | Change::Closed(_) => false,
+    };
+    changes.retain(|change| !is_settled(change));
+    let starts = |change: &Change| match change {
+        Change::Added(one) | Change::Workers(one) | Change::Backend(one) => one.name == *name,
+        Change::Removed(_)
+        | Change::Settings(_)
+        | Change::Scaled(..)
+        | Change::Opened(_)
+        | Change::Closed(_) => false,
+    };
+    if !changes.iter().any(starts) {
+        changes.push(Change::Workers(Arc::clone(app)));
+    }
+    Ok(())
+}
+
+/// Only an app with workers can do what was asked.
+pub fn no_workers(name: &AppName) -> Failed {
+    Failed::because(format!("app \"{name}\" has no workers: it forwards to servers edge does not run"))
+}
+
+/// Why new workers did not take over, with the last lines of the one that failed.
+pub fn not_rolled(name: &AppName, error: &RollError) -> Failed {
+    let lines = error.last_lines.iter().map(|line| format!("\n  {line}")).collect::<String>();
+    Failed::because(format!("app \"{name}\": {}; its old workers serve on{lines}", error.reason))
+}
+
+/// A reload under way, with what is to be undone if it fails.
+struct Attempt<'a> {
+    live: &'a Live,
+    old: Arc<Config>,
+    new: Arc<Config>,
+    told: &'a Progress,
+    /// Apps that were started and are not routed to yet.
+    made: Vec<LiveApp>,
+    /// Apps whose workers are of the new configuration already, as they were before.
+    rolled: Vec<(Supervisor, Arc<App>, Done)>,
+}
+
+/// What was done to an app's workers.
+#[derive(Debug, Clone, Copy)]
+enum Done {
+    Rolled,
+    Scaled,
+}
+
+impl Attempt<'_> {
+    async fn run(mut self, changes: &[Change]) -> Result<(), Failed> {
+        let of = |wanted: fn(&Change) -> Option<&Listener>| -> Vec<Listener> {
+            changes.iter().filter_map(wanted).copied().collect()
+        };
+        let opened = of(|change| if let Change::Opened(one) = change { Some(one) } else { None });
+        let closed = of(|change| if let Change::Closed(one) = change { Some(one) } else { None });
+        let reserved = self.live.listeners.borrow().reserve(&opened, &closed);
+        let reserved = reserved.map_err(|error| Failed::because(Report(&error).to_string()))?;
+        let prepared = match self.live.manager.prepare(Arc::clone(&self.new)).await {
+            Some(Ok(prepared)) => prepared,
+            Some(Err(error)) => return Err(Failed::because(Report(&error).to_string())),
+            None => return Err(Failed::because("edge is stopping")),
+        };
+        if let Err(failed) = self.start_and_roll(changes).await {
+            drop(reserved);
+            self.undo().await;
+            return Err(failed);
+        }
+
+        // Nothing below can fail. Certificates come before the names that need them, names before the doors.
+        self.live.manager.adopt(prepared).await;
+        let gone = self.commit();
+        let closing = {
+            let mut listeners = self.live.listeners.borrow_mut();
+            listeners.open(reserved);
+            let closing = listeners.close(&closed);
+            listeners.arrange(&self.new);
+            closing
+        };
+        // Once more, because redirects name the port of https.
+        self.live.route();
+        closing.await;
+        for app in gone {
+            if let Some(supervisor) = &app.supervisor {
+                self.told.say(format!("{}: stopping its workers", app.app.name));
+                supervisor.stop().await;
+            }
+            let name = &app.app.name;
+            let replaced = self.new.apps.iter().any(|app| app.name == *name);
+            self.told.say(if replaced {
+                format!("{name}: answered by others now")
+            } else {
+                format!("{name}: removed")
+            });
+        }
+        self.told.say("the new configuration is in force");
+        Ok(())
+    }
+
+    /// What may fail: new apps become ready, then workers of known apps are replaced.
+    async fn start_and_roll(&mut self, changes: &[Change]) -> Result<(), Failed> {
+        for change in changes {
+            match change {
+                Change::Added(app) | Change::Backend(app) => self.made.push(self.live.open(app)),
+                Change::Removed(_)
+                | Change::Settings(_)
+                | Change::Scaled(..)
+                | Change::Workers(_)
+                | Change::Opened(_)
+                | Change::Closed(_) => {}
+            }
+        }
+        for made in &self.made {
+            self.told.say(format!("{}: starting", made.app.name));
+            ready(made).await?;
+        }
+        for change in changes {
+            match change {
+                Change::Workers(app) => self.roll(app).await?,
+                Change::Scaled(app, workers) => self.scale(app, *workers).await?,
+                Change::Added(_)
+                | Change::Removed(_)
+                | Change::Settings(_)
+                | Change::Backend(_)
+                | Change::Opened(_)
+                | Change::Closed(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn roll(&mut self, app: &Arc<App>) -> Result<(), Failed> {
+        let (Some((supervisor, before)), Backend::Workers(spec)) = (self.known(app), &app.backend) else {
+            return Err(no_workers(&app.name));
+        };
+        self.told.say(format!("{}: replacing its workers", app.name));
+        let rolled = supervisor.roll(Arc::clone(app), (**spec).clone()).await;
+        rolled.map_err(|error| not_rolled(&app.name, &error))?;
+        self.told.say(format!("{}: new workers serve, old ones are gone", app.name));
+        self.rolled.push((supervisor, before, Done::Rolled));
+        Ok(())
+    }
+
+    async fn scale(&mut self, app: &Arc<App>, workers: u32) -> Result<(), Failed> {
+        let Some((supervisor, before)) = self.known(app) else { return Err(no_workers(&app.name)) };
+        self.told.say(format!("{}: scaling to {workers} workers", app.name));
+        let scaled = supervisor.scale(workers).await;
+        // Also where it failed: the number has changed.
+        self.rolled.push((supervisor, before, Done::Scaled));
+        scaled.map_err(|error| not_rolled(&app.name, &error))
+    }
+
+    fn known(&self, app: &App) -> Option<(Supervisor, Arc<App>)> {
+        let live = self.live.app(&app.name)?;
+        Some((live.supervisor?, live.app))
+    }
+
+    /// The new configuration with its apps takes the place of the old one; returned are the apps that are gone.
+    fn commit(&mut self) -> Vec<LiveApp> {
+        let mut known = self.live.apps();
+        let mut made = std::mem::take(&mut self.made);
+        let take = |from: &mut Vec<LiveApp>, name: &AppName| {
+            let at = from.iter().position(|live| live.app.name == *name)?;
+            Some(from.remove(at))
+        };
+        let mut apps = Vec::new();
+        let mut gone = Vec::new();
+        for app in &self.new.apps {
+            let before = take(&mut known, &app.name);
+            let live = match (take(&mut made, &app.name), before) {
+                (Some(live), Some(before)) => {
+                    let maintenance = before.maintenance.clone();
+                    gone.push(before);
+                    LiveApp { maintenance, ..live }
+                }
+                (Some(live), None) => live,
+                (None, Some(before)) => LiveApp { app: Arc::clone(app), ..before },
+                // Cannot be: what was not known was made.
+                (None, None) => continue,
+            };
+            apps.push(live);
+        }
+        gone.extend(known);
+        self.live.replace(Arc::clone(&self.new), apps);
+        gone
+    }
+
+    async fn undo(self) {
+        for made in &self.made {
+            if let Some(supervisor) = &made.supervisor {
+                supervisor.kill_now().await;
+            }
+        }
+        for (supervisor, before, done) in self.rolled.into_iter().rev() {
+            if let Backend::Workers(spec) = &before.backend {
+                self.told.say(format!("{}: going back to the workers it had", before.name));
+                let back = match done {
+                    Done::Rolled => supervisor.roll(Arc::clone(&before), (**spec).clone()).await,
+                    Done::Scaled => supervisor.scale(spec.workers).await,
+                };
+                if let Err(error) = back {
+                    let what = not_rolled(&before.name, &error);
+                    self.told.say(what.text);
+                }
+            }
+        }
+        self.told.say(format!("{}: the configuration in force stays", self.old.file.display()));
+    }
+}
+
+/// Waits until every worker of a new app is ready.
+async fn ready(made: &LiveApp) -> Result<(), Failed> {
+    let (Some(supervisor), Backend::Workers(spec)) = (&made.supervisor, &made.app.backend) else {
+        return Ok(());
+    };
+    let WorkerSpec { workers, start_timeout, .. } = **spec;
+    let serving = made.roster.wait_for_change(|slots| (slots.len() >= workers as usize).then_some(()));
+    let failing = async {
+        while supervisor.status().state != AppState::Failed {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let reason = tokio::select! {
+        () = serving => return Ok(()),
+        () = failing => "its workers die before they are ready".to_owned(),
+        () = tokio::time::sleep(start_timeout + SAYING) => {
+            format!("it was not ready within {} s", start_timeout.as_secs_f64())
+        }
+    };
+    let exit = supervisor.status().workers.into_iter().find_map(|worker| worker.last_exit);
+    let exit = exit.map(|exit| format!(" ({exit})")).unwrap_or_default();
+    let lines: String =
+        made.journal.last(LAST_LINES).iter().map(|line| format!("\n  {}", line.text)).collect();
+    Err(Failed::because(format!("app \"{}\": {reason}{exit}{lines}", made.app.name)))
+}

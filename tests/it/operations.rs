@@ -1,0 +1,131 @@
+//! What operators ask a running edge to do.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::client::{Connection, PATIENCE, Wire, websocket};
+use crate::support::edge::{BINARY, Setup};
+use crate::support::within;
+
+const HELLO: &str = "domains: [a.test]\ncommand: edge hello\nworkers: 1";
+
+#[tokio::test]
+async fn maintenance_tells_visitors_and_leaves_workers_alone() {
+    let edge = Setup::new().app("a", HELLO).app("b", &HELLO.replace("a.test", "b.test")).start().await;
+    edge.wait_until_up("a").await;
+    edge.wait_until_up("b").await;
+    let before = edge.workers("a").await;
+    let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
+    let mut socket = websocket(&edge, "a.test", "/ws").await;
+    edge.done(&["maintenance", "on", "a", "-m", "Back at <nine>."]).await;
+    let answer = connection.get("/").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.header("retry-after").parse::<u32>().is_ok());
+    assert!(answer.text().contains("Back at <nine>."), "{}", answer.text());
+    let status = edge.status().await;
+    assert_eq!(status["apps"]["a"]["state"], "maintenance");
+    assert_eq!(status["apps"]["b"]["state"], "up");
+    assert!(edge.done(&["status"]).await.contains("maintenance"));
+    socket.send(Message::text("x")).await.unwrap();
+    assert!(within(PATIENCE, "the echo", socket.next()).await.expect("open").is_ok());
+    assert_eq!(Connection::open(&edge, "b.test", Wire::H1).await.get("/").await.status, 200);
+    // A reload is not the end of it.
+    edge.edit("[a.test]", "[a.test, c.test]");
+    edge.reload().await;
+    assert_eq!(Connection::open(&edge, "c.test", Wire::H1).await.get("/").await.status, 503);
+    edge.done(&["maintenance", "off", "a"]).await;
+    assert_eq!(connection.get("/").await.status, 200);
+    assert_eq!(edge.workers("a").await, before);
+    drop(socket);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn logs_show_what_workers_printed_and_go_on_with_what_they_print() {
+    let command = "domains: [a.test]\nworkers: 1\n\
+        command: [sh, -c, 'echo before; echo wrong >&2; exec edge hello']\n";
+    let edge =
+        Setup::new().app("a", command).app("b", HELLO.replace("a.test", "b.test").as_str()).start().await;
+    edge.wait_until_up("a").await;
+    let printed = edge.done(&["logs", "a"]).await;
+    assert!(printed.contains("a 0 | before") && printed.contains("a 0 | wrong"), "{printed}");
+    assert!(edge.done(&["logs"]).await.contains("a 0 | before"));
+    let mut following = tokio::process::Command::new(BINARY)
+        .args(["logs", "-f", "a", "--config"])
+        .arg(edge.dir().join("edge.yaml"))
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    let mut next = async || within(PATIENCE, "a line", lines.next_line()).await.unwrap().unwrap();
+    while next().await != "a 0 | before" {}
+    // The successor prints again, to who is still there.
+    crate::support::processes::signal(edge.workers("a").await[0], nix::sys::signal::Signal::SIGKILL);
+    while next().await != "a 0 | before" {}
+    following.kill().await.unwrap();
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn an_app_that_is_not_there_is_told_with_those_that_are() {
+    let edge = Setup::new().app("a", HELLO).start().await;
+    edge.wait_until_up("a").await;
+    for call in [
+        &["restart", "b"][..],
+        &["scale", "b", "2"],
+        &["logs", "b"],
+        &["maintenance", "on", "b"],
+        &["reload", "b"],
+        &["scale", "a", "0"],
+    ] {
+        let (status, errors) = edge.failing(call).await;
+        assert_eq!(status, 1, "{call:?}: {errors}");
+        assert!(!errors.is_empty(), "{call:?}");
+    }
+    assert!(edge.failing(&["restart", "b"]).await.1.contains("there is a"));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_running_edge_stops_while_an_operator_follows_its_logs() {
+    let edge = Setup::new().app("a", HELLO).start().await;
+    edge.wait_until_up("a").await;
+    let mut following = tokio::process::Command::new(BINARY)
+        .args(["logs", "-f", "--config"])
+        .arg(edge.dir().join("edge.yaml"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    edge.stop().await;
+    within(PATIENCE, "the command ends with edge", following.wait()).await.unwrap();
+}
+
+#[tokio::test]
+async fn restart_replaces_every_worker_and_scale_changes_their_number() {
+    let edge = Setup::new().app("a", &HELLO.replace("workers: 1", "workers: 2")).start().await;
+    edge.wait_until_up("a").await;
+    let before = edge.workers("a").await;
+    edge.done(&["restart", "a"]).await;
+    let after = edge.workers("a").await;
+    assert!(after.len() == 2 && before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
+    edge.done(&["scale", "a", "3"]).await;
+    let three = edge.workers("a").await;
+    assert!(three.len() == 3 && after.iter().all(|pid| three.contains(pid)), "{after:?} {three:?}");
+    // A file that says nothing new is no reason to change it.
+    edge.reload().await;
+    assert_eq!(edge.workers("a").await, three);
+    edge.done(&["scale", "a", "1"]).await;
+    assert_eq!(edge.workers("a").await.len(), 1);
+    edge.edit("workers: 2", "workers: 4");
+    edge.reload().await;
+    assert_eq!(edge.workers("a").await.len(), 4);
+    edge.stop().await;
+}
