@@ -136,6 +136,7 @@
 //!   upstream/connection.rs    one connection to a worker, and whether it may be used again
 //!   upstream/idle.rs          this thread's idle connections, last in first out
 //!   upstream/budget.rs        what a thread holds in memory so that workers need not wait for clients
+//!   upstream/client_body.rs   a client's body as it comes, read on after an early answer
 //!   upstream/request_body.rs  a client's body on its way: bounded, watched, counted
 //!   upstream/upload.rs        the sending half of an attempt
 //!   upstream/body.rs          a worker's body, with what is left of the upload

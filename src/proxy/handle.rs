@@ -28,6 +28,7 @@ use crate::proxy::target::{self, Authority, Target};
 use crate::proxy::upgrade;
 use crate::upstream::affinity::Home;
 use crate::upstream::body::ResponseBody;
+use crate::upstream::client_body::{ClientBody, ReadOn};
 use crate::upstream::error::SendError;
 use crate::upstream::exchange::{Answer, Tunnel, exchange};
 use crate::upstream::pool::{self, Wish};
@@ -38,6 +39,10 @@ use crate::upstream::wire::RequestHead;
 /// Answers one request. The future must be dropped when the client is gone.
 pub async fn handle(request: Request<Incoming>, conn: &Rc<ConnInfo>, plane: &Rc<Plane>) -> Response<Body> {
     let (parts, incoming) = request.into_parts();
+    // HTTP/1's connection ends after an early answer, with a while for the client to take it.
+    let read_on = (parts.version == Version::HTTP_2)
+        .then(|| ReadOn { tasks: plane.tunnels.clone(), deadlines: plane.reach.deadlines.clone() });
+    let incoming = ClientBody::new(incoming, read_on);
     let mut passage = Passage::begin(parts, conn, plane);
     let outcome = match passage.decide() {
         Ok(Step::Forward { site, host }) => passage.forward(&site, &host, incoming).await,
@@ -143,7 +148,7 @@ impl<'a> Passage<'a> {
         &mut self,
         site: &Site,
         host: &HeaderValue,
-        incoming: Incoming,
+        incoming: ClientBody,
     ) -> Result<Outcome, ProxyError> {
         target::check_announced_length(&self.parts.headers, site.app.max_body)?;
         let has_body = !incoming.is_end_stream();

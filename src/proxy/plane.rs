@@ -31,7 +31,7 @@ pub struct Plane {
     pub reach: Reach,
     /// Where access records go.
     pub access: Rc<dyn AccessSink>,
-    /// Owns the tasks of open WebSockets.
+    /// Owns the tasks that outlive an answer's head or the answer: open WebSockets, answers read ahead, uploads read on.
     pub tunnels: Scope,
     /// Wall time, for access records.
     pub clock: Arc<dyn Clock>,

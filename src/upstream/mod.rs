@@ -4,6 +4,7 @@ pub mod affinity;
 pub mod balance;
 pub mod body;
 pub mod budget;
+pub mod client_body;
 pub mod connection;
 pub mod error;
 pub mod exchange;

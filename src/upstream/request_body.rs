@@ -9,10 +9,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::deadline::Deadline;
 use crate::upstream::budget::{Budget, Share};
+use crate::upstream::client_body::ClientBody;
 use crate::upstream::error::RequestBodyError;
 
 /// A body up to this length usually comes with the request's head.
@@ -20,7 +20,7 @@ const SHORT: u64 = 16 * 1024;
 
 /// A client's request body: bounded by `max_body`, watched for progress, counted.
 pub struct RequestBody {
-    incoming: Incoming,
+    incoming: ClientBody,
     limit: u64,
     received: u64,
     deadline: Deadline,
@@ -41,7 +41,7 @@ struct Ahead {
 
 impl RequestBody {
     /// `limit` in bytes; `idle` is set anew at each byte the worker is ready to take.
-    pub fn new(incoming: Incoming, limit: u64, deadline: Deadline, idle: Duration) -> Self {
+    pub fn new(incoming: ClientBody, limit: u64, deadline: Deadline, idle: Duration) -> Self {
         Self { incoming, limit, received: 0, deadline, idle, waiting: false, ahead: None }
     }
 

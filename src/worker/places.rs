@@ -18,7 +18,7 @@ pub struct Seat {
 /// What the supervisor must do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Run what comes before a generation's first worker, and report [`Input::Prepared`] or [`Input::Unprepared`].
+    /// Run what comes before a generation's first worker, and report whether it worked as an input.
     Prepare(u64),
     /// Start a worker of this generation.
     Launch(Seat, u64),

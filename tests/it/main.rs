@@ -16,6 +16,7 @@ mod support;
 mod access_log;
 mod acme;
 mod config;
+mod early_answers;
 mod hostile;
 mod operations;
 mod proxying;

@@ -69,8 +69,7 @@ async fn granian() {
 
 #[tokio::test]
 async fn waitress() {
-    serves(Server { command: "waitress-serve wsgi:app", scheme: true, client: false, websocket: false })
-        .await;
+    serves(Server { command: "waitress-serve wsgi:app", scheme: true, client: true, websocket: false }).await;
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
 use crate::name::WorkerId;
+use crate::upstream::client_body::ClientBody;
 use crate::upstream::error::{RequestBodyError, ResponseBodyError};
 use crate::worker::slot::Slot;
 
@@ -159,6 +160,7 @@ impl Rig {
         let service = service_fn(async |request: Request<Incoming>| {
             let (parts, incoming) = request.into_parts();
             let deadline = self.reach.deadlines.deadline();
+            let incoming = ClientBody::new(incoming, None);
             let mut body =
                 Some(RequestBody::new(incoming, self.max_body, deadline, self.reach.timeouts.body));
             match self.send(parts.method, false, &mut body).await {
