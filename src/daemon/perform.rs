@@ -48,7 +48,7 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
     match operation {
         Operation::Reload(app) => reload::reload(live, app.as_ref(), told).await,
         Operation::Restart(app) => {
-            let _turn = live.turn.lock().await;
+            let _turn = told.take(&live.turn).await;
             let supervisor = supervisor(live, &app)?;
             told.say(format!("{app}: replacing its workers"));
             supervisor.restart().await.map_err(|error| not_rolled(&app, &error))?;
@@ -56,7 +56,7 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
             Ok(())
         }
         Operation::Scale(app, workers) => {
-            let _turn = live.turn.lock().await;
+            let _turn = told.take(&live.turn).await;
             let supervisor = supervisor(live, &app)?;
             if !(1..=MOST_WORKERS).contains(&workers) {
                 return Err(Failed::because(format!("an app has 1 to {MOST_WORKERS} workers")));

@@ -1,6 +1,6 @@
 //! What an operation says while it runs: to the log, and to the operator who waits for it.
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, MutexGuard, mpsc};
 
 /// Words said and not yet read by the operator; beyond, words are lost and the operation goes on.
 const UNREAD: usize = 1024;
@@ -68,6 +68,15 @@ impl Progress {
         (Self { operator: Some(operator) }, hears)
     }
 
+    /// Waits for `turn`, and says so if it is another's.
+    pub async fn take<'a>(&self, turn: &'a Mutex<()>) -> MutexGuard<'a, ()> {
+        if let Ok(taken) = turn.try_lock() {
+            return taken;
+        }
+        self.say("waiting for the change that is under way");
+        turn.lock().await
+    }
+
     /// Something went on.
     pub fn say(&self, text: impl Into<String>) {
         let text = text.into();
@@ -96,5 +105,27 @@ impl Progress {
             // An operator who went away, or does not read, holds nothing up.
             let _unread = operator.try_send(said);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_anothers_change_is_told_so() {
+        let turn = Mutex::new(());
+        let (told, mut hears) = Progress::told();
+        drop(told.take(&turn).await);
+        assert!(hears.try_recv().is_err(), "nobody was waited for");
+        let another = turn.lock().await;
+        let waits = async { drop(told.take(&turn).await) };
+        let ends = async {
+            let said = hears.recv().await;
+            drop(another);
+            said
+        };
+        let ((), said) = tokio::join!(waits, ends);
+        assert_eq!(said, Some(Said::Word("waiting for the change that is under way".to_owned())));
     }
 }

@@ -39,7 +39,7 @@ pub async fn signalled(live: Rc<Live>) {
 /// Reads the file again and puts it in force; with `app`, its workers are replaced even if nothing changed. Completes when
 /// new workers serve and old ones are gone.
 pub async fn reload(live: &Live, app: Option<&AppName>, told: &Progress) -> Result<(), Failed> {
-    let _turn = live.turn.lock().await;
+    let _turn = told.take(&live.turn).await;
     live.reload_waits.set(false);
     let old = live.config();
     let new = Arc::new(read(old.file.clone()).await?);

@@ -105,6 +105,12 @@ impl Place {
         self.current.is_none() && self.successor.is_none() && !self.waits
     }
 
+    /// Whoever comes next comes at once, as if nobody had failed here.
+    pub(super) fn forgive(&mut self, now: Instant) {
+        self.failures = 0;
+        self.launch_at = now;
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         self.current.is_some_and(|current| current.is_ready())
     }

@@ -276,6 +276,10 @@ impl Rollout {
         {
             next.proven = true;
             self.wanted = next.wanted;
+            // The old generation's failures say nothing of one that starts.
+            for place in &mut self.places {
+                place.forgive(now);
+            }
             let count = self.places.len().max(self.wanted as usize);
             self.places.resize_with(count, || Place::vacant(now));
         }
@@ -299,8 +303,7 @@ impl Rollout {
         place.leaving.retain(|leaving| leaving.seat != seat);
         if place.leaving.len() < before {
             if place.leaving.is_empty() && std::mem::take(&mut place.waits) {
-                place.failures = 0;
-                place.launch_at = now;
+                place.forgive(now);
             }
             return;
         }
@@ -324,8 +327,7 @@ impl Rollout {
             // Its failure says nothing of the old generation.
             self.early_deaths = 0;
             if let Some(place) = self.places.get_mut(seat.slot as usize) {
-                place.failures = 0;
-                place.launch_at = now;
+                place.forgive(now);
             }
         }
     }

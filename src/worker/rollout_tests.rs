@@ -191,9 +191,11 @@ fn a_repaired_generation_replaces_one_that_never_starts() {
         }
     }
     play.step(Input::Died(seat(0, 4)));
+    play.step(Input::Died(seat(1, 4)));
     assert_eq!(play.step(Input::Roll(2, 2)), [Action::Prepare(2)]);
     assert_eq!(play.step(Input::Prepared(2)), [Action::Launch(seat(0, 5), 2)]);
-    play.step(Input::Ready(seat(0, 5)));
+    // The other slot does not sit out the delay that the old generation's deaths earned it.
+    assert_eq!(play.step(Input::Ready(seat(0, 5))), [Action::Launch(seat(1, 5), 2)]);
     assert!(play.rollout.ready() == 1 && play.rollout.is_rolling());
 }
 
