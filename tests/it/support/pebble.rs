@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -117,10 +119,12 @@ impl Drop for Pebble {
     }
 }
 
-/// A TCP port nobody listens on, outside the range the system hands out by itself, so that it stays free for its user.
+/// A TCP port nobody listens on, outside the range the system hands out by itself, so that it stays free for its user. No port
+/// is given twice: tests run side by side, and one may ask for several before it uses any.
 pub(crate) fn free_port() -> u16 {
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(..)));
     loop {
-        let port = fastrand::u16(20_000..32_000);
+        let port = 20_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 12_000;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
