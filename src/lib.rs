@@ -8,7 +8,7 @@
 //! that is longer than one read has a task that reads it ahead of the client.
 //!
 //! # Three ways
-//! - **A request:** `listen/accept` → `listen/tls` → `listen/http` → `proxy/handle`, which asks `proxy/route` for the app,
+//! - **A request:** `listen/accept` → `listen/tls` → `listen/http1` or `http2` → `proxy/handle`, which asks `proxy/route` for the app,
 //!   `upstream/pool` for a lease on a worker's slot (chosen by `upstream/balance`, waited for in `upstream/queue`),
 //!   `proxy/headers` for what to pass on, and `upstream/exchange` for the answer; `proxy/attempt` decides whether another worker
 //!   is tried. `proxy/body` gives the lease back with the last byte, and `telemetry/access` writes the line.
@@ -39,6 +39,8 @@
 //!   report.rs              P  one error chain on one line
 //!   clock.rs                  wall time as a seam
 //!   deadline.rs               time-outs of the request path without a timer each
+//!   inflow.rs                 reading without a buffer for each connection
+//!   prefixed.rs               a stream of which too much was read
 //!   durable.rs                state files written whole or not at all
 //!   scope.rs                  ownership of tasks: the only place that spawns; ends by drain, then abort
 //!
@@ -167,9 +169,14 @@
 //!   listen/stage.rs           serving, draining or ending, for every connection of a thread to look at
 //!   listen/watch.rs        P  which time-out a connection is under now
 //!   listen/linger.rs          closing without losing the last answer
+//!   listen/request.rs      P  the head of a client's HTTP/1 request, read or refused   ← proxy::error, proxy::target, upstream::wire
+//!   listen/response.rs     P  the head of a response, and how its body ends   ← upstream::framing
+//!   listen/outbox.rs          what is on its way to a client
+//!   listen/wire.rs            a client's HTTP/1 connection, and the body of the request on it   ← upstream
+//!   listen/http1.rs           HTTP/1.1 with a client, one request after the other   ← proxy, upstream
+//!   listen/http2.rs           HTTP/2 with a client, by hyper's server   ← proxy, upstream::client_body
 //!   listen/accept.rs          the accept loop; a connection from handshake to end   ← proxy
 //!   listen/tls.rs             handshake: name, certificate, ALPN   ← cert::resolver, proxy::conn
-//!   listen/http.rs            HTTP/1.1 and HTTP/2 on one stream, to its graceful end   ← proxy
 //!
 //! ── floor 7: daemon ── assembly, no policy   ← everything above
 //!   daemon/cli.rs             the command line
@@ -198,7 +205,9 @@ pub mod backoff;
 pub mod clock;
 pub mod deadline;
 pub mod durable;
+pub mod inflow;
 pub mod name;
+pub mod prefixed;
 pub mod report;
 pub mod scope;
 

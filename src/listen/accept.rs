@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::listen::http::{serve_http1, serve_http2};
+use crate::listen::http1::serve_http1;
+use crate::listen::http2::serve_http2;
 use crate::listen::stage::Stage;
 use crate::listen::tcp::Tcp;
 use crate::listen::tls::{self, HandshakeError};

@@ -1,48 +1,38 @@
 //! Counts what moves on a client's connection, for the time-outs that ask for progress.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The readings. Written by the connection's own thread; atomics only because hyper wants upgradeable streams to be `Send`.
-#[derive(Debug)]
+/// The readings.
+#[derive(Debug, Default)]
 pub struct Meter {
-    started: Instant,
-    read: AtomicU64,
-    /// Milliseconds after `started` at which writing first found no room, plus one; 0 while there is room.
-    blocked: AtomicU64,
+    read: Cell<u64>,
+    /// When writing first found no room; `None` while there is room.
+    blocked: Cell<Option<Instant>>,
 }
 
 impl Meter {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { started: Instant::now(), read: AtomicU64::new(0), blocked: AtomicU64::new(0) })
-    }
-
     /// Bytes received so far.
     pub fn read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
+        self.read.get()
     }
 
     /// For how long the other end has not taken anything we want to send; `None` while it does.
     pub fn blocked(&self) -> Option<Duration> {
-        let since = self.blocked.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.started.elapsed().saturating_sub(Duration::from_millis(since)))
+        self.blocked.get().map(|since| since.elapsed())
     }
 
     fn note_write<T>(&self, outcome: &Poll<T>) {
-        let blocked = self.blocked.load(Ordering::Relaxed);
-        if outcome.is_ready() {
-            if blocked != 0 {
-                self.blocked.store(0, Ordering::Relaxed);
-            }
-        } else if blocked == 0 {
-            let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-            self.blocked.store(now + 1, Ordering::Relaxed);
+        match (outcome, self.blocked.get()) {
+            (Poll::Ready(_), Some(_)) => self.blocked.set(None),
+            (Poll::Pending, None) => self.blocked.set(Some(Instant::now())),
+            (Poll::Ready(_), None) | (Poll::Pending, Some(_)) => {}
         }
     }
 }
@@ -51,14 +41,19 @@ impl Meter {
 #[derive(Debug)]
 pub struct Metered<S> {
     stream: S,
-    meter: Arc<Meter>,
+    meter: Rc<Meter>,
 }
 
 impl<S> Metered<S> {
     /// Puts a meter on `stream`.
-    pub fn new(stream: S) -> (Self, Arc<Meter>) {
-        let meter = Meter::new();
-        (Self { stream, meter: Arc::clone(&meter) }, meter)
+    pub fn new(stream: S) -> (Self, Rc<Meter>) {
+        let meter = Rc::new(Meter::default());
+        (Self { stream, meter: Rc::clone(&meter) }, meter)
+    }
+
+    /// The stream below.
+    pub fn get_ref(&self) -> &S {
+        &self.stream
     }
 }
 
@@ -67,7 +62,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        this.meter.read.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        this.meter.read.set(this.meter.read.get() + (buf.filled().len() - before) as u64);
         Poll::Ready(Ok(()))
     }
 }

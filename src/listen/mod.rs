@@ -1,11 +1,16 @@
 //! Bytes to requests: sockets, handshakes, and HTTP/1.1 or HTTP/2 on one connection with its time-outs.
 
 pub mod accept;
-pub mod http;
+pub mod http1;
+pub mod http2;
 pub mod linger;
 pub mod meter;
+pub mod outbox;
+pub mod request;
+pub mod response;
 pub mod socket;
 pub mod stage;
 pub mod tcp;
 pub mod tls;
 pub mod watch;
+pub mod wire;

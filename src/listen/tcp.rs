@@ -3,9 +3,17 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// A client's connection, whatever is spoken on it.
+pub trait Client: AsyncRead + AsyncWrite + Unpin {
+    /// Has the connection end with a reset once it is closed: the client must not take its end for the end of an answer.
+    fn reset_on_close(&self);
+}
 
 /// Sends what is in one piece with `send`, which costs the kernel less than `writev`. TLS nearly always has one piece.
 #[derive(Debug)]
@@ -47,5 +55,20 @@ impl AsyncWrite for Tcp {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+impl Client for Tcp {
+    fn reset_on_close(&self) {
+        // Where this fails the connection is gone already.
+        if let Err(error) = socket2::SockRef::from(&self.0).set_linger(Some(Duration::ZERO)) {
+            tracing::debug!(%error, "a connection cannot be reset");
+        }
+    }
+}
+
+impl Client for TlsStream<Tcp> {
+    fn reset_on_close(&self) {
+        self.get_ref().0.reset_on_close();
     }
 }

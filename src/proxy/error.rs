@@ -22,6 +22,12 @@ pub enum ProxyError {
     /// An expectation other than `100-continue`.
     #[error("the request expects something that is not supported")]
     ExpectationUnsupported,
+    /// A version of HTTP that is not spoken.
+    #[error("the request is of an HTTP version that is not supported")]
+    VersionUnsupported,
+    /// The head did not come to its end in time.
+    #[error("the request head did not arrive in time")]
+    HeadTooSlow,
     /// The target is longer than [`crate::proxy::target::URI_SIZE`].
     #[error("the request target is too long")]
     UriTooLong,
@@ -103,6 +109,8 @@ impl ProxyError {
             Self::MethodRefused => (Client, StatusCode::METHOD_NOT_ALLOWED),
             Self::CodingUnsupported => (Client, StatusCode::NOT_IMPLEMENTED),
             Self::ExpectationUnsupported => (Client, StatusCode::EXPECTATION_FAILED),
+            Self::VersionUnsupported => (Client, StatusCode::HTTP_VERSION_NOT_SUPPORTED),
+            Self::HeadTooSlow => (Client, StatusCode::REQUEST_TIMEOUT),
             Self::UriTooLong => (Client, StatusCode::URI_TOO_LONG),
             Self::HeadTooLarge => (Client, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
             Self::BodyTooLarge { .. } => (Client, StatusCode::PAYLOAD_TOO_LARGE),
@@ -142,6 +150,8 @@ impl ProxyError {
             | Self::ExpectationUnsupported
             | Self::HeadTooLarge
             | Self::UriTooLong
+            | Self::VersionUnsupported
+            | Self::HeadTooSlow
             | Self::BodyTooLarge { .. }
             | Self::MethodRefused
             | Self::Send(SendError::Unwritable(_) | SendError::RequestBody(_)) => true,

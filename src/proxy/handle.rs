@@ -7,10 +7,8 @@ use std::time::Instant;
 
 use http::header::{SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Method, Response, Version};
 use http_body::Body as _;
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 
 use crate::cert::challenge::Challenges;
 use crate::config::model::Tls;
@@ -25,10 +23,10 @@ use crate::proxy::reply;
 use crate::proxy::route::{self, Asked, Decision, Secured, Site};
 use crate::proxy::sticky;
 use crate::proxy::target::{self, Authority, Target};
-use crate::proxy::upgrade;
+use crate::proxy::upgrade::{self, Switch};
 use crate::upstream::affinity::Home;
 use crate::upstream::body::ResponseBody;
-use crate::upstream::client_body::{ClientBody, ReadOn};
+use crate::upstream::client_body::ClientBody;
 use crate::upstream::error::SendError;
 use crate::upstream::exchange::{Answer, Tunnel, exchange};
 use crate::upstream::pool::{self, Wish};
@@ -36,13 +34,16 @@ use crate::upstream::request_body::RequestBody;
 use crate::upstream::spool::spool;
 use crate::upstream::wire::RequestHead;
 
+/// What a request is answered with.
+pub struct Reply {
+    /// The response.
+    pub response: Response<Body>,
+    /// With a 101: what the connection is from then on.
+    pub switch: Option<Switch>,
+}
+
 /// Answers one request. The future must be dropped when the client is gone.
-pub async fn handle(request: Request<Incoming>, conn: &Rc<ConnInfo>, plane: &Rc<Plane>) -> Response<Body> {
-    let (parts, incoming) = request.into_parts();
-    // HTTP/1's connection ends after an early answer, with a while for the client to take it.
-    let read_on = (parts.version == Version::HTTP_2)
-        .then(|| ReadOn { tasks: plane.tunnels.clone(), deadlines: plane.reach.deadlines.clone() });
-    let incoming = ClientBody::new(incoming, read_on);
+pub async fn handle(parts: Parts, incoming: ClientBody, conn: &Rc<ConnInfo>, plane: &Rc<Plane>) -> Reply {
     let mut passage = Passage::begin(parts, conn, plane);
     let outcome = match passage.decide() {
         Ok(Step::Forward { site, host }) => passage.forward(&site, &host, incoming).await,
@@ -50,6 +51,11 @@ pub async fn handle(request: Request<Incoming>, conn: &Rc<ConnInfo>, plane: &Rc<
         Err(error) => Err(error),
     };
     passage.end(outcome)
+}
+
+/// Answers what never became a request.
+pub fn refuse(parts: Parts, error: ProxyError, conn: &Rc<ConnInfo>, plane: &Rc<Plane>) -> Reply {
+    Passage::begin(parts, conn, plane).end(Err(error))
 }
 
 /// A request between its head and the head of its answer.
@@ -81,7 +87,7 @@ enum Routed {
 /// What a request ends in.
 enum Outcome {
     Answer(Response<Content>),
-    Tunnel { head: Response<()>, client: OnUpgrade, worker: Tunnel },
+    Tunnel { head: Response<()>, worker: Tunnel },
 }
 
 impl<'a> Passage<'a> {
@@ -153,7 +159,6 @@ impl<'a> Passage<'a> {
         target::check_announced_length(&self.parts.headers, site.app.max_body)?;
         let has_body = !incoming.is_end_stream();
         let is_handshake = upgrade::is_handshake(&self.parts, has_body)?;
-        let client = self.parts.extensions.remove::<OnUpgrade>();
 
         let about = Forwarding {
             client: self.conn.client_ip(),
@@ -178,12 +183,11 @@ impl<'a> Passage<'a> {
         if let Some(cookie) = sticky::cookie(&site.app, slot, home, self.conn.tls.is_some()) {
             answer.headers_mut().append(SET_COOKIE, cookie);
         }
-        match (answer, client) {
-            (Answer::Response(response), _) => Ok(Outcome::Answer(self.passed_on(site, response).await)),
-            (Answer::Upgraded { head, tunnel }, Some(client)) if is_handshake => {
-                Ok(Outcome::Tunnel { head: upgrade::switch(head), client, worker: tunnel })
+        match answer {
+            Answer::Response(response) => Ok(Outcome::Answer(self.passed_on(site, response).await)),
+            Answer::Upgraded { head, tunnel } => {
+                Ok(Outcome::Tunnel { head: upgrade::switch(head), worker: tunnel })
             }
-            (Answer::Upgraded { .. }, _) => Err(ProxyError::BadUpgrade("the client cannot follow")),
         }
     }
 
@@ -263,15 +267,15 @@ impl<'a> Passage<'a> {
     }
 
     /// The answer as the connection sends it, with the request's entry in its body.
-    fn end(self, outcome: Result<Outcome, ProxyError>) -> Response<Body> {
-        let Self { parts, mut entry, conn, plane, site } = self;
+    fn end(self, outcome: Result<Outcome, ProxyError>) -> Reply {
+        let Self { parts, mut entry, conn, plane: _, site } = self;
         let hsts = site.as_ref().filter(|_| conn.tls.is_some()).and_then(|site| site.hsts.as_ref());
         let mut response = match outcome {
             Ok(Outcome::Answer(response)) => response,
-            Ok(Outcome::Tunnel { head, client, worker }) => {
+            Ok(Outcome::Tunnel { head, worker }) => {
                 entry.record.status = head.status();
-                upgrade::open(client, worker, entry, plane);
-                return head.map(|()| Body::detached());
+                let switch = Some(Switch::new(worker, entry));
+                return Reply { response: head.map(|()| Body::detached()), switch };
             }
             Err(error) => {
                 entry.blame(|| error.cause());
@@ -284,7 +288,7 @@ impl<'a> Passage<'a> {
             response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
         entry.record.status = response.status();
-        response.map(|content| Body::new(content, entry))
+        Reply { response: response.map(|content| Body::new(content, entry)), switch: None }
     }
 }
 
@@ -302,6 +306,3 @@ fn pending_challenge(parts: &Parts, challenges: &Challenges) -> Option<Response<
 fn path_and_query(parts: &Parts) -> &str {
     parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
 }
-
-#[cfg(test)]
-mod tests;

@@ -114,6 +114,8 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
         ProxyError::MethodRefused => "This method is not served here.",
         ProxyError::CodingUnsupported => "Transfer codings other than chunked are not supported.",
         ProxyError::ExpectationUnsupported => "The request expects something that is not supported.",
+        ProxyError::VersionUnsupported => "HTTP/1.1, HTTP/1.0 and HTTP/2 are spoken here.",
+        ProxyError::HeadTooSlow => "The request did not arrive in time.",
         ProxyError::UriTooLong => "The address is too long.",
         ProxyError::HeadTooLarge => "The request has too many or too long header fields.",
         ProxyError::WebSocketVersion => "WebSocket version 13 is required.",

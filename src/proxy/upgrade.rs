@@ -6,14 +6,12 @@ use std::rc::Rc;
 use http::header::{CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Version};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::proxy::entry::Entry;
 use crate::proxy::error::ProxyError;
 use crate::proxy::plane::Plane;
 use crate::proxy::relay::{End, Patience, relay};
-use crate::report::Report;
 use crate::upstream::exchange::Tunnel;
 
 /// How long the other side of a tunnel may be silent once one has ended: a WebSocket has no use for half a connection
@@ -49,43 +47,42 @@ pub fn switch(worker: Response<()>) -> Response<()> {
     response
 }
 
-/// Starts the tunnel: it begins once the 101 is out, and its end writes `entry`.
-pub fn open(client: OnUpgrade, worker: Tunnel, mut entry: Box<Entry>, plane: &Rc<Plane>) {
-    let plane = Rc::clone(plane);
-    let scope = plane.tunnels.clone();
-    drop(scope.spawn(async move {
-        if let Err(why) = carry(client, worker, &mut entry, &plane).await {
-            entry.blame(|| why);
-        }
-    }));
+/// What a connection is after a 101: a tunnel to the worker, at the end of which the request's entry is written.
+pub struct Switch {
+    worker: Tunnel,
+    entry: Box<Entry>,
 }
 
-async fn carry(
-    client: OnUpgrade,
-    mut worker: Tunnel,
-    entry: &mut Entry,
-    plane: &Plane,
-) -> Result<(), String> {
-    let timeouts = &plane.reach.timeouts;
-    let deadline = plane.reach.deadlines.deadline();
-    deadline.set(timeouts.write);
-    let client = tokio::select! {
-        client = client => client.map_err(|error| Report(&error).to_string())?,
-        () = deadline.passed() => return Err("the client did not take the switch of protocols".to_owned()),
-        () = plane.tunnels.aborted() => return Err("edge ended before the switch of protocols".to_owned()),
-    };
-    let mut client = TokioIo::new(client);
-    let replaced = worker.lease.slot().streams_ended();
-    let patience = Patience { idle: timeouts.tunnel, half_closed: HALF_CLOSED };
-    let relayed = relay(&mut client, &mut worker, &deadline, patience, &plane.tunnels, replaced).await;
-    entry.record.bytes_in = relayed.to_worker;
-    entry.record.bytes_out = relayed.to_client;
-    match relayed.end {
-        End::Closed => Ok(()),
-        End::Idle => Err("the WebSocket was silent for too long".to_owned()),
-        End::Aborted => Err("the WebSocket was open when edge ended".to_owned()),
-        End::Replaced => Err("the WebSocket was open when its worker was replaced".to_owned()),
-        End::Failed(error) => Err(format!("the WebSocket broke off: {error}")),
+impl Switch {
+    /// A tunnel to `worker`.
+    pub fn new(worker: Tunnel, entry: Box<Entry>) -> Self {
+        Self { worker, entry }
+    }
+
+    /// Notes that the client was not there to see the 101.
+    pub fn abandon(mut self, why: &str) {
+        self.entry.blame(|| why.to_owned());
+    }
+
+    /// Carries bytes both ways until the tunnel ends. The 101 must be out.
+    pub async fn carry<C: AsyncRead + AsyncWrite + Unpin>(mut self, client: &mut C, plane: &Rc<Plane>) {
+        let timeouts = &plane.reach.timeouts;
+        let deadline = plane.reach.deadlines.deadline();
+        let replaced = self.worker.lease.slot().streams_ended();
+        let patience = Patience { idle: timeouts.tunnel, half_closed: HALF_CLOSED };
+        let relayed =
+            relay(client, &mut self.worker.stream, &deadline, patience, &plane.tunnels, replaced).await;
+        let record = &mut self.entry.record;
+        record.bytes_in = relayed.to_worker;
+        record.bytes_out = relayed.to_client;
+        let why = match relayed.end {
+            End::Closed => return,
+            End::Idle => "the WebSocket was silent for too long".to_owned(),
+            End::Aborted => "the WebSocket was open when edge ended".to_owned(),
+            End::Replaced => "the WebSocket was open when its worker was replaced".to_owned(),
+            End::Failed(error) => format!("the WebSocket broke off: {error}"),
+        };
+        self.entry.blame(|| why);
     }
 }
 

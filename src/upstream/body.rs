@@ -12,7 +12,8 @@ use http_body::{Body, Frame, SizeHint};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::deadline::Deadline;
-use crate::upstream::connection::{BULK_READ_SIZE, Connection, READ_SIZE};
+use crate::inflow::{BULK_READ_SIZE, READ_SIZE};
+use crate::upstream::connection::Connection;
 use crate::upstream::error::ResponseBodyError;
 use crate::upstream::framing::{BodyDecoder, Decoded};
 use crate::upstream::idle::IdleConnections;

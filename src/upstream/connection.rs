@@ -1,35 +1,23 @@
 //! One connection to a worker, over a unix socket or TCP.
 //!
-//! It owns no buffer: what is read lands in the thread's own, and leaves as slices of it. An idle connection costs a socket.
+//! It owns no buffer: an idle connection costs a socket.
 
-use std::cell::RefCell;
 use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::model::Address;
+use crate::inflow;
 
-/// Room for a read: what a first answer usually fits in, and what one TLS record takes.
-pub const READ_SIZE: usize = 16 * 1024;
-/// Room for a read once one came back full.
-pub const BULK_READ_SIZE: usize = 64 * 1024;
-
-/// Small reads share an allocation of this size. A slice that a slow client holds keeps all of it.
-const SHARED_BUFFER: usize = 2 * READ_SIZE;
 /// First and longest pause while a worker's backlog is full.
 const BACKLOG_PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 /// Most bytes thrown away to end a connection with FIN.
 const MAX_DISCARDED: usize = 64 * 1024;
-
-thread_local! {
-    /// Where every connection of this thread reads into.
-    static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());
-}
 
 /// A connection to a worker.
 #[derive(Debug)]
@@ -74,19 +62,8 @@ impl Connection {
     }
 
     /// Reads at most `size` bytes; none is the end.
-    ///
-    /// A read that does not fill its room tells the runtime that the socket is empty, so the next one waits without asking
-    /// the system: the reason to offer more room than is expected to be used.
     pub fn poll_data(&mut self, cx: &mut Context<'_>, size: usize) -> Poll<io::Result<Bytes>> {
-        BUFFER.with_borrow_mut(|buffer| {
-            if buffer.capacity() - buffer.len() < size {
-                buffer.reserve(size.max(SHARED_BUFFER));
-            }
-            let mut room = (&mut *buffer).limit(size);
-            let count = ready!(pin!(self.read_buf(&mut room)).poll(cx))?;
-            debug_assert_eq!(count, buffer.len(), "the buffer is left empty after each read");
-            Poll::Ready(Ok(buffer.split().freeze()))
-        })
+        inflow::poll_read_bytes(Pin::new(self), cx, size)
     }
 
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {

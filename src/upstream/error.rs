@@ -20,6 +20,20 @@ pub enum AcquireError {
     },
 }
 
+/// Why a client's body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientBodyError {
+    /// As hyper tells it.
+    #[error(transparent)]
+    Incoming(#[from] hyper::Error),
+    /// It breaks the rules of its framing.
+    #[error("{0}")]
+    Malformed(&'static str),
+    /// The client closed or reset its connection.
+    #[error("the client closed the connection")]
+    Closed(#[source] Option<io::Error>),
+}
+
 /// The client's request body failed: never the worker's fault.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestBodyError {
@@ -34,7 +48,7 @@ pub enum RequestBodyError {
     TooSlow,
     /// Framing broken, or the client is gone.
     #[error("the request body ended early or was malformed")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] ClientBodyError),
 }
 
 /// One attempt failed before its response head was complete.

@@ -4,20 +4,21 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 use http_body::Body;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::model::{Address, Timeouts};
 use crate::deadline::{Deadline, Deadlines};
+use crate::inflow::READ_SIZE;
+use crate::prefixed::Prefixed;
 use crate::upstream::body::{ResponseBody, Transfer, Watch};
 use crate::upstream::budget::Budget;
-use crate::upstream::connection::{Connection, READ_SIZE};
+use crate::upstream::connection::Connection;
 use crate::upstream::error::SendError;
 use crate::upstream::framing::BodyDecoder;
 use crate::upstream::idle::IdleConnections;
@@ -75,12 +76,12 @@ impl Answer {
     }
 }
 
-/// A worker's connection after 101, still holding the lease. Reads give what the worker sent with its 101 first.
+/// A worker's connection after 101, still holding the lease.
 pub struct Tunnel {
     /// The lease.
     pub lease: Lease,
-    early: Bytes,
-    connection: Connection,
+    /// The connection.
+    pub stream: Prefixed<Connection>,
 }
 
 /// Sends one request and reads the head of its answer.
@@ -263,8 +264,8 @@ impl Attempt {
         *response.version_mut() = head.version;
         *response.headers_mut() = head.headers;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            let tunnel = Tunnel { lease, early: input, connection: self.connection };
-            return Answer::Upgraded { head: response, tunnel };
+            let stream = Prefixed::new(input, self.connection);
+            return Answer::Upgraded { head: response, tunnel: Tunnel { lease, stream } };
         }
         let request_bytes = self.upload.received();
         let upload = (!self.upload.is_sent()).then(|| Box::new(self.upload));
@@ -280,47 +281,6 @@ impl Attempt {
             streams_ended: None,
         };
         Answer::Response(response.map(|()| ResponseBody::new(lease, framing, request_bytes, transfer)))
-    }
-}
-
-impl AsyncRead for Tunnel {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.early.is_empty() {
-            return Pin::new(&mut self.connection).poll_read(cx, buffer);
-        }
-        let size = self.early.len().min(buffer.remaining());
-        buffer.put_slice(&self.early.split_to(size));
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Tunnel {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write(cx, data)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write_vectored(cx, data)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.connection.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_shutdown(cx)
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use bytes::{Buf, Bytes};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::upstream::wire::{Malformed, ResponseFraming, push_value};
+use crate::upstream::wire::{Malformed, RequestFraming, ResponseFraming, push_value};
 
 /// Most bytes of chunk extensions in one message. They mean nothing to us and are dropped.
 pub const MAX_EXTENSIONS: usize = 4 * 1024;
@@ -14,7 +14,7 @@ pub const MAX_TRAILERS: usize = 16 * 1024;
 /// Most trailer fields.
 pub const MAX_TRAILER_FIELDS: usize = 32;
 
-/// A response body being read.
+/// A body being read.
 #[derive(Debug)]
 pub struct BodyDecoder(State);
 
@@ -40,13 +40,22 @@ pub enum Decoded {
 }
 
 impl BodyDecoder {
-    /// A body of this framing, from its first byte.
+    /// A response's body of this framing, from its first byte.
     pub fn new(framing: ResponseFraming) -> Self {
         Self(match framing {
             ResponseFraming::None => State::Ended,
             ResponseFraming::Length(length) => State::Length(length),
             ResponseFraming::Chunked => State::Chunked(Chunks::default()),
             ResponseFraming::UntilClose => State::UntilClose,
+        })
+    }
+
+    /// A request's body of this framing, from its first byte.
+    pub fn of_request(framing: RequestFraming) -> Self {
+        Self::new(match framing {
+            RequestFraming::None => ResponseFraming::None,
+            RequestFraming::Length(length) => ResponseFraming::Length(length),
+            RequestFraming::Chunked => ResponseFraming::Chunked,
         })
     }
 
@@ -58,6 +67,24 @@ impl BodyDecoder {
             State::Length(_) | State::UntilClose if input.is_empty() => Ok(Decoded::More),
             State::Length(left) => Ok(Decoded::Data(split_up_to(input, left))),
             State::UntilClose => Ok(Decoded::Data(std::mem::take(input))),
+        }
+    }
+
+    /// Bytes to come, where that is known.
+    pub fn left(&self) -> Option<u64> {
+        match self.0 {
+            State::Length(left) => Some(left),
+            State::Ended => Some(0),
+            State::Chunked(_) | State::UntilClose => None,
+        }
+    }
+
+    /// Whether nothing more belongs to the body.
+    pub fn is_over(&self) -> bool {
+        match &self.0 {
+            State::Ended | State::Length(0) => true,
+            State::Chunked(chunks) => matches!(chunks.at, At::Ended),
+            State::Length(_) | State::UntilClose => false,
         }
     }
 

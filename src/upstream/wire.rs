@@ -297,7 +297,7 @@ impl Fields {
 }
 
 /// Digits only, as RFC 9110 §8.6 has it: no sign, no list, no more than 63 bits.
-fn content_length(value: &HeaderValue) -> Result<u64, Malformed> {
+pub fn content_length(value: &HeaderValue) -> Result<u64, Malformed> {
     const BAD: Malformed = Malformed("its Content-Length is malformed");
     let digits = value.as_bytes().trim_ascii();
     if digits.is_empty() {

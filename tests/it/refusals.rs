@@ -261,19 +261,21 @@ async fn a_plain_request_for_a_name_nobody_configured_is_404() {
 async fn malformed_requests_are_refused_and_nothing_falls_over() {
     let origin = Origin::mirror().await;
     let edge = Setup::new().app("a", &format!("domains: [a.test]\n{}", origin.upstream())).start().await;
-    for request in [
-        "GET / HTTP/1.1\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: a.test\r\nHost: a.test\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost : a.test\r\n\r\n",
-        "GET / HTTP/9.9\r\nHost: a.test\r\n\r\n",
-        "\0\0\0\0\r\n\r\n",
-        "GET /\x01 HTTP/1.1\r\nHost: a.test\r\n\r\n",
+    for (request, status) in [
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a.test\r\nHost: a.test\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost : a.test\r\n\r\n", 400),
+        ("GET /spoken HTTP/9.9\r\nHost: a.test\r\n\r\n", 505),
+        ("\0\0\0\0\r\n\r\n", 400),
+        ("GET /\x01 HTTP/1.1\r\nHost: a.test\r\n\r\n", 400),
     ] {
         let mut client = raw(&edge, "a.test").await;
         client.write(request).await;
         let answer = client.read_to("\r\n").await;
-        assert!(answer.starts_with("HTTP/1.1 400 "), "{request:?}: {answer}");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer}");
     }
+    let line = edge.wait_for_access("/spoken").await;
+    assert_eq!((&line["status"], &line["method"]), (&505.into(), &"GET".into()), "{line}");
     assert_eq!(Connection::open(&edge, "a.test", Wire::H1).await.get("/").await.status, 200);
     assert_eq!(origin.accepted(), 1);
     edge.stop().await;

@@ -136,9 +136,9 @@ async fn a_websocket_gets_the_connection_and_what_was_said_early() {
             (head.status().as_u16(), &head.headers()["sec-websocket-accept"]),
             (101, &HeaderValue::from_static("y"))
         );
-        tunnel.write_all(b"ping!").await.expect("written");
+        tunnel.stream.write_all(b"ping!").await.expect("written");
         let mut heard = String::new();
-        tunnel.read_to_string(&mut heard).await.expect("read");
+        tunnel.stream.read_to_string(&mut heard).await.expect("read");
         assert_eq!(heard, "early pong");
         assert_eq!(rig.slot.in_flight(), 1);
     };

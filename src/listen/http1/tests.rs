@@ -1,25 +1,25 @@
-//! The whole way over real sockets: raw bytes from a client, hyper's server, a worker that is a script of bytes.
+//! The whole way over real sockets: raw bytes from a client, a worker that is a script of bytes.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use super::*;
+use crate::cert::challenge::Challenges;
 use crate::cert::resolver::Certificates;
 use crate::clock::SystemClock;
+use crate::config::model::Tls;
 use crate::config::model::{Address, App, Backend, PlainHttp, Queue, Sticky, Timeouts};
 use crate::deadline::Deadlines;
+use crate::listen::tcp::Tcp;
 use crate::name::WorkerId;
 use crate::proxy::plane::AccessSink;
-use crate::proxy::route::Routing;
+use crate::proxy::route::{Routing, Site};
 use crate::scope::Scope;
 use crate::telemetry::access::AccessRecord;
 use crate::upstream::exchange::Reach;
@@ -128,13 +128,7 @@ impl World {
         let conn = Rc::new(ConnInfo::new(peer, address, None));
         let plane = Rc::clone(&self.plane);
         drop(self.tasks.spawn(async move {
-            let service = service_fn(|request| {
-                let (conn, plane) = (Rc::clone(&conn), Rc::clone(&plane));
-                async move { Ok::<_, std::convert::Infallible>(handle(request, &conn, &plane).await) }
-            });
-            // Ends with an error where a test's client leaves.
-            let _ =
-                http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+            serve_http1(Tcp(stream), conn, plane, Stage::default()).await;
         }));
         client.expect("connected")
     }

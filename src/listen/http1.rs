@@ -1,0 +1,470 @@
+//! HTTP/1.1 with a client: one request after the other, each answered before the next is read (RFC 9112 §9.3.2).
+//!
+//! One task does all of it: it reads a head, polls the request's future, writes the answer. An idle connection holds neither a
+//! buffer nor room for a request.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::request::Parts;
+use http::{Method, Response};
+use http_body::{Body as _, Frame};
+
+use crate::deadline::Deadline;
+use crate::listen::linger;
+use crate::listen::meter::{Meter, Metered};
+use crate::listen::outbox::Outbox;
+use crate::listen::request::{self, Fault, Head};
+use crate::listen::response::{self, Announced, Asked, CHUNK_END, Framing, LAST_CHUNK};
+use crate::listen::stage::{Stage, Step};
+use crate::listen::tcp::Client;
+use crate::listen::watch::{Seen, Verdict, Watch};
+use crate::listen::wire::{RequestStream, Wire};
+use crate::prefixed::Prefixed;
+use crate::proxy::body::Body;
+use crate::proxy::conn::ConnInfo;
+use crate::proxy::error::ProxyError;
+use crate::proxy::handle::{Reply, handle, refuse};
+use crate::proxy::plane::Plane;
+use crate::proxy::target::HEAD_SIZE;
+use crate::proxy::upgrade::Switch;
+use crate::upstream::client_body::ClientBody;
+use crate::upstream::framing::write_chunk_size;
+use crate::upstream::wire::RequestFraming;
+
+/// How long a connection that never carried a request is kept at drain.
+pub const UNUSED_AT_DRAIN: Duration = Duration::from_secs(1);
+
+/// Serves HTTP/1.1 on `stream` until it ends.
+pub async fn serve_http1<S: Client + 'static>(stream: S, conn: Rc<ConnInfo>, plane: Rc<Plane>, stage: Stage) {
+    let mut talk = Talk::new(stream, conn, plane, stage);
+    let end = loop {
+        let next = match poll_fn(|cx| talk.poll_next(cx)).await {
+            Ok(next) => next,
+            Err(end) => break end,
+        };
+        // Boxed, so that an idle connection does not hold room for a request.
+        if let Err(end) = Box::pin(talk.answer(next)).await {
+            break end;
+        }
+    };
+    talk.end(end).await;
+}
+
+/// What comes next on a connection.
+#[expect(clippy::large_enum_variant, reason = "it lives until the next line")]
+enum Next {
+    Request(Head),
+    /// What was no request, and why.
+    Refusal(Box<(Parts, ProxyError)>),
+}
+
+/// Why a connection carries no more requests.
+enum End {
+    /// One side wants no more. What was sent must arrive.
+    Close,
+    /// It has to go at once, or is gone.
+    Abort,
+    /// The client must not take its end for the end of an answer.
+    Reset,
+    /// It is a tunnel from now on.
+    Tunnel(Box<Switch>),
+}
+
+/// A connection.
+struct Talk<S> {
+    wire: Rc<RefCell<Wire<S>>>,
+    meter: Rc<Meter>,
+    conn: Rc<ConnInfo>,
+    plane: Rc<Plane>,
+    stage: Stage,
+    deadline: Deadline,
+    watch: Watch,
+    /// An incomplete head.
+    partial: BytesMut,
+    /// No request is read after the one that is being answered.
+    finishing: bool,
+}
+
+impl<S: Client + 'static> Talk<S> {
+    fn new(stream: S, conn: Rc<ConnInfo>, plane: Rc<Plane>, stage: Stage) -> Self {
+        let (stream, meter) = Metered::new(stream);
+        let deadline = plane.reach.deadlines.deadline();
+        let (watch, first) = Watch::new(false, plane.reach.timeouts);
+        deadline.set(first);
+        let wire = Rc::new(RefCell::new(Wire::new(stream)));
+        Self { wire, meter, conn, plane, stage, deadline, watch, partial: BytesMut::new(), finishing: false }
+    }
+
+    /// Waits for a request.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Next, End>> {
+        loop {
+            match self.stage.step() {
+                Step::Aborting => return Poll::Ready(Err(End::Abort)),
+                Step::Draining if !self.finishing => {
+                    self.finishing = true;
+                    if self.meter.read() == 0 {
+                        // Browsers open connections they may never use: a request that is on its way gets this long.
+                        self.deadline.set(UNUSED_AT_DRAIN);
+                    } else if self.partial.is_empty() && self.wire.borrow().input.is_empty() {
+                        return Poll::Ready(Err(End::Close));
+                    }
+                }
+                Step::Draining | Step::Serving => {}
+            }
+            if let Some(next) = self.take_next() {
+                return Poll::Ready(next);
+            }
+            let read = self.wire.borrow_mut().poll_input(cx);
+            match read {
+                Poll::Ready(Ok(1..)) => continue,
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(End::Close)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Abort)),
+                Poll::Pending => {}
+            }
+            match ready!(self.poll_time(cx)) {
+                // Whoever sent nothing expects no answer.
+                Verdict::HeadTooSlow if self.meter.read() > 0 => {
+                    return Poll::Ready(Ok(Next::Refusal(request::too_slow())));
+                }
+                Verdict::HeadTooSlow | Verdict::Close => return Poll::Ready(Err(End::Close)),
+                Verdict::Stalled => return Poll::Ready(Err(End::Abort)),
+                Verdict::Again(after) => self.deadline.set(after),
+            }
+        }
+    }
+
+    /// The next request, where all of its head is here.
+    fn take_next(&mut self) -> Option<Result<Next, End>> {
+        let block = self.take_block()?;
+        match request::read(&block) {
+            Ok(Some((head, length))) => {
+                let mut wire = self.wire.borrow_mut();
+                if length < block.len() {
+                    // Only where the head had no end that is easily found.
+                    let rest = [&block[length..], &wire.input[..]].concat();
+                    wire.input = Bytes::from(rest);
+                }
+                Some(Ok(Next::Request(head)))
+            }
+            Ok(None) => {
+                self.partial = block.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+                None
+            }
+            Err(Fault::Refused(refused)) => Some(Ok(Next::Refusal(refused))),
+            Err(Fault::Foreign) => Some(Err(End::Abort)),
+        }
+    }
+
+    /// What may be a head, in memory of its own: fields and access line outlive the thread's buffer, and would keep all of it.
+    fn take_block(&mut self) -> Option<Bytes> {
+        let mut wire = self.wire.borrow_mut();
+        if wire.input.is_empty() {
+            return None;
+        }
+        // A head ends with a line, so there is no use in parsing before another line has ended.
+        let line_ended = memchr::memchr(b'\n', &wire.input).is_some();
+        if self.partial.is_empty() {
+            let end = memchr::memmem::find(&wire.input, b"\r\n\r\n").map_or(wire.input.len(), |at| at + 4);
+            let block = Bytes::copy_from_slice(&wire.input[..end]);
+            wire.input.advance(end);
+            return Some(block);
+        }
+        let input = std::mem::take(&mut wire.input);
+        self.partial.extend_from_slice(&input);
+        (line_ended || self.partial.len() >= HEAD_SIZE).then(|| std::mem::take(&mut self.partial).freeze())
+    }
+
+    /// Answers what came. An error is an end of the connection, not of the request.
+    async fn answer(&mut self, next: Next) -> Result<(), End> {
+        let (conn, plane) = (Rc::clone(&self.conn), Rc::clone(&self.plane));
+        let (asked, persistent, reply) = match next {
+            Next::Refusal(refused) => {
+                let (parts, error) = *refused;
+                (Asked::of(&parts, false), false, refuse(parts, error, &conn, &plane))
+            }
+            Next::Request(head) => {
+                let asked = Asked::of(&head.parts, head.takes_trailers);
+                let body = self.body(head.framing, head.expects_continue);
+                let mut asking = pin!(handle(head.parts, body, &conn, &plane));
+                let reply = poll_fn(|cx| self.poll_reply(cx, asking.as_mut())).await?;
+                (asked, head.persistent, reply)
+            }
+        };
+        if let Some(switch) = reply.switch {
+            return Err(self.switch(reply.response, switch).await);
+        }
+        self.finishing |= self.stage.step() != Step::Serving;
+        // Whoever waits for its 100 gets a final status in its place, and may not know what to send next.
+        let settled = self.wire.borrow_mut().settle();
+        let close = !persistent || self.finishing || !(settled || self.wire.borrow().is_receiving());
+        let mut answer = Answer::begin(reply.response, asked, close, &date(plane.clock.now()));
+        poll_fn(|cx| self.poll_answer(cx, &mut answer)).await?;
+        let more = answer.more;
+        drop(answer);
+        if more && self.wire.borrow_mut().settle() { Ok(()) } else { Err(End::Close) }
+    }
+
+    /// The body of a request whose head was just read.
+    fn body(&self, framing: RequestFraming, expects_continue: bool) -> ClientBody {
+        self.wire.borrow_mut().expect_body(framing, expects_continue);
+        match framing {
+            RequestFraming::None => ClientBody::none(),
+            RequestFraming::Length(_) | RequestFraming::Chunked => {
+                ClientBody::streamed(Box::pin(RequestStream::new(&self.wire)))
+            }
+        }
+    }
+
+    fn poll_reply(
+        &mut self,
+        cx: &mut Context<'_>,
+        asking: Pin<&mut impl Future<Output = Reply>>,
+    ) -> Poll<Result<Reply, End>> {
+        if self.stage.step() == Step::Aborting {
+            return Poll::Ready(Err(End::Abort));
+        }
+        if let Poll::Ready(reply) = asking.poll(cx) {
+            return Poll::Ready(Ok(reply));
+        }
+        self.poll_meanwhile(cx).map(Err)
+    }
+
+    fn poll_answer(&mut self, cx: &mut Context<'_>, answer: &mut Answer) -> Poll<Result<(), End>> {
+        if self.stage.step() == Step::Aborting {
+            return Poll::Ready(Err(End::Abort));
+        }
+        if let Poll::Ready(end) = answer.poll(cx, &self.wire) {
+            return Poll::Ready(end);
+        }
+        self.poll_meanwhile(cx).map(Err)
+    }
+
+    /// While a request is open: whether its client is gone, or its time is over.
+    fn poll_meanwhile(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.is_client_gone(cx) {
+            return Poll::Ready(End::Abort);
+        }
+        loop {
+            match ready!(self.poll_time(cx)) {
+                Verdict::Again(after) => self.deadline.set(after),
+                Verdict::Close | Verdict::HeadTooSlow | Verdict::Stalled => return Poll::Ready(End::Abort),
+            }
+        }
+    }
+
+    /// Nothing is read on while a next request is here already.
+    fn is_client_gone(&self, cx: &mut Context<'_>) -> bool {
+        let mut wire = self.wire.borrow_mut();
+        if wire.is_receiving() || !wire.input.is_empty() {
+            return false;
+        }
+        match wire.poll_input(cx) {
+            Poll::Ready(Ok(0) | Err(_)) => true,
+            Poll::Ready(Ok(_)) | Poll::Pending => false,
+        }
+    }
+
+    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
+        let seen = Seen { requests: self.conn.requests.get(), read: self.meter.read() };
+        if let Some(next) = self.watch.observe(self.conn.open.get(), seen) {
+            self.deadline.set(next);
+        }
+        ready!(self.deadline.poll_passed(cx));
+        Poll::Ready(self.watch.passed(self.meter.blocked()))
+    }
+
+    async fn switch(&mut self, response: Response<Body>, switch: Switch) -> End {
+        let mut out = Outbox::empty();
+        response::write_switch(out.text(), &response.into_parts().0);
+        self.deadline.set(self.plane.reach.timeouts.write);
+        let written = poll_fn(|cx| {
+            if self.stage.step() == Step::Aborting {
+                return Poll::Ready(Err("edge ended before the switch of protocols"));
+            }
+            let mut wire = self.wire.borrow_mut();
+            let written = match out.poll_write(cx, &mut wire.stream) {
+                Poll::Ready(Ok(())) => wire.poll_flush(cx),
+                other => other,
+            };
+            match written {
+                Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+                Poll::Ready(Err(_)) => Poll::Ready(Err("the client was gone before the switch of protocols")),
+                Poll::Pending => self
+                    .deadline
+                    .poll_passed(cx)
+                    .map(|()| Err("the client did not take the switch of protocols")),
+            }
+        })
+        .await;
+        match written {
+            Ok(()) => End::Tunnel(Box::new(switch)),
+            Err(why) => {
+                switch.abandon(why);
+                End::Abort
+            }
+        }
+    }
+
+    async fn end(self, end: End) {
+        // Whoever reads a body of this connection holds it, too; there is none left where it ends in order.
+        let Some(wire) = Rc::into_inner(self.wire) else { return };
+        let Wire { stream, input, .. } = wire.into_inner();
+        match end {
+            End::Close => linger::close(stream, b"", &self.deadline).await,
+            End::Abort => {}
+            End::Reset => stream.get_ref().reset_on_close(),
+            End::Tunnel(switch) => {
+                drop(self.deadline);
+                Box::pin(switch.carry(&mut Prefixed::new(input, stream), &self.plane)).await;
+            }
+        }
+    }
+}
+
+impl Asked {
+    fn of(parts: &Parts, trailers: bool) -> Self {
+        Self { head: parts.method == Method::HEAD, version: parts.version, trailers }
+    }
+}
+
+/// A response on its way.
+struct Answer {
+    body: Body,
+    framing: Framing,
+    asked: Asked,
+    out: Outbox,
+    /// The head waits for the first piece of the body.
+    fresh: bool,
+    /// All of it is in `out`, or was.
+    over: bool,
+    /// It breaks off here.
+    cut: bool,
+    /// The connection may carry another request.
+    more: bool,
+}
+
+impl Answer {
+    fn begin(response: Response<Body>, asked: Asked, close: bool, date: &[u8]) -> Self {
+        let (head, body) = response.into_parts();
+        let mut out = Outbox::empty();
+        let announced = Announced { length: body.size_hint().exact(), empty: body.is_end_stream() };
+        let (framing, more) = response::write_head(out.text(), &head, announced, asked, close, date);
+        let over = matches!(framing, Framing::None | Framing::Length(0));
+        Self { body, framing, asked, out, fresh: true, over, cut: false, more }
+    }
+
+    /// Writes what there is to write, as far as the client takes it.
+    fn poll<S: Client>(&mut self, cx: &mut Context<'_>, wire: &RefCell<Wire<S>>) -> Poll<Result<(), End>> {
+        // What is here already leaves with the head, in one write.
+        let mut waiting = std::mem::take(&mut self.fresh) && !self.over && self.poll_piece(cx).is_pending();
+        loop {
+            {
+                let wire = &mut *wire.borrow_mut();
+                let written = match wire.poll_interim(cx) {
+                    Poll::Ready(Ok(())) => self.out.poll_write(cx, &mut wire.stream),
+                    other => other,
+                };
+                // What was written may still lie in TLS's buffer.
+                let written = match written {
+                    Poll::Ready(Ok(())) if self.over || waiting => wire.poll_flush(cx),
+                    other => other,
+                };
+                if ready!(written).is_err() {
+                    return Poll::Ready(Err(End::Abort));
+                }
+            }
+            if self.over {
+                return Poll::Ready(match (self.cut, self.framing) {
+                    (false, _) => Ok(()),
+                    (true, Framing::UntilClose) => Err(End::Reset),
+                    (true, Framing::None | Framing::Length(_) | Framing::Chunked) => Err(End::Close),
+                });
+            }
+            if waiting {
+                return Poll::Pending;
+            }
+            waiting = self.poll_piece(cx).is_pending();
+        }
+    }
+
+    /// Puts the next piece of the body into the outbox, which must be empty but for the head.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose() {
+            Ok(Some(frame)) => match frame.into_data() {
+                Ok(data) => self.put(data),
+                Err(frame) => self.finish(Some(frame)),
+            },
+            Ok(None) => self.finish(None),
+            // Its entry has the reason.
+            Err(_) => (self.over, self.cut) = (true, true),
+        }
+        Poll::Ready(())
+    }
+
+    fn put(&mut self, mut data: Bytes) {
+        let last = self.body.is_end_stream();
+        match &mut self.framing {
+            Framing::None => {}
+            Framing::Length(left) => {
+                // More than announced would be another response.
+                data.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= data.len() as u64;
+                self.over = *left == 0;
+                self.out.put(data, b"");
+            }
+            Framing::Chunked if data.is_empty() => {}
+            Framing::Chunked => {
+                write_chunk_size(self.out.text(), data.len());
+                self.out.put(data, if last { LAST_CHUNK } else { CHUNK_END });
+                self.over = last;
+            }
+            Framing::UntilClose => self.out.put(data, b""),
+        }
+        if last && !self.over {
+            self.finish(None);
+        }
+    }
+
+    fn finish(&mut self, trailers: Option<Frame<Bytes>>) {
+        self.over = true;
+        match self.framing {
+            Framing::None | Framing::Length(0) | Framing::UntilClose => {}
+            Framing::Length(_) => self.cut = true,
+            Framing::Chunked => {
+                let trailers = trailers.and_then(|frame| frame.into_trailers().ok());
+                response::write_end(self.out.text(), trailers.as_ref(), self.asked);
+            }
+        }
+    }
+}
+
+/// The date of a response, as long as it is always.
+type Date = [u8; 29];
+
+/// The last second that has a date (RFC 9110 §5.6.7 gives the year four digits).
+const LAST_SECOND: u64 = 253_402_300_799;
+
+thread_local! {
+    /// What the last answer told, and the second it was told in.
+    static DATE: Cell<(u64, Date)> = const { Cell::new((u64::MAX, [b' '; 29])) };
+}
+
+fn date(now: SystemTime) -> Date {
+    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).min(LAST_SECOND);
+    let (told, mut text) = DATE.get();
+    if told != second {
+        let written = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
+        text = written.into_bytes().try_into().unwrap_or(text);
+        DATE.set((second, text));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! What is on its way to a client: text, a piece of a body, and what ends the piece, in one write where they fit.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::AsyncWrite;
+
+/// Largest text whose memory is kept for the thread's next answer.
+const KEPT: usize = 8 * 1024;
+
+thread_local! {
+    /// The text of the last answer, emptied: nearly every answer is written at once, so that one does for all connections.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Bytes to write, in this order. Nothing may be added to `text` before all is written.
+pub struct Outbox {
+    text: Vec<u8>,
+    text_sent: usize,
+    data: Bytes,
+    tail: &'static [u8],
+}
+
+impl Outbox {
+    /// Nothing yet.
+    pub fn empty() -> Self {
+        Self { text: SPARE.take(), text_sent: 0, data: Bytes::new(), tail: b"" }
+    }
+
+    /// Where text is appended. What was written is gone from it.
+    pub fn text(&mut self) -> &mut Vec<u8> {
+        if self.text_sent == self.text.len() {
+            self.text.clear();
+            self.text_sent = 0;
+        }
+        &mut self.text
+    }
+
+    /// A piece of a body, and what follows it.
+    pub fn put(&mut self, data: Bytes, tail: &'static [u8]) {
+        self.data = data;
+        self.tail = tail;
+    }
+
+    fn is_empty(&self) -> bool {
+        self.text_sent == self.text.len() && self.data.is_empty() && self.tail.is_empty()
+    }
+
+    /// Writes all of it.
+    pub fn poll_write<S: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut S,
+    ) -> Poll<io::Result<()>> {
+        while !self.is_empty() {
+            let text = &self.text[self.text_sent..];
+            let written = if self.data.is_empty() && self.tail.is_empty() {
+                Pin::new(&mut *stream).poll_write(cx, text)
+            } else if text.is_empty() && self.tail.is_empty() {
+                Pin::new(&mut *stream).poll_write(cx, &self.data)
+            } else {
+                let slices = [IoSlice::new(text), IoSlice::new(&self.data), IoSlice::new(self.tail)];
+                Pin::new(&mut *stream).poll_write_vectored(cx, &slices)
+            };
+            let count = ready!(written)?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.advance(count);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        let text = count.min(self.text.len() - self.text_sent);
+        self.text_sent += text;
+        count -= text;
+        let data = count.min(self.data.len());
+        self.data.advance(data);
+        count -= data;
+        self.tail = &self.tail[count..];
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        let mut text = std::mem::take(&mut self.text);
+        if text.capacity() <= KEPT {
+            text.clear();
+            SPARE.set(text);
+        }
+    }
+}
