@@ -18,6 +18,7 @@ mod acme;
 mod config;
 mod early_answers;
 mod hostile;
+mod http1;
 mod operations;
 mod proxying;
 mod queueing;
