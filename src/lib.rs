@@ -90,11 +90,14 @@
 //!   worker/watchdog.rs        whether a worker that serves reads what it is sent
 //!   worker/setup.rs           what the workers of one generation are run by
 //!   worker/recycling.rs       when a worker that serves well is replaced all the same
+//!   worker/scaling.rs         how a crew comes to another number of workers
 //!   worker/staffing.rs        how a crew carries out each decision   ← telemetry
 //!   worker/crew.rs            the workers of one app as their supervisor holds them   ← telemetry
 //!   worker/lifecycle.rs    P  one worker's life: state, input, actions
 //!   worker/places.rs       P  the slots of an app: who is in each, and when the next may be launched
 //!   worker/rollout.rs      P  how many to launch, whom to retire, when a death is a crash loop
+//!   worker/scale.rs        P  more workers or fewer, by what they have to do
+//!   worker/headcount.rs    P  how many workers there shall be, and who decides that   ← telemetry
 //!   worker/adapter.rs      P  how each server learns its address: final command line and environment
 //!   worker/launch.rs          the only place that makes and kills processes
 //!   worker/journal.rs         what an app's workers printed last

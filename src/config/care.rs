@@ -1,6 +1,39 @@
 //! How workers are limited, asked for their health and recycled: checked values, part of the model.
 
+use std::fmt;
 use std::time::Duration;
+
+/// How many workers an app has: at least `min`, at most `max`, by its load. Equal where the file names one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerCount {
+    /// At least 1.
+    pub min: u32,
+    /// At least `min`.
+    pub max: u32,
+}
+
+impl WorkerCount {
+    /// One number, whatever the load.
+    pub fn fixed(count: u32) -> Self {
+        Self { min: count, max: count }
+    }
+
+    /// Whether the load has no say.
+    pub fn is_fixed(self) -> bool {
+        self.min == self.max
+    }
+
+    /// The nearest number that is allowed.
+    pub fn nearest(self, count: u32) -> u32 {
+        count.clamp(self.min, self.max)
+    }
+}
+
+impl fmt::Display for WorkerCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_fixed() { write!(f, "{}", self.min) } else { write!(f, "{} to {}", self.min, self.max) }
+    }
+}
 
 /// How a worker that serves is asked for its health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

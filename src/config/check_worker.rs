@@ -8,7 +8,7 @@ use crate::config::account::{self, AccountError};
 use crate::config::context::{AppContext, path, read_regular, reason};
 use crate::config::env_file;
 use crate::config::model::{
-    Account, HealthCheck, Recycle, Resource, Restart, ServerKind, Transport, Ulimit, WorkerSpec,
+    Account, HealthCheck, Recycle, Resource, Restart, ServerKind, Transport, Ulimit, WorkerCount, WorkerSpec,
 };
 use crate::config::scalar::{self, LONGEST_SOCKET_PATH};
 use crate::config::section::{Section, Value};
@@ -84,9 +84,41 @@ fn transport(section: &Section<'_>) -> Transport {
     section.choice("transport", &kinds, Transport::Auto)
 }
 
-fn workers(section: &Section<'_>, context: &AppContext<'_>) -> u32 {
+/// A number, `auto`, or `{min: …, max: …}`.
+fn workers(section: &Section<'_>, context: &AppContext<'_>) -> WorkerCount {
+    if let Some(value) = section.get("workers").filter(Value::is_map) {
+        return worker_range(&value).unwrap_or(WorkerCount::fixed(1));
+    }
     let count = section.count("workers", context.surroundings.cpus.get() as u64, MOST_WORKERS);
-    u32::try_from(count).unwrap_or(1)
+    WorkerCount::fixed(u32::try_from(count).unwrap_or(1))
+}
+
+fn worker_range(value: &Value<'_>) -> Option<WorkerCount> {
+    let number = |text: &str| scalar::number(text, 1, MOST_WORKERS);
+    let (mut min, mut max, mut faulty) = (None, None, false);
+    for entry in value.entries().iter() {
+        let part = Value::of_entry(value.reader(), &value.path, entry);
+        let place = match &*entry.key {
+            "min" => &mut min,
+            "max" => &mut max,
+            _ => {
+                part.refuse("`min` and `max` are expected");
+                faulty = true;
+                continue;
+            }
+        };
+        *place = part.parse(number).and_then(|number| u32::try_from(number).ok());
+        faulty |= place.is_none();
+    }
+    match (min, max) {
+        // What is wrong has been said.
+        _ if faulty => None,
+        (Some(min), Some(max)) if min <= max => Some(WorkerCount { min, max }),
+        (Some(_) | None, Some(_) | None) => {
+            value.refuse("`min` and `max` are both needed, and `min` may not be more than `max`");
+            None
+        }
+    }
 }
 
 fn concurrency(section: &Section<'_>) -> Option<u32> {
@@ -95,7 +127,7 @@ fn concurrency(section: &Section<'_>) -> Option<u32> {
     u32::try_from(number).ok()
 }
 
-fn arguments(value: &Value<'_>, workers: u32) -> Option<Vec<String>> {
+fn arguments(value: &Value<'_>, workers: WorkerCount) -> Option<Vec<String>> {
     let words = if value.is_list() {
         let items = value.items();
         let words: Vec<_> = items.iter().filter_map(|item| item.text()).map(|text| text.value).collect();
@@ -260,7 +292,7 @@ fn refuse_shell_words(value: &Value<'_>, words: &[String]) {
 }
 
 /// `--workers 4` in the command and `workers: 4` beside it start sixteen processes, which nobody means.
-fn refuse_product(value: &Value<'_>, words: &[String], workers: u32) {
+fn refuse_product(value: &Value<'_>, words: &[String], workers: WorkerCount) {
     const FORKING: [&str; 6] = ["uvicorn", "fastapi", "gunicorn", "hypercorn", "granian", "puma"];
     let names =
         |word: &String| Path::new(word).file_name().is_some_and(|name| FORKING.iter().any(|f| name == *f));
@@ -272,10 +304,13 @@ fn refuse_product(value: &Value<'_>, words: &[String], workers: u32) {
             word => word.strip_prefix("--workers=").or_else(|| word.strip_prefix("-w")),
         };
         let count = count.and_then(|count| count.parse::<u32>().ok()).unwrap_or(1);
-        if count > 1 && workers > 1 {
-            let product = u64::from(count) * u64::from(workers);
+        if count > 1 && workers.max > 1 {
+            let product = u64::from(count) * u64::from(workers.max);
+            let up_to = if workers.is_fixed() { "" } else { "up to " };
             value.refuse_with(
-                format_args!("{workers} workers that start {count} processes each are {product} processes"),
+                format_args!(
+                    "{workers} workers that start {count} processes each are {up_to}{product} processes"
+                ),
                 format!(
                     "remove the option from the command, or set `workers: 1` to let it run its own {count}"
                 ),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::config::model::{App, Backend, Config, Listen, ListenAddr, WorkerSpec};
+use crate::config::model::{App, Backend, Config, Listen, ListenAddr, WorkerCount, WorkerSpec};
 use crate::name::AppName;
 
 /// One thing to be done.
@@ -15,8 +15,8 @@ pub enum Change {
     Removed(AppName),
     /// What edge does with the app's requests; its workers need not know.
     Settings(Arc<App>),
-    /// The number of its workers and, with it or not, its settings.
-    Scaled(Arc<App>, u32),
+    /// How many workers it has and, with it or not, its settings.
+    Scaled(Arc<App>, WorkerCount),
     /// How its workers are run: they are replaced.
     Workers(Arc<App>),
     /// Who answers: other servers than before, or workers instead of servers.
@@ -165,6 +165,7 @@ mod tests {
             ("[a.test]", "[a.test, www.test]", vec!["settings a"]),
             ("[b.test], ", "[b.test], max_body: 1MB, ", vec!["settings b"]),
             ("workers: 2", "workers: 3", vec!["scaled a 3"]),
+            ("workers: 2", "workers: {min: 2, max: 8}", vec!["scaled a 2 to 8"]),
             ("workers: 2", "workers: 3, environment: {A: b}", vec!["workers a"]),
             ("workers: 2", "workers: 2, start_timeout: 5s", vec!["workers a"]),
             ("unix:/x", "unix:/y", vec!["backend b"]),

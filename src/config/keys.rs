@@ -183,7 +183,12 @@ pub const KEYS: &[Key] = &[
         Worker,
         "Between edge and the workers: `unix`, `tcp`, or `auto`, which prefers unix.",
     ),
-    key("apps.NAME.workers", Is("auto"), Worker, "Number of worker processes; `auto` is one for each CPU."),
+    key(
+        "apps.NAME.workers",
+        Is("auto"),
+        Worker,
+        "Number of worker processes: a number, `auto` (one for each CPU), or `{min: 2, max: 8}`, which follows the load: more at once when requests wait or workers are busy, fewer one at a time after 30 s with little to do.",
+    ),
     key(
         "apps.NAME.concurrency",
         Found("as many as a synchronous server works on, no limit for others"),

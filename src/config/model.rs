@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use crate::config::care::{HealthCheck, Recycle, Resource, Ulimit};
+pub use crate::config::care::{HealthCheck, Recycle, Resource, Ulimit, WorkerCount};
 use crate::name::{AppName, HostPattern};
 
 /// Everything `edge.yaml` says, defaults filled in.
@@ -290,8 +290,8 @@ pub struct WorkerSpec {
     pub server: ServerKind,
     /// Unix socket or loopback port.
     pub transport: Transport,
-    /// Number of workers, at least 1; `auto` is resolved when the file is checked.
-    pub workers: u32,
+    /// How many there are; `auto` is resolved when the file is checked.
+    pub workers: WorkerCount,
     /// Requests in flight at one worker: `None` by the kind of server, 0 without limit.
     pub concurrency: Option<u32>,
     /// Directory they start in; absolute.

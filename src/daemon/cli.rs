@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::daemon::operation::Number;
+
 /// Exit status for a call that makes no sense, after sysexits.h.
 pub const USAGE: u8 = 64;
 
@@ -66,12 +68,13 @@ pub enum Operate {
         /// Name of the app
         app: String,
     },
-    /// Run another number of an app's workers, until its section of the file changes
+    /// Hold an app at a number of workers, whatever the load, until `scale APP auto` or a change of how the file runs them
     Scale {
         /// Name of the app
         app: String,
-        /// How many
-        workers: u32,
+        /// How many, also fewer or more than a range in the file allows; `auto` is what the file says
+        #[arg(value_name = "N|auto")]
+        workers: Number,
     },
     /// Print what workers printed
     Logs {
@@ -159,7 +162,12 @@ mod tests {
             (
                 "edge scale api 3",
                 None,
-                Command::Operate(Operate::Scale { app: "api".to_owned(), workers: 3 }),
+                Command::Operate(Operate::Scale { app: "api".to_owned(), workers: Number::Held(3) }),
+            ),
+            (
+                "edge scale api auto",
+                None,
+                Command::Operate(Operate::Scale { app: "api".to_owned(), workers: Number::Auto }),
             ),
             ("edge logs", None, Command::Operate(Operate::Logs { app: None, follow: false })),
             (

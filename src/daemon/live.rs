@@ -20,6 +20,7 @@ use crate::worker::journal::Journal;
 use crate::worker::launch::{Launcher, Tools};
 use crate::worker::slot::{Roster, Slot};
 use crate::worker::supervisor::{self, Supervisor};
+use crate::worker::usage;
 
 /// One app. Clones are handles to the same.
 #[derive(Clone)]
@@ -112,6 +113,7 @@ impl Live {
                     launcher: Rc::clone(&self.hands.launcher),
                     rng: fastrand::Rng::new(),
                     journal: Rc::clone(&journal),
+                    available: usage::available,
                 };
                 let roster = Roster::new();
                 let workers = &self.hands.workers;
@@ -203,6 +205,6 @@ impl LiveApp {
             last_exit: None,
         };
         let workers = self.roster.load().iter().map(worker).collect();
-        AppStatus { state: AppState::Up, generation: 1, queue: 0, workers }
+        AppStatus { state: AppState::Up, generation: 1, queue: 0, scale: None, workers }
     }
 }

@@ -1,5 +1,8 @@
 //! What an operator can ask a running edge to do, as both ends of the admin socket write it.
 
+use std::fmt;
+use std::str::FromStr;
+
 use crate::name::AppName;
 
 /// One request to act.
@@ -10,7 +13,7 @@ pub enum Operation {
     /// Replace an app's workers by fresh ones.
     Restart(AppName),
     /// Run that many workers.
-    Scale(AppName, u32),
+    Scale(AppName, Number),
     /// Take an app out of service, with a text for visitors or the usual one.
     Maintain(AppName, Option<String>),
     /// Put it back.
@@ -22,6 +25,35 @@ pub enum Operation {
         /// Whether it goes on.
         follow: bool,
     },
+}
+
+/// How many workers an operator wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Number {
+    /// As many as the file and the load say.
+    Auto,
+    /// This many, whatever those say.
+    Held(u32),
+}
+
+impl FromStr for Number {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            text => text.parse().map(Self::Held).map_err(|_| "it is neither `auto` nor a whole number"),
+        }
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Held(number) => number.fmt(f),
+        }
+    }
 }
 
 /// The longest text for visitors, in bytes.
@@ -79,7 +111,8 @@ mod tests {
             Operation::Reload(None),
             Operation::Reload(Some(app())),
             Operation::Restart(app()),
-            Operation::Scale(app(), 7),
+            Operation::Scale(app(), Number::Held(7)),
+            Operation::Scale(app(), Number::Auto),
             Operation::Maintain(app(), Some("Back at nine.".to_owned())),
             Operation::Maintain(app(), None),
             Operation::Resume(app()),

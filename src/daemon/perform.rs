@@ -7,11 +7,12 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::daemon::live::{Live, LiveApp};
-use crate::daemon::operation::Operation;
+use crate::daemon::operation::{Number, Operation};
 use crate::daemon::progress::{Failed, Progress, Said};
 use crate::daemon::reload::{self, no_workers, not_rolled};
 use crate::name::AppName;
 use crate::scope::Scope;
+use crate::telemetry::status::ScaleStatus;
 use crate::worker::journal::Journal;
 use crate::worker::supervisor::Supervisor;
 
@@ -55,16 +56,9 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
             told.say(format!("{app}: new workers serve, old ones are gone"));
             Ok(())
         }
-        Operation::Scale(app, workers) => {
+        Operation::Scale(app, number) => {
             let _turn = told.take(&live.turn).await;
-            let supervisor = supervisor(live, &app)?;
-            if !(1..=MOST_WORKERS).contains(&workers) {
-                return Err(Failed::because(format!("an app has 1 to {MOST_WORKERS} workers")));
-            }
-            told.say(format!("{app}: scaling to {workers} workers"));
-            supervisor.scale(workers).await.map_err(|error| not_rolled(&app, &error))?;
-            told.say(format!("{app}: {workers} workers serve, until its section of the file changes"));
-            Ok(())
+            scale(&supervisor(live, &app)?, &app, number, told).await
         }
         Operation::Maintain(app, text) => {
             let text: Arc<str> = text.as_deref().unwrap_or(MAINTENANCE).into();
@@ -79,6 +73,36 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
         }
         Operation::Logs { .. } => Ok(()),
     }
+}
+
+async fn scale(
+    supervisor: &Supervisor,
+    app: &AppName,
+    number: Number,
+    told: &Progress,
+) -> Result<(), Failed> {
+    let held = match number {
+        Number::Held(workers) if (1..=MOST_WORKERS).contains(&workers) => Some(workers),
+        Number::Held(_) => return Err(Failed::because(format!("an app has 1 to {MOST_WORKERS} workers"))),
+        Number::Auto => None,
+    };
+    told.say(match number {
+        Number::Held(workers) => format!("{app}: scaling to {workers} workers"),
+        Number::Auto => format!("{app}: scaling to what the file says"),
+    });
+    supervisor.scale(held).await.map_err(|error| not_rolled(app, &error))?;
+    let Some(ScaleStatus { min, max, target, held }) = supervisor.status().scale else { return Ok(()) };
+    told.say(match (held, min < max) {
+        (true, true) => format!(
+            "{app}: {target} workers serve whatever the load (the file says {min} to {max}), until              `edge scale {app} auto` or a change of how the file runs them"
+        ),
+        (true, false) => format!(
+            "{app}: {target} workers serve, until `edge scale {app} auto` or a change of how the file runs them"
+        ),
+        (false, true) => format!("{app}: {target} workers serve, from now on {min} to {max} by the load"),
+        (false, false) => format!("{app}: {target} workers serve"),
+    });
+    Ok(())
 }
 
 fn supervisor(live: &Live, name: &AppName) -> Result<Supervisor, Failed> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::config::diff::{self, Change, Listener};
 use crate::config::load;
-use crate::config::model::{App, Backend, Config, WorkerSpec};
+use crate::config::model::{App, Backend, Config, WorkerCount, WorkerSpec};
 use crate::config::problem::Problems;
 use crate::config::surroundings::Surroundings;
 use crate::daemon::cli;
@@ -126,7 +126,16 @@ struct Attempt<'a> {
     /// Apps that were started and are not routed to yet.
     made: Vec<LiveApp>,
     /// Apps whose workers are of the new configuration already, as they were before.
-    rolled: Vec<(Supervisor, Arc<App>, Done)>,
+    rolled: Vec<Rolled>,
+}
+
+/// An app whose workers have changed, and what it takes to change them back.
+struct Rolled {
+    supervisor: Supervisor,
+    before: Arc<App>,
+    /// What an operator held the number of its workers at.
+    held: Option<u32>,
+    done: Done,
 }
 
 /// What was done to an app's workers.
@@ -219,29 +228,31 @@ impl Attempt<'_> {
     }
 
     async fn roll(&mut self, app: &Arc<App>) -> Result<(), Failed> {
-        let (Some((supervisor, before)), Backend::Workers(spec)) = (self.known(app), &app.backend) else {
+        let (Some(known), Backend::Workers(spec)) = (self.known(app, Done::Rolled), &app.backend) else {
             return Err(no_workers(&app.name));
         };
         self.told.say(format!("{}: replacing its workers", app.name));
-        let rolled = supervisor.roll(Arc::clone(app), (**spec).clone()).await;
+        let rolled = known.supervisor.roll(Arc::clone(app), (**spec).clone()).await;
         rolled.map_err(|error| not_rolled(&app.name, &error))?;
         self.told.say(format!("{}: new workers serve, old ones are gone", app.name));
-        self.rolled.push((supervisor, before, Done::Rolled));
+        self.rolled.push(known);
         Ok(())
     }
 
-    async fn scale(&mut self, app: &Arc<App>, workers: u32) -> Result<(), Failed> {
-        let Some((supervisor, before)) = self.known(app) else { return Err(no_workers(&app.name)) };
+    async fn scale(&mut self, app: &Arc<App>, workers: WorkerCount) -> Result<(), Failed> {
+        let Some(known) = self.known(app, Done::Scaled) else { return Err(no_workers(&app.name)) };
         self.told.say(format!("{}: scaling to {workers} workers", app.name));
-        let scaled = supervisor.scale(workers).await;
+        let scaled = known.supervisor.resize(workers).await;
         // Also where it failed: the number has changed.
-        self.rolled.push((supervisor, before, Done::Scaled));
+        self.rolled.push(known);
         scaled.map_err(|error| not_rolled(&app.name, &error))
     }
 
-    fn known(&self, app: &App) -> Option<(Supervisor, Arc<App>)> {
+    fn known(&self, app: &App, done: Done) -> Option<Rolled> {
         let live = self.live.app(&app.name)?;
-        Some((live.supervisor?, live.app))
+        let supervisor = live.supervisor?;
+        let held = supervisor.status().scale.filter(|scale| scale.held).map(|scale| scale.target);
+        Some(Rolled { supervisor, before: live.app, held, done })
     }
 
     /// The new configuration with its apps takes the place of the old one; returned are the apps that are gone.
@@ -280,13 +291,16 @@ impl Attempt<'_> {
                 supervisor.kill_now().await;
             }
         }
-        for (supervisor, before, done) in self.rolled.into_iter().rev() {
+        for Rolled { supervisor, before, held, done } in self.rolled.into_iter().rev() {
             if let Backend::Workers(spec) = &before.backend {
                 self.told.say(format!("{}: going back to the workers it had", before.name));
-                let back = match done {
+                let mut back = match done {
                     Done::Rolled => supervisor.roll(Arc::clone(&before), (**spec).clone()).await,
-                    Done::Scaled => supervisor.scale(spec.workers).await,
+                    Done::Scaled => supervisor.resize(spec.workers).await,
                 };
+                if back.is_ok() && held.is_some() {
+                    back = supervisor.scale(held).await;
+                }
                 if let Err(error) = back {
                     let what = not_rolled(&before.name, &error);
                     self.told.say(what.text);
@@ -303,7 +317,7 @@ async fn ready(made: &LiveApp) -> Result<(), Failed> {
         return Ok(());
     };
     let WorkerSpec { workers, start_timeout, .. } = **spec;
-    let serving = made.roster.wait_for_change(|slots| (slots.len() >= workers as usize).then_some(()));
+    let serving = made.roster.wait_for_change(|slots| (slots.len() >= workers.min as usize).then_some(()));
     let failing = async {
         while supervisor.status().state != AppState::Failed {
             tokio::time::sleep(LOOK).await;

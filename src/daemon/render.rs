@@ -6,7 +6,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::daemon::table::{Align, Cell, Table};
 use crate::telemetry::line::{Palette, put_text};
 use crate::telemetry::status::{
-    AppState, AppStatus, CertificateState, CertificateStatus, Status, WorkerState, WorkerStatus,
+    AppState, AppStatus, CertificateState, CertificateStatus, ScaleStatus, Status, WorkerState, WorkerStatus,
 };
 
 /// Workers beyond this number in all: those that are well are counted, not listed.
@@ -114,6 +114,15 @@ fn app_row(name: &str, app: &AppStatus, palette: Palette) -> Vec<Cell> {
     let mut remark = format!("{ready} of {} ready", app.workers.len());
     if app.queue > 0 {
         remark.push_str(&format!(", {} waiting", app.queue));
+    }
+    match app.scale {
+        Some(ScaleStatus { target, held: true, .. }) => {
+            remark.push_str(&format!(", held at {target} by `edge scale`"));
+        }
+        Some(ScaleStatus { min, max, target, held: false }) if min < max => {
+            remark.push_str(&format!(", {target} wanted of {min} to {max} by the load"));
+        }
+        Some(_) | None => {}
     }
     vec![
         Cell::coloured(safe(name), palette.strong),
@@ -293,7 +302,8 @@ mod tests {
     }
 
     fn app(state: AppState, workers: Vec<WorkerStatus>) -> AppStatus {
-        AppStatus { state, generation: 1, queue: 0, workers }
+        let scale = Some(ScaleStatus { min: 1, max: 1, target: 1, held: false });
+        AppStatus { state, generation: 1, queue: 0, scale, workers }
     }
 
     fn certificate(name: &str, state: CertificateState) -> CertificateStatus {
@@ -325,7 +335,11 @@ mod tests {
             last_exit: Some("signal 9".to_owned()),
             ..worker(0, WorkerState::Ready)
         };
-        let shop = AppStatus { queue: 2, ..app(AppState::Degraded, vec![again, broken]) };
+        let scale = |min, max, target, held| Some(ScaleStatus { min, max, target, held });
+        let shop = app(AppState::Degraded, vec![again, broken]);
+        let shop = AppStatus { queue: 2, scale: scale(1, 1, 2, true), ..shop };
+        let api = app(AppState::Up, vec![worker(0, WorkerState::Ready)]);
+        let api = AppStatus { scale: scale(1, 4, 1, false), ..api };
         Status {
             version: "0.1.0".to_owned(),
             pid: 34021,
@@ -334,11 +348,7 @@ mod tests {
                 ListenerStatus { kind: "http".to_owned(), address: "[::]:80".to_owned() },
                 ListenerStatus { kind: "https".to_owned(), address: "[::]:443".to_owned() },
             ],
-            apps: [
-                ("api".to_owned(), app(AppState::Up, vec![worker(0, WorkerState::Ready)])),
-                ("shop".to_owned(), shop),
-            ]
-            .into(),
+            apps: [("api".to_owned(), api), ("shop".to_owned(), shop)].into(),
             certificates: vec![
                 certificate("api.example.com", CertificateState::Valid),
                 CertificateStatus {
@@ -360,11 +370,11 @@ edge 0.1.0  up 12d  pid 34021
 http [::]:80  https [::]:443
 
 APP   STATE      PID  AGE  IN FLIGHT  REQUESTS  MEMORY  RESTARTS
-shop  degraded                     1      1200     64M         8  1 of 2 ready, 2 waiting
+shop  degraded                     1      1200     64M         8  1 of 2 ready, 2 waiting, held at 2 by `edge scale`
   1   backoff      -    -          0         0       -         7  unix:/run/edge/api.1.sock
     ! exit status 1 after 0.8 s: ModuleNotFoundError: No module named 'stripe'
   0   ready     4711   2h          1      1200     64M         1  last exit: signal 9
-api   up                           1      1200     64M         0  1 of 1 ready
+api   up                           1      1200     64M         0  1 of 1 ready, 1 wanted of 1 to 4 by the load
   0   ready     4711   2h          1      1200     64M         0  unix:/run/edge/api.0.sock
 
 CERTIFICATE       STATE     EXPIRES  NEXT           ISSUER

@@ -38,8 +38,23 @@ pub struct AppStatus {
     pub generation: u64,
     /// Requests waiting for a worker.
     pub queue: u64,
+    /// How many workers it shall have; `null` where edge runs none.
+    pub scale: Option<ScaleStatus>,
     /// Its workers by slot.
     pub workers: Vec<WorkerStatus>,
+}
+
+/// How many workers an app shall have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaleStatus {
+    /// The least the file allows.
+    pub min: u32,
+    /// The most; where it is more than the least, the load decides between them.
+    pub max: u32,
+    /// How many there shall be now.
+    pub target: u32,
+    /// Whether that is what `edge scale` said, whatever the file and the load say.
+    pub held: bool,
 }
 
 /// State of an app.

@@ -3,7 +3,7 @@
 //! While a worker has room, taking it is a compare-and-swap on its slot. Only where all are at their limit, or none is there,
 //! requests stand in a line behind a lock; who releases a slot then hands it to the next in line.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,10 +29,9 @@ pub type Incarnation = (u32, u64);
 pub struct Pool {
     app: AppName,
     roster: Arc<Roster>,
+    /// Its length stands in the roster, for who need not wait. It is written before its writer looks at the slots, and read
+    /// after the reader has released one, in one order of all threads: so one of the two sees the other.
     line: Mutex<Line<Waiter>>,
-    /// The line's length, for who need not wait. It is written before its writer looks at the slots, and read after the
-    /// reader has released one, in one order of all threads: so one of the two sees the other.
-    waiting: AtomicUsize,
 }
 
 /// What a request wants of a pool.
@@ -59,7 +58,7 @@ struct Waiter {
 impl Pool {
     /// A pool over what the supervisor publishes in `roster`.
     pub fn new(app: AppName, roster: Arc<Roster>) -> Arc<Self> {
-        Arc::new(Self { app, roster, line: Mutex::default(), waiting: AtomicUsize::new(0) })
+        Arc::new(Self { app, roster, line: Mutex::default() })
     }
 
     /// The app it is for.
@@ -69,7 +68,7 @@ impl Pool {
 
     /// Requests waiting for a worker now.
     pub fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::Relaxed) as u64
+        self.roster.waiting.load(Ordering::Relaxed) as u64
     }
 
     /// A lease on the slot that suits the request best; while there is none, waits in line. A slot that was tried and is still
@@ -77,7 +76,7 @@ impl Pool {
     /// the place up.
     pub async fn acquire(self: &Arc<Self>, wish: &Wish<'_>) -> Result<Lease, AcquireError> {
         // Who comes while others wait stands behind them.
-        if self.waiting.load(Ordering::SeqCst) == 0
+        if self.roster.waiting.load(Ordering::SeqCst) == 0
             && let Some(lease) = self.find(&self.roster.load(), wish.now, wish.tried, wish.home)
         {
             return Ok(lease);
@@ -120,7 +119,7 @@ impl Pool {
                 let tried = if terms.is_choosy_yet(now) { &waiter.tried[..] } else { &[] };
                 self.find(&slots, now, tried, waiter.home)
             });
-            self.waiting.store(line.len(), Ordering::SeqCst);
+            self.roster.waiting.store(line.len(), Ordering::SeqCst);
             served
         };
         for (waiter, lease) in served {
@@ -167,7 +166,7 @@ impl Pool {
 
 impl Freed for Pool {
     fn freed(self: Arc<Self>) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
+        if self.roster.waiting.load(Ordering::SeqCst) > 0 {
             self.serve();
         }
     }
@@ -233,7 +232,7 @@ impl<'a> Place<'a> {
         let waiter = Waiter { tried: wish.tried.to_vec(), home: wish.home, hand };
         let mut line = pool.lock();
         let ticket = line.join(wish.queue.size as usize, terms, waiter);
-        pool.waiting.store(line.len(), Ordering::SeqCst);
+        pool.roster.waiting.store(line.len(), Ordering::SeqCst);
         match ticket {
             Some(ticket) => Ok(Self { pool, ticket, lease }),
             None => Err(AcquireError::QueueFull { waiting: line.len() as u64 }),
@@ -246,7 +245,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut line = self.pool.lock();
         line.leave(self.ticket);
-        self.pool.waiting.store(line.len(), Ordering::SeqCst);
+        self.pool.roster.waiting.store(line.len(), Ordering::SeqCst);
     }
 }
 

@@ -283,9 +283,9 @@ impl Draft<'_> {
         let delegated = delegated.filter(|count| *count > 1).and_then(|count| u32::try_from(count).ok());
         if let Some(each) = delegated {
             self.concurrency = None;
-            if spec.workers > 1 {
-                let all = u64::from(each) * u64::from(spec.workers);
-                let workers = spec.workers;
+            let workers = spec.workers;
+            if workers.max > 1 {
+                let all = u64::from(each) * u64::from(workers.max);
                 self.notes
                     .push(format!("each of {workers} workers starts {each} processes itself: {all} in all"));
             }

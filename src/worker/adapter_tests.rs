@@ -1,14 +1,14 @@
 use std::num::NonZeroU32;
 
 use super::*;
-use crate::config::model::{Account, HealthCheck, Recycle, Restart};
+use crate::config::model::{Account, HealthCheck, Recycle, Restart, WorkerCount};
 
 fn spec(command: &str) -> WorkerSpec {
     WorkerSpec {
         command: shlex::split(command).expect("splits"),
         server: ServerKind::Auto,
         transport: Transport::Auto,
-        workers: 1,
+        workers: WorkerCount::fixed(1),
         concurrency: None,
         working_dir: "/srv".into(),
         account: Account::Own,
@@ -233,7 +233,7 @@ fn a_command_that_starts_its_own_workers_is_left_alone_and_counted() {
     let plan = planned(&spec);
     assert_eq!(plan.argv.join(" "), "uvicorn a:b --workers 4");
     assert_eq!(plan.delegated, Some(4));
-    spec.workers = 2;
+    spec.workers = WorkerCount::fixed(2);
     assert!(planned(&spec).notes.join("\n").contains("8 in all"));
 }
 

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::backoff::Backoff;
-use crate::config::model::{App, WorkerSpec};
+use crate::config::model::{App, WorkerCount, WorkerSpec};
 use crate::name::WorkerId;
 use crate::scope::Scope;
 use crate::telemetry::status::{AppState, AppStatus, WorkerState, WorkerStatus};
 use crate::worker::change::{Changes, Reply, RollError, Wish};
 use crate::worker::child::{Child, Exit};
+use crate::worker::headcount::Headcount;
 use crate::worker::launch::Tools;
 use crate::worker::lifecycle::{self, Action, Input, State};
 use crate::worker::member::Member;
@@ -47,8 +48,10 @@ pub(super) enum Event {
     Roll(Box<(Arc<App>, WorkerSpec)>, Reply),
     /// Replace every worker by a fresh one.
     Restart(Reply),
-    /// That many workers from now on.
-    Scale(u32, Reply),
+    /// That many workers from now on, or as many as the file and the load say.
+    Scale(Option<u32>, Reply),
+    /// The file says another number of workers.
+    Resize(WorkerCount, Reply),
     /// Retire everybody.
     Stop,
     /// Kill everybody.
@@ -63,6 +66,7 @@ pub(super) struct Crew {
     pub(super) events: mpsc::UnboundedSender<Event>,
     pub(super) tasks: Scope,
     pub(super) rollout: Rollout,
+    pub(super) headcount: Headcount,
     /// By generation; those that no worker is of any more are forgotten.
     pub(super) setups: BTreeMap<u64, Rc<Setup>>,
     pub(super) workers: BTreeMap<Seat, Member>,
@@ -100,6 +104,7 @@ impl Crew {
             overlap: OVERLAP,
         };
         Self {
+            headcount: Headcount::new(spec.workers, now()),
             roster,
             tools,
             events,
@@ -119,8 +124,7 @@ impl Crew {
     /// Launches the first workers.
     pub(super) fn begin(&mut self) {
         if !self.stopping {
-            let workers = self.setups.get(&FIRST).map_or(0, |setup| setup.spec.workers);
-            self.roll(rollout::Input::Want(workers));
+            self.roll(rollout::Input::Want(self.headcount.first()));
         }
     }
 
@@ -152,14 +156,8 @@ impl Crew {
             Event::Prepared(generation, outcome) => self.prepared(generation, outcome),
             Event::Roll(wish, reply) => self.changes.ask(Wish::Roll(wish), reply),
             Event::Restart(reply) => self.changes.ask(Wish::Restart, reply),
-            Event::Scale(workers, reply) => {
-                if workers == 0 {
-                    let _nobody_waits = reply.send(Err(RollError::because("an app has at least one worker")));
-                } else if !self.stopping {
-                    self.changes.scaling.push(reply);
-                    self.roll(rollout::Input::Want(workers));
-                }
-            }
+            Event::Scale(workers, reply) => self.hold(workers, reply),
+            Event::Resize(workers, reply) => self.resize(workers, reply),
             Event::Stop => self.stop(),
             Event::Abort => {
                 self.stop();
@@ -168,6 +166,7 @@ impl Crew {
             Event::Tick => {
                 self.feed_all(Input::Tick);
                 self.roll(rollout::Input::Tick);
+                self.look_at_load();
             }
         }
         self.begin_change();
@@ -179,7 +178,8 @@ impl Crew {
     /// When [`Event::Tick`] is due.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         let lives = self.workers.values().filter_map(|worker| lifecycle::wake_at(&worker.state));
-        lives.chain(self.rollout.wake_at()).min()
+        let look = self.headcount.wake_at().filter(|_| !self.stopping);
+        lives.chain(self.rollout.wake_at()).chain(look).min()
     }
 
     /// Whether it was told to stop and nothing is left.
@@ -208,7 +208,7 @@ impl Crew {
         let state = match () {
             () if self.rollout.is_rolling() => AppState::Deploying,
             () if self.rollout.is_crash_loop() => AppState::Failed,
-            () if ready > 0 && ready >= wanted => AppState::Up,
+            () if ready > 0 && ready >= self.headcount.needed(wanted) => AppState::Up,
             () if ready > 0 => AppState::Degraded,
             () if self.was_ready => AppState::Down,
             () => AppState::Starting,
@@ -218,7 +218,8 @@ impl Crew {
         let vacant = |slot: &u32| *slot < wanted && self.workers.keys().all(|seat| seat.slot != *slot);
         workers.extend(self.past.keys().copied().filter(vacant).map(|slot| self.vacancy(slot)));
         workers.sort_by_key(|worker| worker.slot);
-        AppStatus { state, generation: self.rollout.generation_number(), queue: 0, workers }
+        let scale = Some(self.headcount.status(wanted));
+        AppStatus { state, generation: self.rollout.generation_number(), queue: 0, scale, workers }
     }
 
     fn worker(&self, seat: Seat, worker: &Member) -> WorkerStatus {
@@ -309,6 +310,7 @@ impl Crew {
                     }
                     rollout::Action::Completed(generation) => {
                         tracing::info!(app = %self.app().name, generation, "all workers are of the new generation");
+                        self.headcount.ended(true);
                         self.changes.completed();
                         if let Some(setup) = self.setups.get(&generation) {
                             self.rollout.set_backoff(backoff(&setup.spec));
@@ -317,6 +319,7 @@ impl Crew {
                     }
                     rollout::Action::Abandoned(generation, culprit) => {
                         tracing::error!(app = %self.app().name, generation, "the new generation does not start: the old one stays");
+                        self.headcount.ended(false);
                         self.changes.abandoned(culprit);
                         self.forget_setups();
                     }
@@ -331,10 +334,13 @@ impl Crew {
         }
     }
 
-    /// Whether one more worker fits into memory, with a fifth to spare.
+    /// The memory of the largest worker, as last measured.
+    pub(super) fn largest(&self) -> u64 {
+        self.workers.values().map(|worker| worker.memory).max().unwrap_or(0)
+    }
+
     fn has_room(&self) -> bool {
-        let largest = self.workers.values().map(|worker| worker.memory).max().unwrap_or(0);
-        usage::available().is_none_or(|available| available >= largest + largest / 5)
+        usage::room((self.tools.available)(), self.largest()) > 0
     }
 
     /// The app as its present workers serve it.
@@ -354,7 +360,9 @@ impl Crew {
         let Some(setup) = self.setups.get(&present) else { return };
         let (app, spec, workers) = match wish {
             Wish::Roll(both) => {
-                let workers = both.1.workers;
+                // Their number may have changed since, without a roll-out.
+                let known = WorkerSpec { workers: self.headcount.range(), ..setup.spec.clone() };
+                let workers = self.headcount.begin(&both.1, self.rollout.wanted(), known == both.1);
                 (both.0, both.1, workers)
             }
             Wish::Restart => (Arc::clone(&setup.app), setup.spec.clone(), self.rollout.wanted()),

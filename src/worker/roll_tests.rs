@@ -10,7 +10,7 @@ async fn a_roll_replaces_everybody_and_returns_when_the_old_ones_are_gone() {
     LocalSet::new()
         .run_until(async {
             let stage = Stage::new();
-            let spec = WorkerSpec { workers: 2, ..stage.server(&[]) };
+            let spec = WorkerSpec { workers: WorkerCount::fixed(2), ..stage.server(&[]) };
             let app = stage.start(spec.clone());
             eventually("both serve", || serving(&stage).len() == 2).await;
             let before = serving(&stage);
@@ -24,7 +24,7 @@ async fn a_roll_replaces_everybody_and_returns_when_the_old_ones_are_gone() {
             };
             let roll = async {
                 let new = Arc::new(App { max_body: 2, ..App::clone(&super::app()) });
-                let asked = app.roll(new, WorkerSpec { workers: 3, ..spec });
+                let asked = app.roll(new, WorkerSpec { workers: WorkerCount::fixed(3), ..spec });
                 tokio::time::timeout(PATIENCE, asked).await.expect("in time").expect("rolled");
                 rolled.set(true);
             };
@@ -35,7 +35,7 @@ async fn a_roll_replaces_everybody_and_returns_when_the_old_ones_are_gone() {
             assert_eq!((app.status().generation, app.status().state), (2, AppState::Up));
             app.restart().await.expect("restarted");
             assert_eq!((app.status().generation, serving(&stage).len()), (3, 3));
-            app.scale(1).await.expect("scaled");
+            app.scale(Some(1)).await.expect("scaled");
             assert_eq!((app.status().workers.len(), serving(&stage).len()), (1, 1));
             app.stop().await;
             stage.leaves_nothing();
@@ -88,7 +88,8 @@ async fn what_comes_before_the_first_worker_runs_once_for_each_generation() {
             let count = || std::fs::read_to_string(stage.root.path().join("runs")).unwrap_or_default().len();
             let before_start =
                 vec![words("sh -c 'sleep 0.1; printf x >> runs'"), words("sh -c 'printf x >> runs'")];
-            let app = stage.start(WorkerSpec { workers: 2, before_start, ..stage.server(&[]) });
+            let app =
+                stage.start(WorkerSpec { workers: WorkerCount::fixed(2), before_start, ..stage.server(&[]) });
             let first = stage.ready(0).await;
             assert_eq!(count(), 2);
             kill(first.pid);

@@ -5,7 +5,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -162,6 +162,17 @@ impl Slot {
         self.word.load(Ordering::Acquire) & IN_FLIGHT
     }
 
+    /// Requests that occupy it: where it has a limit all in flight, otherwise those it has not begun to answer, so that streams
+    /// and WebSockets do not count for ever.
+    pub fn busy(&self) -> u64 {
+        if self.is_limited() { self.in_flight() } else { self.unanswered() }
+    }
+
+    /// Most requests in flight, where it has a limit.
+    pub fn limit(&self) -> Option<u64> {
+        self.is_limited().then_some(self.limit)
+    }
+
     /// Requests ever taken.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
@@ -187,6 +198,8 @@ impl Slot {
 pub struct Roster {
     slots: ArcSwap<Vec<Arc<Slot>>>,
     changed: Notify,
+    /// Requests in line for a slot, kept by the app's pool.
+    pub waiting: AtomicUsize,
 }
 
 impl Roster {

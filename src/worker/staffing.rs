@@ -61,6 +61,7 @@ impl Crew {
     /// Starts a worker; if it cannot be, says so at once.
     pub(super) fn launch(&mut self, seat: Seat, generation: u64) -> Option<rollout::Input> {
         let error = self.try_launch(seat, generation).err()?;
+        self.headcount.failed();
         let cause = Report(&error).to_string();
         tracing::error!(app = %self.app().name, worker = seat.slot, error = %cause, "cannot start a worker");
         self.past.entry(seat.slot).or_default().last_exit = Some(cause.clone());
@@ -270,8 +271,9 @@ impl Crew {
         match why {
             Why::Retired => past.last_exit = Some(format!("{} after it was asked to stop", worker.exit)),
             // Said when its time was over; how it then ended says less.
-            Why::NeverReady => {}
+            Why::NeverReady => self.headcount.failed(),
             Why::DiedStarting => {
+                self.headcount.failed();
                 let reason = format!("{} before it was ready", worker.ending());
                 past.last_exit = Some(reason.clone());
                 self.changes.dying(at, reason);

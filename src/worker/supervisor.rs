@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::model::{App, Backend, WorkerSpec};
+use crate::config::model::{App, Backend, WorkerCount, WorkerSpec};
 use crate::name::WorkerId;
 use crate::scope::Scope;
 use crate::telemetry::status::AppStatus;
@@ -98,10 +98,16 @@ impl Supervisor {
         self.ask(Event::Restart).await
     }
 
-    /// Changes how many workers there are, at least 1. Completes when that many serve and those that are too many are gone. On
-    /// an error the number stays changed and retries go on.
-    pub async fn scale(&self, workers: u32) -> Result<(), RollError> {
+    /// Holds the number of workers at this, at least 1, whatever the load; with `None`, the file and the load decide again.
+    /// Completes when that many serve and those that are too many are gone. On an error the number stays changed and retries
+    /// go on.
+    pub async fn scale(&self, workers: Option<u32>) -> Result<(), RollError> {
         self.ask(|reply| Event::Scale(workers, reply)).await
+    }
+
+    /// Another number or range of workers from the file, as [`Self::scale`]. What is allowed by it stays as it is.
+    pub async fn resize(&self, workers: WorkerCount) -> Result<(), RollError> {
+        self.ask(|reply| Event::Resize(workers, reply)).await
     }
 
     async fn ask(&self, event: impl FnOnce(Reply) -> Event) -> Result<(), RollError> {

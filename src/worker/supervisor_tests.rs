@@ -7,7 +7,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 use crate::config::model::{
-    Account, HealthCheck, PlainHttp, Queue, Recycle, Restart, ServerKind, Sticky, Tls, Transport,
+    Account, HealthCheck, PlainHttp, Queue, Recycle, Restart, ServerKind, Sticky, Tls, Transport, WorkerCount,
 };
 use crate::telemetry::status::{AppState, WorkerState};
 use crate::worker::adapter::{self, Wire};
@@ -67,7 +67,12 @@ impl Stage {
 
     fn start(&self, spec: WorkerSpec) -> Supervisor {
         let rng = fastrand::Rng::with_seed(7);
-        let tools = Tools { launcher: self.launcher.clone(), rng, journal: Rc::default() };
+        let tools = Tools {
+            launcher: self.launcher.clone(),
+            rng,
+            journal: Rc::default(),
+            available: usage::available,
+        };
         supervise(app(), &spec, Arc::clone(&self.roster), tools, &self.scope)
     }
 
@@ -120,7 +125,7 @@ fn spec(root: &Path, command: Vec<String>) -> WorkerSpec {
         command,
         server: ServerKind::Auto,
         transport: Transport::Unix,
-        workers: 1,
+        workers: WorkerCount::fixed(1),
         concurrency: None,
         working_dir: root.to_owned(),
         account: Account::Own,
@@ -395,7 +400,12 @@ async fn edge_to_be_killed() {
     LocalSet::new()
         .run_until(async {
             let launcher = Rc::new(ProcessLauncher::new(root.join("run")).expect("a launcher"));
-            let tools = Tools { launcher, rng: fastrand::Rng::new(), journal: Rc::default() };
+            let tools = Tools {
+                launcher,
+                rng: fastrand::Rng::new(),
+                journal: Rc::default(),
+                available: usage::available,
+            };
             let spec = server(&root, &["stubborn", "child", "daemon"]);
             let _app = supervise(app(), &spec, Roster::new(), tools, &Scope::new());
             std::future::pending::<()>().await;

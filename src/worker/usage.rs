@@ -22,6 +22,13 @@ pub fn available() -> Option<u64> {
     machine().into_iter().chain(group_available()).min()
 }
 
+/// How many more workers as large as `largest` fit into what is available, each with a fifth to spare.
+pub fn room(available: Option<u64>, largest: u64) -> u32 {
+    // Where one of them is not known, nothing speaks against another worker.
+    let fit = available.and_then(|available| available.checked_div(largest.saturating_add(largest / 5)));
+    fit.and_then(|fit| u32::try_from(fit).ok()).unwrap_or(u32::MAX)
+}
+
 /// How many processes the kernel has ended for lack of memory: in our control group where it says so, on the machine
 /// otherwise.
 pub fn out_of_memory_kills() -> u64 {

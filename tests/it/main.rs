@@ -24,6 +24,7 @@ mod proxying;
 mod queueing;
 mod refusals;
 mod reload;
+mod scaling;
 mod servers;
 mod shutdown;
 mod status;
