@@ -29,6 +29,8 @@ pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize
         SendError::Connect(_) | SendError::Closed { sent: false, .. } => true,
         // The worker may have acted on what it got; and a request that kills must not go from worker to worker.
         SendError::Closed { sent: true, .. } => method.is_idempotent() && fatal <= 1,
+        // What blocked one worker would block the next. What a hanging worker left unread comes as `Closed`.
+        SendError::Hung => false,
         // It answered, or may be working still: asking again would double the load of a struggling app.
         SendError::BadResponse(_) | SendError::TimedOut => false,
         SendError::Unwritable(_) | SendError::RequestBody(_) => false,
@@ -69,6 +71,7 @@ mod tests {
             (closed(true), &Method::PATCH, true, 1, GiveUp),
             (connect(), &get, true, 2, Retry),
             (connect(), &get, true, 3, GiveUp),
+            (SendError::Hung, &get, true, 1, GiveUp),
             (SendError::TimedOut, &get, true, 1, GiveUp),
             (SendError::BadResponse("x"), &get, true, 1, GiveUp),
             (RequestBodyError::TooSlow.into(), &get, true, 1, GiveUp),

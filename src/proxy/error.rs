@@ -123,9 +123,12 @@ impl ProxyError {
             Self::Acquire(AcquireError::NoWorker { .. } | AcquireError::QueueFull { .. }) => {
                 (Edge, StatusCode::SERVICE_UNAVAILABLE)
             }
-            Self::Send(SendError::Connect(_) | SendError::Closed { .. } | SendError::BadResponse(_)) => {
-                (Worker, StatusCode::BAD_GATEWAY)
-            }
+            Self::Send(
+                SendError::Connect(_)
+                | SendError::Closed { .. }
+                | SendError::Hung
+                | SendError::BadResponse(_),
+            ) => (Worker, StatusCode::BAD_GATEWAY),
             Self::Send(SendError::Unwritable(_)) => (Client, StatusCode::BAD_REQUEST),
             Self::Send(SendError::TimedOut) => (Worker, StatusCode::GATEWAY_TIMEOUT),
             Self::Send(SendError::RequestBody(RequestBodyError::TooLarge { .. })) => {
@@ -165,6 +168,7 @@ impl ProxyError {
             | Self::Send(
                 SendError::Connect(_)
                 | SendError::Closed { .. }
+                | SendError::Hung
                 | SendError::BadResponse(_)
                 | SendError::TimedOut,
             )

@@ -130,7 +130,9 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
             "The request body was cut or malformed."
         }
         ProxyError::Send(SendError::TimedOut) => "The application did not answer in time.",
-        ProxyError::Send(SendError::Connect(_) | SendError::Closed { .. } | SendError::BadResponse(_))
+        ProxyError::Send(
+            SendError::Connect(_) | SendError::Closed { .. } | SendError::Hung | SendError::BadResponse(_),
+        )
         | ProxyError::BadUpgrade(_) => "The application did not give a usable answer.",
     })
 }

@@ -68,6 +68,9 @@ pub enum SendError {
         /// Whether any byte of this request was written.
         sent: bool,
     },
+    /// The worker had read the request, read nothing more from then on, and was ended for it.
+    #[error("the worker hung and was ended before it answered")]
+    Hung,
     /// The request cannot be said in HTTP/1.1: nothing was sent, and the client is to blame.
     #[error("the request cannot be written as HTTP/1.1: {0}")]
     Unwritable(&'static str),

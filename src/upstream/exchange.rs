@@ -122,17 +122,32 @@ pub async fn exchange(
     if framing != RequestFraming::None {
         attempt.upload.attach(body.take());
     }
-    let answer = match poll_fn(|cx| attempt.poll_answer(cx)).await {
-        Err(SendError::Closed { reused: true, .. }) if attempt.may_send_again(head.method) => {
-            // Whatever else is idle is as old, so the second try is on a connection of its own.
-            let deadline = reach.deadlines.deadline();
-            attempt.watch.stop();
-            attempt.connection = connect(reach, &lease.slot().address, &deadline).await?;
-            poll_fn(|cx| attempt.poll_answer(cx)).await?
+    let mut answer = poll_fn(|cx| attempt.poll_answer(cx)).await;
+    if let Err(SendError::Closed { reused: true, sent, .. }) = answer
+        && !lease.slot().is_stuck()
+        && attempt.may_send_again(head.method)
+    {
+        // Whatever else is idle is as old, so the second try is on a connection of its own.
+        let deadline = reach.deadlines.deadline();
+        attempt.watch.stop();
+        match connect(reach, &lease.slot().address, &deadline).await {
+            Ok(connection) => {
+                attempt.connection = connection;
+                answer = poll_fn(|cx| attempt.poll_answer(cx)).await;
+            }
+            // It was no idle connection's end but the worker's, and this request may have been the reason.
+            Err(_) if sent => {}
+            Err(unreachable) => return Err(unreachable),
         }
-        answer => answer?,
-    };
-    Ok(attempt.into_answer(reach, lease, answer))
+    }
+    match answer {
+        Ok(begun) => Ok(attempt.into_answer(reach, lease, begun)),
+        // A worker's end resets the connections it has left something unread on, and closes the others.
+        Err(SendError::Closed { cause: None, sent: true, .. }) if lease.slot().is_stuck() => {
+            Err(SendError::Hung)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// No framing for a body that is known to be empty.

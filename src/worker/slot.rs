@@ -5,7 +5,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -40,6 +40,7 @@ pub struct Slot {
     /// Most requests in flight.
     limit: u64,
     word: AtomicU64,
+    stuck: AtomicBool,
     requests: AtomicU64,
     idle: Notify,
     streams: CancellationToken,
@@ -64,6 +65,7 @@ impl Slot {
             latency_risen: AtomicU32::new(0),
             limit: limit.map_or(IN_FLIGHT, |limit| limit.get().into()),
             word: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             idle: Notify::new(),
             streams: CancellationToken::new(),
@@ -127,9 +129,21 @@ impl Slot {
         self.streams.clone().cancelled_owned()
     }
 
+    /// Takes no requests while its worker reads nothing.
+    pub fn suspend(&self) {
+        self.stuck.store(true, Ordering::Relaxed);
+        self.close();
+    }
+
     /// Takes requests again. Not for a slot that somebody waits to see [`Self::emptied`].
-    pub fn reopen(&self) {
+    pub fn resume(&self) {
+        self.stuck.store(false, Ordering::Relaxed);
         self.word.fetch_and(!CLOSED, Ordering::AcqRel);
+    }
+
+    /// Whether its worker reads nothing, or did not to its end.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed)
     }
 
     /// Whether it takes requests.

@@ -239,10 +239,10 @@ impl Crew {
         let Some(slot) = &worker.slot else { return };
         let (app, pid, in_flight) = (&worker.id.app, slot.pid, slot.in_flight());
         if suspended {
-            slot.close();
+            slot.suspend();
             tracing::warn!(%app, worker = at.slot, pid, in_flight, "worker reads nothing: it gets no new requests until it does");
         } else {
-            slot.reopen();
+            slot.resume();
             tracing::info!(%app, worker = at.slot, pid, in_flight, "worker reads again");
         }
         self.publish();

@@ -175,6 +175,59 @@ async fn a_worker_whose_event_loop_is_blocked_is_avoided_then_aborted_and_replac
     }
 }
 
+/// The request that blocks its worker is told so; those that came after it and were not read go to another.
+#[tokio::test]
+async fn a_request_that_hangs_one_worker_is_not_given_a_second_and_those_behind_it_are() {
+    for transport in ["unix", "tcp"] {
+        let yaml = format!("{FAULTY}workers: 3\nsticky: ip\ntransport: {transport}");
+        let edge = Setup::new().app("a", &yaml).start().await;
+        edge.wait_until_up("a").await;
+        let mut connections = Vec::new();
+        for _ in 0..4 {
+            // Its connection to the worker has served before, like most.
+            let mut connection = Connection::open(&edge, "a.test", Wire::H1).await;
+            assert_eq!(connection.get("/").await.status, 200);
+            connections.push(connection);
+        }
+        let mut victim = connections.pop().unwrap();
+        let blocked = tokio::spawn(async move { victim.get("/block/60000").await });
+        let in_flight = async |count: u64| {
+            until(Duration::from_secs(5), "requests in flight", async || {
+                let status = edge.status().await;
+                let workers = status["apps"]["a"]["workers"].as_array()?;
+                workers.iter().any(|worker| worker["in_flight"] == count).then_some(())
+            })
+            .await;
+        };
+        in_flight(1).await;
+        let behind: Vec<_> = connections
+            .into_iter()
+            .map(|mut connection| tokio::spawn(async move { connection.get("/json").await.status }))
+            .collect();
+        in_flight(4).await;
+        for answer in behind {
+            assert_eq!(answer.await.unwrap(), 200);
+        }
+        assert_eq!(blocked.await.unwrap().status, 502);
+        let line = edge.wait_for_access("/block/60000").await;
+        assert_eq!(line["retries"], 0, "{line}");
+        assert!(line["error"].as_str().is_some_and(|error| error.contains("hung")), "{line}");
+        until(Duration::from_secs(5), "three that were asked again", async || {
+            let lines = edge.log_objects();
+            let again = lines.iter().filter(|line| line["path"] == "/json" && line["retries"] == 1);
+            (again.count() == 3).then_some(())
+        })
+        .await;
+        // Nobody else was asked to block.
+        let app = edge.wait_until_up("a").await;
+        let restarts =
+            app["workers"].as_array().unwrap().iter().filter_map(|worker| worker["restarts"].as_u64());
+        assert_eq!(restarts.sum::<u64>(), 1, "{app:#}");
+        assert_eq!(edge.workers("a").await.len(), 3);
+        edge.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn a_worker_that_is_blocked_for_a_while_comes_back() {
     let edge = Setup::new().app("a", &format!("{FAULTY}workers: 1")).start().await;

@@ -40,6 +40,51 @@ async fn a_worker_that_closes_just_as_the_next_request_comes_is_asked_again_if_t
 }
 
 #[tokio::test]
+async fn a_worker_that_ends_with_a_request_is_not_one_that_could_not_be_reached() {
+    let mut rig = Rig::new();
+    let listener =
+        std::mem::replace(&mut rig.listener, UnixListener::bind(rig._dir.path().join("o")).expect("bound"));
+    let worker = async {
+        let mut peer = Peer(listener.accept().await.expect("a connection").0);
+        peer.answer(OK).await;
+        peer.read_to("\r\n\r\n").await;
+        drop((peer, listener));
+    };
+    let client = async {
+        rig.get().await.expect("whole");
+        rig.response(Method::GET).await.err()
+    };
+    let (error, ()) = rig.run(async { tokio::join!(client, worker) }).await;
+    assert!(matches!(error, Some(SendError::Closed { sent: true, .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn of_a_worker_that_hung_to_its_end_what_it_read_is_told_from_what_it_left() {
+    for read in [true, false] {
+        let rig = Rig::new();
+        rig.slot.suspend();
+        // The request was sent before the worker was found to hang.
+        rig.slot.resume();
+        let worker = async {
+            let mut peer = rig.accept().await;
+            if read {
+                peer.read_to("\r\n\r\n").await;
+            } else {
+                peer.0.read_u8().await.expect("it came");
+            }
+            rig.slot.suspend();
+        };
+        let client = async { rig.response(Method::GET).await.err() };
+        let (error, ()) = rig.run(async { tokio::join!(client, worker) }).await;
+        match error {
+            Some(SendError::Hung) => assert!(read),
+            Some(SendError::Closed { sent: true, cause: Some(_), .. }) => assert!(!read),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_worker_that_cannot_be_reached_is_told_at_once() {
     let mut rig = Rig::new();
     rig.listener = UnixListener::bind(rig._dir.path().join("other")).expect("bound");
