@@ -15,6 +15,8 @@ use tokio_util::task::TaskTracker;
 pub struct Scope {
     drain: CancellationToken,
     abort: CancellationToken,
+    /// One for the whole tree: whoever runs it hears of a driver's end wherever that was.
+    broken: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -26,7 +28,12 @@ impl Scope {
 
     /// A scope below this one: it drains and aborts when this one does, or earlier by itself.
     pub fn child(&self) -> Self {
-        Self { drain: self.drain.child_token(), abort: self.abort.child_token(), tasks: TaskTracker::new() }
+        Self {
+            drain: self.drain.child_token(),
+            abort: self.abort.child_token(),
+            broken: self.broken.clone(),
+            tasks: TaskTracker::new(),
+        }
     }
 
     /// Runs `task` to its end on this thread. The scope waits for it; a panic ends it alone, and is logged by the
@@ -37,6 +44,24 @@ impl Scope {
         F::Output: 'static,
     {
         self.tasks.spawn_local(task)
+    }
+
+    /// As [`Self::spawn`], for a task without which the rest is worth nothing: its panic is told by [`Self::broken`].
+    pub fn drive<F>(&self, driver: F) -> JoinHandle<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        let broken = Broken(self.broken.clone());
+        self.spawn(async move {
+            let _broken = broken;
+            driver.await
+        })
+    }
+
+    /// Completes once a driver has panicked, in this scope's tree from its top down. Cancel-safe.
+    pub async fn broken(&self) {
+        self.broken.cancelled().await;
     }
 
     /// Asks every task to finish what it has. Idempotent.
@@ -94,5 +119,42 @@ impl Scope {
             self.tasks.wait().await;
         }
         drained
+    }
+}
+
+/// Dropped by a panic, it says so. The runtime catches the panic after it has dropped the task.
+struct Broken(CancellationToken);
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_driver_that_panics_is_heard_of_at_the_top_and_a_task_that_panics_is_not() {
+        LocalSet::new()
+            .run_until(async {
+                let top = Scope::new();
+                let below = top.child().child();
+                assert!(below.spawn(async { panic!("one of many") }).await.is_err());
+                assert!(below.drive(async { 7 }).await.is_ok_and(|seven| seven == 7));
+                let ended = below.drive(std::future::pending::<()>());
+                ended.abort();
+                assert!(ended.await.is_err_and(|error| error.is_cancelled()));
+                assert!(futures_util::poll!(Box::pin(top.broken())).is_pending());
+                assert!(below.drive(async { panic!("the one") }).await.is_err());
+                top.broken().await;
+                assert!(top.close(Duration::from_secs(5)).await);
+            })
+            .await;
     }
 }

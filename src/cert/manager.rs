@@ -107,7 +107,7 @@ pub fn start_with(
     };
     driver.advance();
     driver.publish();
-    scope.spawn(driver.run(events));
+    scope.drive(driver.run(events));
     Ok(manager)
 }
 

@@ -77,7 +77,7 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
         &control,
     )?;
     let workers = Scope::new();
-    drop(workers.spawn({
+    drop(workers.drive({
         let (launcher, workers) = (Rc::clone(&launcher), workers.clone());
         async move { launcher.reap_orphans(&workers).await }
     }));
@@ -85,7 +85,7 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
     let live = Rc::new(Live::start(Arc::clone(&config), manager, listeners, hands));
     // Operations end before what they operate on.
     let operations = Scope::new();
-    drop(control.spawn(admin.serve(control.clone(), Rc::new(desk(&live, &operations)))));
+    drop(control.drive(admin.serve(control.clone(), Rc::new(desk(&live, &operations)))));
 
     let data = Scope::new();
     let shared = Shared {
@@ -107,7 +107,14 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
 
     let reload =
         || drop(operations.spawn(stoppable(reload::signalled(Rc::clone(&live)), operations.clone())));
-    let mut healthy = wait_for_stop(&mut signals, &mut threads, &output, reload).await;
+    let broken = async {
+        tokio::select! {
+            () = data.broken() => "an accept loop",
+            () = workers.broken() => "a supervisor of workers",
+            () = control.broken() => "the driver of certificates or the admin socket",
+        }
+    };
+    let mut healthy = wait_for_stop(&mut signals, &mut threads, broken, &output, reload).await;
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     operations.close(Duration::ZERO).await;
     tracing::info!(
@@ -138,10 +145,12 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
     Ok(healthy)
 }
 
-/// Waits for the order to stop. `false` where a thread died instead, which drains the rest and fails.
+/// Waits for the order to stop. `false` where a thread or, says `broken`, a driver died instead: the rest is drained, and the
+/// service manager starts edge again.
 async fn wait_for_stop(
     signals: &mut Signals,
     threads: &mut [DataThread],
+    broken: impl Future<Output = &'static str>,
     output: &Output,
     reload: impl Fn(),
 ) -> bool {
@@ -149,7 +158,7 @@ async fn wait_for_stop(
         let endings = threads.iter_mut().map(|thread| Box::pin(thread.ended()));
         futures_util::future::select_all(endings).await;
     };
-    tokio::pin!(died);
+    tokio::pin!(died, broken);
     loop {
         tokio::select! {
             command = signals.next() => match command {
@@ -159,6 +168,10 @@ async fn wait_for_stop(
             },
             () = &mut died => {
                 tracing::error!("a data-plane thread ended unexpectedly: stopping so that the service manager restarts edge");
+                return false;
+            }
+            what = &mut broken => {
+                tracing::error!("{what} ended because of a bug in edge: stopping so that the service manager restarts edge");
                 return false;
             }
         }
@@ -199,7 +212,8 @@ impl Output {
             }
         };
         log::install(config.level, stdout.clone())?;
-        // A panic is a bug and ends one task, not the process: it must not be the one event that is not in the log.
+        // A panic is a bug and ends one task, and the process only where that drives something: it must not be the one event that
+        // is not in the log.
         std::panic::set_hook(Box::new(|panic| tracing::error!("bug in edge: {panic}")));
         Ok(Self { stdout, access })
     }

@@ -128,7 +128,7 @@ fn listen(mine: Mine, plane: &Rc<Plane>, stage: &Stage, scope: &Scope) -> io::Re
     let open = scope.child();
     let accepting =
         accept::run(listener, mine.kind, Rc::clone(plane), stage.clone(), scope.clone(), open.clone());
-    let ended = scope.spawn(accepting);
+    let ended = scope.drive(accepting);
     Ok(Accepting { open, ended })
 }
 

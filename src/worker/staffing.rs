@@ -117,7 +117,8 @@ impl Crew {
 
     fn watch(&self, worker: &Member) {
         let (id, child, events) = (worker.id.clone(), Rc::clone(&worker.child), self.events.clone());
-        self.tasks.spawn(async move {
+        // Without it a death would never be noticed.
+        self.tasks.drive(async move {
             let exit = child.exited().await;
             let _nobody_listens = events.send(Event::Exited(id, exit));
         });

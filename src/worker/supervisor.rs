@@ -46,7 +46,7 @@ pub fn supervise(
     let driver = drive(Rc::clone(&crew), inbox, scope.clone());
     // Also when the driver panics nobody waits for ever.
     let guard = gone.clone().drop_guard();
-    scope.spawn(async move {
+    scope.drive(async move {
         let _guard = guard;
         driver.await;
     });
@@ -112,7 +112,8 @@ impl Supervisor {
 
     async fn ask(&self, event: impl FnOnce(Reply) -> Event) -> Result<(), RollError> {
         let (reply, answer) = oneshot::channel();
-        let _ended_already = self.events.send(event(reply));
+        // Dropped at once: where nobody takes it any more, the reply in it must go, or the answer would be awaited for ever.
+        drop(self.events.send(event(reply)));
         answer.await.unwrap_or_else(|_| Err(RollError::stopping()))
     }
 

@@ -376,6 +376,39 @@ async fn a_worker_runs_as_its_account_from_a_directory_only_root_can_enter() {
         .await;
 }
 
+/// Has a bug.
+struct Buggy;
+
+impl Launcher for Buggy {
+    fn place(&self, _: &WorkerId, _: &Account, _: Wire) -> Result<adapter::Place, LaunchError> {
+        panic!("a bug in edge");
+    }
+
+    fn launch(&self, _: &Order<'_>) -> Result<crate::worker::child::Child, LaunchError> {
+        panic!("a bug in edge");
+    }
+}
+
+#[tokio::test]
+async fn a_supervisor_that_panics_is_heard_of_and_nobody_waits_for_it() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let tools = Tools {
+                launcher: Rc::new(Buggy),
+                rng: fastrand::Rng::new(),
+                journal: Rc::default(),
+                available: usage::available,
+            };
+            let spec = stage.server(&[]);
+            let app = supervise(app(), &spec, Roster::new(), tools, &stage.scope);
+            tokio::time::timeout(PATIENCE, stage.scope.broken()).await.expect("it is heard of");
+            tokio::time::timeout(PATIENCE, app.stop()).await.expect("nobody waits for ever");
+            assert!(app.restart().await.is_err());
+        })
+        .await;
+}
+
 fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("changed");
