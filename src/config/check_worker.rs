@@ -58,6 +58,7 @@ pub(super) fn worker(
         ulimits: ulimits(section),
         recycle: recycle(section),
         before_start: before_start(section),
+        before_start_timeout: section.positive_duration("before_start_timeout"),
         command: command?,
     })
 }

@@ -262,6 +262,12 @@ pub const KEYS: &[Key] = &[
         "Command or list of commands run once before the first worker of each generation, such as migrations; a failure keeps the old generation.",
     ),
     key(
+        "apps.NAME.before_start_timeout",
+        Is("5m"),
+        Worker,
+        "How long those commands may take together; beyond, they are ended like a worker, and the old generation stays.",
+    ),
+    key(
         "apps.NAME.healthcheck.path",
         Nothing,
         Worker,

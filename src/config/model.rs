@@ -324,6 +324,8 @@ pub struct WorkerSpec {
     pub recycle: Recycle,
     /// Commands run once before the first worker of a generation, each split.
     pub before_start: Vec<Vec<String>>,
+    /// How long they may take together.
+    pub before_start_timeout: Duration,
 }
 
 impl std::fmt::Debug for WorkerSpec {
@@ -350,6 +352,7 @@ impl std::fmt::Debug for WorkerSpec {
             ulimits,
             recycle,
             before_start,
+            before_start_timeout,
         } = self;
         f.debug_struct("WorkerSpec")
             .field("program", &command.first())
@@ -372,6 +375,7 @@ impl std::fmt::Debug for WorkerSpec {
             .field("ulimits", ulimits)
             .field("recycle", recycle)
             .field("before_start", &before_start.len())
+            .field("before_start_timeout", before_start_timeout)
             .finish()
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::cert::manager::Manager;
 use crate::config::model::{App, Backend, Config};
 use crate::daemon::listeners::Listeners;
+use crate::daemon::progress::Turn;
 use crate::name::AppName;
 use crate::proxy::route::{Routing, Site};
 use crate::scope::Scope;
@@ -57,8 +58,8 @@ pub struct Live {
     pub manager: Manager,
     /// The bound addresses.
     pub listeners: RefCell<Listeners>,
-    /// Held by whoever changes anything: one at a time, in the order they came.
-    pub turn: tokio::sync::Mutex<()>,
+    /// Held by whoever changes the configuration in force.
+    pub turn: Turn,
     /// Whether a reload that a signal asked for waits for its turn: it will see whatever the next signal is about.
     pub reload_waits: Cell<bool>,
     hands: Hands,
@@ -74,7 +75,7 @@ impl Live {
             routing: Arc::default(),
             manager,
             listeners: RefCell::new(listeners),
-            turn: tokio::sync::Mutex::new(()),
+            turn: Turn::default(),
             reload_waits: Cell::new(false),
             hands,
             started: Instant::now(),

@@ -12,7 +12,7 @@ use crate::daemon::progress::{Failed, Progress, Said};
 use crate::daemon::reload::{self, no_workers, not_rolled};
 use crate::name::AppName;
 use crate::scope::Scope;
-use crate::telemetry::status::ScaleStatus;
+use crate::telemetry::status::{AppState, ScaleStatus};
 use crate::worker::journal::Journal;
 use crate::worker::supervisor::Supervisor;
 
@@ -48,18 +48,19 @@ pub fn perform(live: &Rc<Live>, operation: Operation, scope: &Scope) -> mpsc::Re
 async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<(), Failed> {
     match operation {
         Operation::Reload(app) => reload::reload(live, app.as_ref(), told).await,
+        // These two change no configuration: they wait for nobody but the app's own supervisor.
         Operation::Restart(app) => {
-            let _turn = told.take(&live.turn).await;
             let supervisor = supervisor(live, &app)?;
+            if supervisor.status().state == AppState::Deploying {
+                told.say(format!("{app}: waiting for the change of its workers that is under way"));
+            }
             told.say(format!("{app}: replacing its workers"));
+            reload::tell_of_memory(&app, &supervisor, told);
             supervisor.restart().await.map_err(|error| not_rolled(&app, &error))?;
             told.say(format!("{app}: new workers serve, old ones are gone"));
             Ok(())
         }
-        Operation::Scale(app, number) => {
-            let _turn = told.take(&live.turn).await;
-            scale(&supervisor(live, &app)?, &app, number, told).await
-        }
+        Operation::Scale(app, number) => scale(&supervisor(live, &app)?, &app, number, told).await,
         Operation::Maintain(app, text) => {
             let text: Arc<str> = text.as_deref().unwrap_or(MAINTENANCE).into();
             maintain(live, &app, Some(text))?;

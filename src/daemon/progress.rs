@@ -1,6 +1,9 @@
 //! What an operation says while it runs: to the log, and to the operator who waits for it.
 
+use std::cell::RefCell;
+
 use tokio::sync::{Mutex, MutexGuard, mpsc};
+use tokio::time::Instant;
 
 /// Words said and not yet read by the operator; beyond, words are lost and the operation goes on.
 const UNREAD: usize = 1024;
@@ -55,6 +58,27 @@ impl Failed {
     }
 }
 
+/// Held by who changes the configuration in force: one at a time, in the order they came.
+#[derive(Debug, Default)]
+pub struct Turn {
+    lock: Mutex<()>,
+    /// What is under way, and since when.
+    holder: RefCell<Option<(String, Instant)>>,
+}
+
+/// One's turn, until it is dropped.
+#[derive(Debug)]
+pub struct Taken<'a> {
+    turn: &'a Turn,
+    _lock: MutexGuard<'a, ()>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.turn.holder.replace(None);
+    }
+}
+
 /// Where an operation speaks.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
@@ -68,13 +92,31 @@ impl Progress {
         (Self { operator: Some(operator) }, hears)
     }
 
-    /// Waits for `turn`, and says so if it is another's.
-    pub async fn take<'a>(&self, turn: &'a Mutex<()>) -> MutexGuard<'a, ()> {
-        if let Ok(taken) = turn.try_lock() {
-            return taken;
+    /// Waits for `turn` to do `what`, and says whose it is if it is another's. `None` if the operator goes away meanwhile: who
+    /// gives a command up before it has begun does not want it done later.
+    pub async fn take<'a>(&self, turn: &'a Turn, what: &str) -> Option<Taken<'a>> {
+        let lock = match turn.lock.try_lock() {
+            Ok(lock) => lock,
+            Err(_) => {
+                if let Some((holder, since)) = &*turn.holder.borrow() {
+                    self.say(format!("waiting for {holder}, under way for {} s", since.elapsed().as_secs()));
+                }
+                tokio::select! {
+                    lock = turn.lock.lock() => lock,
+                    () = self.gone() => return None,
+                }
+            }
+        };
+        turn.holder.replace(Some((what.to_owned(), Instant::now())));
+        Some(Taken { turn, _lock: lock })
+    }
+
+    /// Completes once an operator who waited has gone away. Cancel-safe.
+    async fn gone(&self) {
+        match &self.operator {
+            Some(operator) => operator.closed().await,
+            None => std::future::pending().await,
         }
-        self.say("waiting for the change that is under way");
-        turn.lock().await
     }
 
     /// Something went on.
@@ -113,19 +155,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_waits_for_anothers_change_is_told_so() {
-        let turn = Mutex::new(());
+    async fn who_waits_for_anothers_change_is_told_which_and_may_go_away() {
+        let turn = Turn::default();
         let (told, mut hears) = Progress::told();
-        drop(told.take(&turn).await);
+        drop(told.take(&turn, "one").await);
         assert!(hears.try_recv().is_err(), "nobody was waited for");
-        let another = turn.lock().await;
-        let waits = async { drop(told.take(&turn).await) };
+        let another = Progress::default().take(&turn, "`edge reload`").await;
+        let waits = async { told.take(&turn, "another").await.is_some() };
         let ends = async {
             let said = hears.recv().await;
             drop(another);
             said
         };
-        let ((), said) = tokio::join!(waits, ends);
-        assert_eq!(said, Some(Said::Word("waiting for the change that is under way".to_owned())));
+        let (taken, said) = tokio::join!(waits, ends);
+        let words = "waiting for `edge reload`, under way for 0 s".to_owned();
+        assert_eq!((taken, said), (true, Some(Said::Word(words))));
+
+        let _another = Progress::default().take(&turn, "one that takes long").await;
+        let waits = async { told.take(&turn, "another").await.is_none() };
+        let goes = async { drop(hears) };
+        assert!(tokio::join!(waits, goes).0);
     }
 }

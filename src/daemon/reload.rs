@@ -39,7 +39,13 @@ pub async fn signalled(live: Rc<Live>) {
 /// Reads the file again and puts it in force; with `app`, its workers are replaced even if nothing changed. Completes when
 /// new workers serve and old ones are gone.
 pub async fn reload(live: &Live, app: Option<&AppName>, told: &Progress) -> Result<(), Failed> {
-    let _turn = told.take(&live.turn).await;
+    let what = match app {
+        Some(name) => format!("`edge reload {name}`"),
+        None => "a reload".to_owned(),
+    };
+    let Some(_turn) = told.take(&live.turn, &what).await else {
+        return Err(Failed::because(format!("{what} was given up before its turn came")));
+    };
     live.reload_waits.set(false);
     let old = live.config();
     let new = Arc::new(read(old.file.clone()).await?);
@@ -115,6 +121,15 @@ pub fn no_workers(name: &AppName) -> Failed {
 pub fn not_rolled(name: &AppName, error: &RollError) -> Failed {
     let lines = error.last_lines.iter().map(|line| format!("\n  {line}")).collect::<String>();
     Failed::because(format!("app \"{name}\": {}; its old workers serve on{lines}", error.reason))
+}
+
+/// Says so where requests will wait because memory is short.
+pub fn tell_of_memory(name: &AppName, supervisor: &Supervisor, told: &Progress) {
+    if !supervisor.has_room() {
+        told.say(format!(
+            "{name}: memory has no room for a successor beside its workers: each goes first, and requests wait where there is no other"
+        ));
+    }
 }
 
 /// A reload under way, with what is to be undone if it fails.
@@ -232,6 +247,7 @@ impl Attempt<'_> {
             return Err(no_workers(&app.name));
         };
         self.told.say(format!("{}: replacing its workers", app.name));
+        tell_of_memory(&app.name, &known.supervisor, self.told);
         let rolled = known.supervisor.roll(Arc::clone(app), (**spec).clone()).await;
         rolled.map_err(|error| not_rolled(&app.name, &error))?;
         self.told.say(format!("{}: new workers serve, old ones are gone", app.name));

@@ -34,6 +34,7 @@ fn spec(command: &str) -> WorkerSpec {
             max_memory: None,
         },
         before_start: Vec::new(),
+        before_start_timeout: Duration::from_secs(300),
     }
 }
 

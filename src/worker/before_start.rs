@@ -4,6 +4,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::config::model::WorkerSpec;
 use crate::name::{AppName, WorkerId};
 use crate::report::Report;
@@ -16,21 +18,21 @@ use crate::worker::launch::{LaunchError, Launcher, Order, Tools};
 use crate::worker::output::{self, Source, Tail};
 use crate::worker::setup::Setup;
 
-/// How long one command may take. Generous: a migration that is killed half-way is worse than a late one.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// How long the pipes of an ended command may stay open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// A slot no worker has: what the commands start must not be taken for a worker's.
 const SLOT: u32 = 1000;
 
-/// Runs them one after the other as the app's account; the first that fails ends it. When `scope` aborts, the running one is
-/// killed.
+/// Runs them one after the other as the app's account; the first that fails ends it. The running one is asked to stop when
+/// their time is over or `scope` drains, and killed after the app's grace period or when `scope` aborts.
 pub(super) async fn run(
     setup: &Setup,
     generation: u64,
     tools: &Tools,
     scope: &Scope,
 ) -> Result<(), RollError> {
+    let patience = setup.spec.before_start_timeout;
+    let deadline = tokio::time::Instant::now() + patience;
     for (at, command) in (1u64..).zip(&setup.spec.before_start) {
         let name = shown(command);
         let app = &setup.app.name;
@@ -40,13 +42,15 @@ pub(super) async fn run(
         let child = launch(&id, &setup.spec, command, tools.launcher.as_ref())
             .map_err(|error| RollError::because(format!("`{name}` of `before_start`: {}", Report(&error))))?;
         let tail = Tail::default();
-        let ended = one(app, &child, (&tail, &tools.journal), scope).await;
+        let journal = (&tail, &tools.journal);
+        let ended = one(app, &child, journal, deadline, setup.spec.stop_grace_period, scope).await;
         let reason = match ended {
             Some(Exit::Code(0)) => continue,
             Some(exit) => format!("`{name}` of `before_start` failed: {exit}"),
-            None => {
-                format!("`{name}` of `before_start` was killed: it took longer than {} s", PATIENCE.as_secs())
-            }
+            None => format!(
+                "`{name}` of `before_start` was ended: `before_start_timeout` of {} s is over",
+                patience.as_secs_f64()
+            ),
         };
         return Err(RollError { reason, last_lines: tail.last(output::REPORTED) });
     }
@@ -78,11 +82,13 @@ fn launch(
     launcher.launch(&Order { id, spec, plan: &plan, place: &place })
 }
 
-/// Waits for its end; `None` if it took too long.
+/// Waits for its end; `None` if it had to be ended.
 async fn one(
     app: &AppName,
     child: &Child,
     (tail, journal): (&Tail, &Rc<Journal>),
+    deadline: Instant,
+    grace: Duration,
     scope: &Scope,
 ) -> Option<Exit> {
     let mut followers = Vec::new();
@@ -95,10 +101,17 @@ async fn one(
     }
     let exit = tokio::select! {
         exit = child.exited() => Some(exit),
-        () = tokio::time::sleep(PATIENCE) => None,
-        () = scope.aborted() => None,
+        () = tokio::time::sleep_until(deadline) => None,
+        () = scope.drained() => None,
     };
     if exit.is_none() {
+        // A migration may want to undo what it began.
+        child.signal(nix::libc::SIGTERM);
+        tokio::select! {
+            _ = child.exited() => {}
+            () = tokio::time::sleep(grace) => {}
+            () = scope.aborted() => {}
+        }
         child.kill();
         child.exited().await;
     }

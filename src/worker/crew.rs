@@ -161,6 +161,7 @@ impl Crew {
             Event::Stop => self.stop(),
             Event::Abort => {
                 self.stop();
+                self.preparing.values().for_each(Scope::abort);
                 self.feed_all(Input::Abort);
             }
             Event::Tick => {
@@ -249,7 +250,7 @@ impl Crew {
 
     fn stop(&mut self) {
         self.stopping = true;
-        self.preparing.values().for_each(Scope::abort);
+        self.preparing.values().for_each(Scope::drain);
         self.changes.stop();
         self.roll(rollout::Input::Want(0));
     }
@@ -339,7 +340,7 @@ impl Crew {
         self.workers.values().map(|worker| worker.memory).max().unwrap_or(0)
     }
 
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         usage::room((self.tools.available)(), self.largest()) > 0
     }
 

@@ -77,6 +77,11 @@ impl Supervisor {
         self.crew.borrow().status()
     }
 
+    /// Whether memory has room for a successor beside the workers there are, as last measured.
+    pub fn has_room(&self) -> bool {
+        self.crew.borrow().has_room()
+    }
+
     /// Measures the memory of every worker for [`Self::status`], away from the event loop.
     pub async fn measure(&self) {
         let running = self.crew.borrow().running();

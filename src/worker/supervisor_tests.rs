@@ -151,6 +151,7 @@ fn spec(root: &Path, command: Vec<String>) -> WorkerSpec {
             max_memory: None,
         },
         before_start: Vec::new(),
+        before_start_timeout: Duration::from_secs(300),
     }
 }
 

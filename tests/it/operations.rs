@@ -129,3 +129,68 @@ async fn restart_replaces_every_worker_and_scale_changes_their_number() {
     assert_eq!(edge.workers("a").await.len(), 4);
     edge.stop().await;
 }
+
+/// `before_start` of an app that hangs holds up nobody but who waits for that app.
+#[tokio::test]
+async fn while_one_apps_change_hangs_others_are_operated_and_who_waits_may_go_away() {
+    let edge = Setup::new().app("a", HELLO).app("b", &HELLO.replace("a.test", "b.test")).start().await;
+    edge.wait_until_up("a").await;
+    edge.wait_until_up("b").await;
+    let before = (edge.workers("a").await, edge.workers("b").await);
+    edge.edit("domains: [a.test]", "domains: [a.test]\n    before_start: sleep 1000");
+    let ask = || {
+        tokio::process::Command::new(BINARY)
+            .args(["reload", "--config"])
+            .arg(edge.dir().join("edge.yaml"))
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    };
+    let mut hanging = ask();
+    let mut lines = BufReader::new(hanging.stdout.take().unwrap()).lines();
+    assert_eq!(
+        within(PATIENCE, "a line", lines.next_line()).await.unwrap().unwrap(),
+        "a: replacing its workers"
+    );
+
+    edge.done(&["restart", "b"]).await;
+    edge.done(&["scale", "b", "2"]).await;
+    let after = edge.workers("b").await;
+    assert!(after.len() == 2 && !after.contains(&before.1[0]), "{before:?} {after:?}");
+
+    let mut waiting = ask();
+    let mut lines = BufReader::new(waiting.stdout.take().unwrap()).lines();
+    let said = within(PATIENCE, "a line", lines.next_line()).await.unwrap().unwrap();
+    assert!(said.starts_with("waiting for a reload, under way for "), "{said}");
+    crate::support::processes::signal(waiting.id().unwrap(), nix::sys::signal::Signal::SIGINT);
+    edge.wait_for_log("that it was given up", |line| line.to_string().contains("given up before its turn"))
+        .await;
+    assert_eq!(edge.workers("a").await, before.0);
+    // It hangs still; edge stops all the same, at once, and leaves nothing.
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn what_comes_before_a_worker_has_its_time_and_may_tidy_up() {
+    let edge = Setup::new().app("a", HELLO).start().await;
+    edge.wait_until_up("a").await;
+    let before = edge.workers("a").await;
+    let script = edge.dir().join("migrate.sh");
+    std::fs::write(&script, "trap 'echo undone; exit 1' TERM\necho begun\nwhile :; do sleep 0.05; done\n")
+        .unwrap();
+    edge.edit(
+        "domains: [a.test]",
+        &format!(
+            "domains: [a.test]\n    before_start: sh {}\n    before_start_timeout: 1s",
+            script.display()
+        ),
+    );
+    let (status, errors) = edge.failing(&["reload"]).await;
+    assert_eq!(status, 1);
+    for words in ["`before_start_timeout` of 1 s is over", "begun", "undone", "its old workers serve on"] {
+        assert!(errors.contains(words), "{words} is not in {errors}");
+    }
+    assert_eq!(edge.workers("a").await, before);
+    edge.stop().await;
+}

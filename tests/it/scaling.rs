@@ -1,5 +1,6 @@
 //! How many workers an app has: by its load, by what an operator says, by what fits into memory.
 
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -134,5 +135,65 @@ async fn a_range_survives_a_change_of_how_its_workers_are_run() {
     edge.failing(&["reload"]).await;
     let now = scale(&edge).await;
     assert_eq!((&now["target"], &now["held"]), (&2.into(), &true.into()));
+    edge.stop().await;
+}
+
+/// The machine of a container: what the kernel says of memory comes from a file of the test's own. Where this process may not
+/// mount anything, nothing can be shown here; the decision itself is tested by its tables.
+fn can_mount() -> bool {
+    Command::new("unshare")
+        .args(["-m", "mount", "--bind", "/proc/meminfo", "/proc/meminfo"])
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+#[tokio::test]
+async fn where_memory_is_short_a_worker_goes_before_its_successor_and_requests_wait() {
+    if !can_mount() {
+        return;
+    }
+    let setup = Setup::new();
+    let memory = setup.dir().join("meminfo");
+    let has = |kilobytes: u64| {
+        // In place: it is this file that is mounted.
+        std::fs::write(&memory, format!("MemTotal: 8000000 kB\nMemAvailable: {kilobytes} kB\n")).unwrap();
+    };
+    has(8_000_000);
+    let edge = setup
+        .app("a", &format!("{RANGE}concurrency: 1"))
+        .inside(&[
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            &format!("mount --bind {} /proc/meminfo; exec \"$0\" \"$@\"", memory.display()),
+        ])
+        .start()
+        .await;
+    edge.wait_until_up("a").await;
+    let first = edge.workers("a").await;
+    until(PATIENCE, "its memory is known", async || {
+        (edge.status().await["apps"]["a"]["workers"][0]["memory_bytes"].as_u64() > Some(1 << 20))
+            .then_some(())
+    })
+    .await;
+    has(1000);
+    let load = busy(&edge, 4).await;
+    edge.wait_for_log("that there is no room for more", |line| {
+        line["msg"] == "memory has no room for one more worker"
+    })
+    .await;
+    let said = edge.done(&["restart", "a"]).await;
+    assert!(said.contains("memory has no room for a successor"), "{said}");
+    edge.wait_for_log("that it is done", |line| {
+        line["msg"].as_str().is_some_and(|text| text.contains("it goes first"))
+    })
+    .await;
+    let second = edge.workers("a").await;
+    assert!(second.len() == 1 && second != first, "{first:?} {second:?}");
+    has(8_000_000);
+    until_target(&edge, 4).await;
+    let tally = load.stop().await;
+    assert!(tally.failed.is_empty(), "requests were refused, not held: {:?}", tally.failed);
     edge.stop().await;
 }

@@ -78,17 +78,67 @@ async fn node() {
     serves(Server { command: "node server.js", scheme: true, client: true, websocket: false }).await;
 }
 
-async fn serves(server: Server) {
+/// A command that runs processes of its own behind one address keeps what that is for (memory shared by `--preload`): edge runs
+/// it once, adds no workers and no limit.
+#[tokio::test]
+async fn gunicorn_that_runs_its_own_workers() {
+    delegated("gunicorn --preload -w 3 wsgi:app").await;
+}
+
+#[tokio::test]
+async fn uvicorn_that_runs_its_own_workers() {
+    delegated("uvicorn --workers 3 main:app").await;
+}
+
+async fn delegated(command: &str) {
+    let edge = running(command, 1).await;
+    let workers = edge.workers("app").await;
+    assert_eq!(workers.len(), 1);
+    let children = crate::support::processes::children_of(workers[0]);
+    assert!(children.len() >= 3, "{children:?}");
+    // Synchronous ones, too, work on as many requests as there are processes, and the rest waits with the server, not with edge.
+    let mut answers = Vec::new();
+    for _ in 0..4 {
+        let mut connection = Connection::open(&edge, "app.test", Wire::H1).await;
+        answers.push(tokio::spawn(async move { connection.get("/slow/2000").await.status }));
+    }
+    until(PATIENCE, "all are with the worker", async || {
+        let app = edge.status().await["apps"]["app"].take();
+        (app["workers"][0]["in_flight"] == 4 && app["queue"] == 0).then_some(())
+    })
+    .await;
+    for answer in answers {
+        assert_eq!(answer.await.unwrap(), 200);
+    }
+    let mut connection = Connection::open(&edge, "app.test", Wire::H2).await;
+    let answer = connection.post("/upload", Bytes::from(vec![1; 3 << 20])).await;
+    assert_eq!((answer.status.as_u16(), answer.json()["bytes"].as_u64()), (200, Some(3 << 20)));
+    edge.edit("workers: 1", "workers: {min: 1, max: 2}");
+    let (status, errors) = edge.failing(&["reload"]).await;
+    assert!(status == 78 && errors.contains("3 processes each are up to 6 processes"), "{errors}");
+    // A deploy replaces the whole of it.
+    edge.edit("workers: {min: 1, max: 2}", "workers: 1");
+    edge.done(&["reload", "app"]).await;
+    assert!(children.iter().all(|(pid, _)| !crate::support::processes::is_alive(*pid)));
+    assert_eq!(connection.get("/info").await.status, 200);
+    edge.stop().await;
+}
+
+async fn running(command: &str, workers: u32) -> Edge {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let path = format!("{}/target/test-venv/bin:{}", root.display(), std::env::var("PATH").unwrap());
     let yaml = format!(
-        "domains: [app.test]\ncommand: {}\nworkers: 2\nworking_dir: {}/tests/apps\n\
+        "domains: [app.test]\ncommand: {command}\nworkers: {workers}\nworking_dir: {}/tests/apps\n\
          environment:\n  PATH: \"{path}\"\n  PYTHONDONTWRITEBYTECODE: \"1\"",
-        server.command,
         root.display()
     );
     let edge = Setup::new().environment("PATH", &path).app("app", &yaml).start().await;
     edge.wait_until_up("app").await;
+    edge
+}
+
+async fn serves(server: Server) {
+    let edge = running(server.command, 2).await;
     tells_scheme_and_client(&edge, &server).await;
     both_workers_answer(&edge).await;
     carries_ten_megabytes(&edge).await;

@@ -28,6 +28,7 @@ pub(crate) struct Setup {
     http: String,
     https: String,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
 }
 
 impl Setup {
@@ -45,6 +46,7 @@ impl Setup {
             http: "127.0.0.1:0".into(),
             https: "127.0.0.1:0".into(),
             environment: vec![("PATH".into(), format!("{}:{path}", bin.display()))],
+            wrapper: Vec::new(),
         }
     }
 
@@ -92,6 +94,12 @@ impl Setup {
         self
     }
 
+    /// Has edge executed by these words, which execute what follows them.
+    pub(crate) fn inside(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
     /// The file's text.
     fn text(&self) -> String {
         let dir = self.dir.path().display();
@@ -106,10 +114,11 @@ impl Setup {
         let config = self.dir.path().join("edge.yaml");
         fs::write(&config, self.text()).expect("the configuration is written");
         let mut edge = Edge {
-            launched: Launched::spawn(self.dir.path(), &config, &self.environment),
+            launched: Launched::spawn(self.dir.path(), &config, &self.environment, &self.wrapper),
             dir: self.dir,
             config,
             environment: self.environment,
+            wrapper: self.wrapper,
             http: unbound(),
             https: unbound(),
         };
@@ -124,6 +133,7 @@ pub(crate) struct Edge {
     dir: TempDir,
     config: PathBuf,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
     /// Where plain HTTP is served.
     pub(crate) http: SocketAddr,
     /// Where HTTPS is served.
@@ -284,13 +294,13 @@ impl Edge {
 
     /// Executes `edge` again, in the same directory with the same configuration, after it has ended.
     pub(crate) async fn restart(&mut self) {
-        self.launched = Launched::spawn(self.dir.path(), &self.config, &self.environment);
+        self.launched = Launched::spawn(self.dir.path(), &self.config, &self.environment, &self.wrapper);
         self.wait_until_listening().await;
     }
 
     /// As [`Self::restart`], without waiting for anything.
     pub(crate) fn execute_again(&mut self) {
-        self.launched = Launched::spawn(self.dir.path(), &self.config, &self.environment);
+        self.launched = Launched::spawn(self.dir.path(), &self.config, &self.environment, &self.wrapper);
     }
 
     async fn wait_until_listening(&mut self) {
@@ -338,7 +348,7 @@ struct Launched {
 }
 
 impl Launched {
-    fn spawn(dir: &Path, config: &Path, environment: &[(String, String)]) -> Self {
+    fn spawn(dir: &Path, config: &Path, environment: &[(String, String)], wrapper: &[String]) -> Self {
         let notify = dir.join("notify.sock");
         let _ = fs::remove_file(&notify);
         let notices = UnixDatagram::bind(&notify).expect("a notify socket");
@@ -346,8 +356,9 @@ impl Launched {
         let log = dir.join("edge.log");
         let output = File::options().create(true).append(true).open(&log).expect("a log file");
         let at = Instant::now();
-        let child = Command::new(BINARY)
-            .arg("--config")
+        let mut words = wrapper.iter().map(String::as_str).chain([BINARY, "--config"]);
+        let child = Command::new(words.next().expect("the binary at least"))
+            .args(words)
             .arg(config)
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .env("NOTIFY_SOCKET", &notify)
