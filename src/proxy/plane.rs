@@ -31,7 +31,7 @@ pub struct Plane {
     pub reach: Reach,
     /// Where access records go.
     pub access: Rc<dyn AccessSink>,
-    /// Owns the tasks that outlive an answer's head or the answer: open WebSockets, answers read ahead, uploads read on.
+    /// Owns the tasks that outlive an answer's head or the answer, as answers read ahead and uploads read on; ends open WebSockets.
     pub tunnels: Scope,
     /// Wall time, for access records.
     pub clock: Arc<dyn Clock>,
