@@ -5,6 +5,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::model::WorkerCount;
+use crate::worker::scale::{Load, Scale, Step};
 
 const POLICY: Policy = Policy {
     backoff: Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(30), jitter: 0.2 },
@@ -261,7 +263,7 @@ impl World {
         ready.map(|(seat, _)| seat.slot).collect::<BTreeSet<_>>().len()
     }
 
-    fn perform(&mut self, actions: Vec<Action>, room: bool) -> Result<(), TestCaseError> {
+    fn perform(&mut self, actions: Vec<Action>, room: bool, wanted: u32) -> Result<(), TestCaseError> {
         for action in actions {
             match action {
                 Action::Prepare(generation) => {
@@ -282,7 +284,8 @@ impl World {
                         .lives
                         .iter()
                         .any(|(other, life)| other.slot == seat.slot && *life == Life::Ready);
-                    prop_assert!(!was_ready || successor || !room, "its successor is ready first");
+                    let surplus = seat.slot >= wanted;
+                    prop_assert!(!was_ready || successor || surplus || !room, "its successor is ready first");
                     self.retired += 1;
                 }
                 Action::Completed(_) | Action::Abandoned(..) => {}
@@ -295,31 +298,37 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
-    /// Ten minutes of an app whose workers are recycled, rolled, slow, dying and late, as chance has it.
+    /// An app whose workers are recycled, rolled, scaled, slow, dying and late, as chance has it.
     #[test]
     fn no_trace_takes_two_slots_down_or_spawns_a_storm(
         workers in 1u32..5,
         room in any::<bool>(),
-        moves in prop::collection::vec((0u8..12, 0u32..5, 0u64..4000), 1..60),
+        moves in prop::collection::vec((0u8..14, 0u32..5, 0u64..4000), 1..60),
     ) {
         let now = Instant::now();
         let mut play = Play { rollout: Rollout::new(POLICY, now), now, rng: fastrand::Rng::with_seed(3) };
         let mut world = World::default();
         play.rollout.set_room(room);
         let actions = play.step(Input::Want(workers));
-        world.perform(actions, room)?;
+        world.perform(actions, room, play.rollout.wanted())?;
+        let most = 6;
         for (kind, slot, millis) in moves {
             play.now += Duration::from_millis(millis);
             let life = |wanted: fn(&Life) -> bool| {
-                world.lives.iter().find(|(seat, life)| seat.slot == slot % workers && wanted(life)).map(|(seat, _)| *seat)
+                world.lives.iter().find(|(seat, life)| seat.slot == slot % most && wanted(life)).map(|(seat, _)| *seat)
             };
+            let number = play.rollout.wanted();
+            // As the load's share in it is: one less only while all serve.
+            let steady = !play.rollout.is_rolling() && play.rollout.ready() >= number;
             let input = match kind {
                 0..=3 => life(|life| *life == Life::Starting).map(Input::Ready),
                 4 => life(|life| *life == Life::Starting).map(Input::Died),
                 5 => life(|life| *life == Life::Ready).map(Input::Died),
                 6 | 7 => life(|life| matches!(life, Life::Leaving { .. })).map(Input::Died),
                 8 => life(|life| *life == Life::Ready).map(Input::Recycle),
-                9 if !play.rollout.is_rolling() => Some(Input::Roll(world.generations + 2, workers)),
+                9 if !play.rollout.is_rolling() => Some(Input::Roll(world.generations + 2, number)),
+                11 if number < most => Some(Input::Want(number + 1 + slot % (most - number))),
+                12 if number > 1 && steady => Some(Input::Want(number - 1)),
                 10 => world.preparing.pop_first().map(Input::Unprepared),
                 _ => world.preparing.pop_first().map(Input::Prepared),
             };
@@ -335,13 +344,16 @@ proptest! {
             let ready = world.ready();
             let actions = play.step(input.unwrap_or(Input::Tick));
             let retired_ready = actions.iter().filter(|action| match action {
-                Action::Retire(seat) | Action::MakeRoom(seat) => world.lives.get(seat) == Some(&Life::Ready),
+                Action::Retire(seat) | Action::MakeRoom(seat) => {
+                    seat.slot < play.rollout.wanted() && world.lives.get(seat) == Some(&Life::Ready)
+                }
                 _ => false,
             }).count();
-            world.perform(actions, room)?;
+            world.perform(actions, room, play.rollout.wanted())?;
             prop_assert!(retired_ready <= 1, "one at a time");
             // Where there is room, who is asked to go has been replaced already.
-            let floor = if room { (workers as usize).min(ready) } else { (workers as usize - 1).min(ready) };
+            let number = play.rollout.wanted() as usize;
+            let floor = if room { number.min(ready) } else { (number - 1).min(ready) };
             prop_assert!(world.ready() >= floor, "{} ready, {floor} expected", world.ready());
             prop_assert_eq!(world.ready() as u32, play.rollout.ready());
             if let Some(at) = play.rollout.wake_at() {
@@ -368,42 +380,60 @@ proptest! {
                 }
             };
             let actions = play.step(input);
-            world.perform(actions, room)?;
+            world.perform(actions, room, play.rollout.wanted())?;
         }
-        prop_assert_eq!(world.ready(), workers as usize);
+        prop_assert_eq!(world.ready(), play.rollout.wanted() as usize);
         prop_assert!(play.rollout.is_settled() && !play.rollout.is_rolling());
     }
 
-    /// Whatever each start comes to, a slot that always fails is not started more than this.
+    /// Whatever each start comes to, and although requests wait all the time for an app with a range of workers, a slot that
+    /// always fails is not started more than this.
     #[test]
     fn ten_minutes_of_failing_starts_cost_few_spawns(
         workers in 1u32..4,
-        ends in prop::collection::vec((any::<bool>(), 10u64..3000), 40..80),
+        more in 0u32..4,
+        ends in prop::collection::vec((0u8..3, 10u64..3000), 40..80),
     ) {
         let mut play = Play::started(workers);
+        let mut scale = Scale::new(WorkerCount { min: workers, max: workers + more }, play.now);
         let end = play.now + Duration::from_secs(600);
-        let mut spawns = vec![1u32; workers as usize];
-        let mut due: BTreeMap<Instant, Vec<(Seat, bool)>> = BTreeMap::new();
+        let mut spawns = vec![1u32; (workers + more) as usize];
+        let mut due: BTreeMap<Instant, Vec<Input>> = BTreeMap::new();
         let mut fate = ends.into_iter().cycle();
-        let mut plan = |due: &mut BTreeMap<Instant, Vec<(Seat, bool)>>, now: Instant, seat| {
-            let (late, millis) = fate.next().expect("it cycles");
-            due.entry(now + Duration::from_millis(millis)).or_default().push((seat, late));
+        let mut plan = |due: &mut BTreeMap<Instant, Vec<Input>>, now: Instant, seat| {
+            let (end, millis) = fate.next().expect("it cycles");
+            let after = now + Duration::from_millis(millis);
+            match end {
+                0 => {}
+                1 => due.entry(after).or_default().push(Input::Late(seat)),
+                // Ready for a moment, which is no success.
+                _ => due.entry(after - Duration::from_millis(millis.min(900))).or_default().push(Input::Ready(seat)),
+            }
+            due.entry(after).or_default().push(Input::Died(seat));
         };
         for slot in 0..workers {
             plan(&mut due, play.now, seat(slot, 1));
         }
         while play.now < end {
             let next = due.keys().next().copied();
-            let Some(at) = [next, play.rollout.wake_at()].into_iter().flatten().min() else { break };
+            let look = play.now + Duration::from_millis(500);
+            let Some(at) = [next, play.rollout.wake_at(), Some(look)].into_iter().flatten().min() else { break };
             play.now = at;
             let mut actions = Vec::new();
-            for (seat, late) in due.remove(&at).unwrap_or_default() {
-                if late {
-                    actions.extend(play.step(Input::Late(seat)));
-                }
-                actions.extend(play.step(Input::Died(seat)));
+            for input in due.remove(&at).unwrap_or_default() {
+                actions.extend(play.step(input));
             }
             actions.extend(play.step(Input::Tick));
+            let (number, ready) = (play.rollout.wanted(), play.rollout.ready());
+            let steady = ready >= number && !play.rollout.is_crash_loop();
+            let load = Load { busy: ready.into(), waiting: 50, each: 1, open: ready };
+            match scale.look(play.now, load, number, steady, || u32::MAX) {
+                Some(Step::Up(to, _) | Step::Down(to)) => {
+                    prop_assert!(steady && (workers..=workers + more).contains(&to));
+                    actions.extend(play.step(Input::Want(to)));
+                }
+                Some(Step::NoRoom(_)) | None => {}
+            }
             for action in actions {
                 if let Action::Launch(seat, _) = action {
                     spawns[seat.slot as usize] += 1;

@@ -77,6 +77,23 @@ fn kilobytes(text: &str, key: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn as_many_more_workers_fit_as_have_a_fifth_to_spare() {
+        const MB: u64 = 1 << 20;
+        for (available, largest, expected) in [
+            (Some(120 * MB), 100 * MB, 1),
+            (Some(120 * MB - 1), 100 * MB, 0),
+            (Some(500 * MB), 100 * MB, 4),
+            (Some(0), MB, 0),
+            (Some(0), 0, u32::MAX),
+            (None, 100 * MB, u32::MAX),
+            (Some(u64::MAX), 1, u32::MAX),
+            (Some(MB), u64::MAX, 0),
+        ] {
+            assert_eq!(room(available, largest), expected, "{available:?} {largest}");
+        }
+    }
+
     #[tokio::test]
     async fn a_process_has_memory() {
         let me = std::process::id();
