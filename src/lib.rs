@@ -56,6 +56,7 @@
 //!   config/raw.rs          P  the file's shape with positions
 //!   config/section.rs      P  reading one mapping: known keys, defaults, spelling help
 //!   config/context.rs         what reading an app needs besides its section, and the files its keys name
+//!   config/check_acme.rs      who issues certificates, and how names are proven
 //!   config/check_worker.rs    how an app's workers are run
 //!   config/check_app.rs       names, certificates, redirects, and who answers
 //!   config/check.rs           raw to checked, or every problem
@@ -107,25 +108,37 @@
 //!   worker/supervisor.rs      driver of one app's workers; publishes the roster   ← telemetry
 //!
 //! ── floor 3: cert ── certificates: decided when, ordered, stored, published   ← config
+//!   cert/seconds.rs        P  moments as whole seconds
 //!   cert/bundle.rs         P  chain and key that belong together, names, validity
 //!   cert/failure.rs        P  what went wrong: when to try again, what an operator does
 //!   cert/validity.rs       P  the time of a certificate, and the moment in it to renew
+//!   cert/advice.rs         P  when a CA wants a certificate renewed, and the second that is chosen
+//!   cert/history.rs        P  what is remembered of a name over restarts
 //!   cert/delay.rs          P  how long to wait after a failure, by its class
 //!   cert/gate.rs           P  how many orders run at once, and which come first
 //!   cert/schedule.rs       P  what is due now, and when to look again
-//!   cert/challenge.rs         the answers to pending challenges, published for the request path
-//!   cert/store.rs             certificates, account and failures on disk
+//!   cert/pending.rs        P  an order whose certificate is not stored yet
+//!   cert/challenge.rs         the answers to pending challenges, published for requests and handshakes
+//!   cert/tls_alpn.rs          the certificate that answers a TLS-ALPN-01 challenge
+//!   cert/self_check.rs        whether a name leads here, before a CA is asked
+//!   cert/store.rs             certificates, accounts, orders and failures on disk
 //!   cert/disk.rs              writes in order, away from the thread that drives
 //!   cert/files.rs             certificates the operator maintains as files
 //!   cert/ca_client.rs         the HTTP client towards a CA, with limits
 //!   cert/trouble.rs           what a CA's refusal means, and patience with its nonces
+//!   cert/directory.rs         what a CA offers
+//!   cert/binding.rs           an account that is bound to one made at the CA's site
 //!   cert/account.rs           the account at a CA
+//!   cert/ca.rs                one CA: its directory, account, client and clock
+//!   cert/authorize.rs         challenges picked, answered and explained
 //!   cert/internal.rs          edge's own CA
-//!   cert/issuer.rs            one order at an ACME CA
+//!   cert/order.rs             one order at an ACME CA, resumed or new
+//!   cert/issuer.rs            the seam towards CAs, and ACME behind it
 //!   cert/resolver.rs          which certificate a client gets: the published snapshot
 //!   cert/names.rs             every configured name with its certificate   ← telemetry::status
 //!   cert/change.rs            from the names of one configuration to those of the next
 //!   cert/driver.rs            performs what schedule and gate decide   ← telemetry
+//!   cert/ordering.rs          the driver's side of an order   ← telemetry
 //!   cert/reconfigure.rs       the driver's side of another configuration   ← telemetry
 //!   cert/manager.rs           loads what is stored, starts the driver, tells the status   ← telemetry
 //!
@@ -179,7 +192,7 @@
 //!   listen/http1.rs           HTTP/1.1 with a client, one request after the other   ← proxy, upstream
 //!   listen/http2.rs           HTTP/2 with a client, by hyper's server   ← proxy, upstream::client_body
 //!   listen/accept.rs          the accept loop; a connection from handshake to end   ← proxy
-//!   listen/tls.rs             handshake: name, certificate, ALPN   ← cert::resolver, proxy::conn
+//!   listen/tls.rs             handshake: name, certificate, ALPN, validation by a CA   ← cert, proxy::conn
 //!
 //! ── floor 7: daemon ── assembly, no policy   ← everything above
 //!   daemon/cli.rs             the command line

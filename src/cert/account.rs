@@ -12,19 +12,31 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::cert::binding::{self, Binding};
 use crate::cert::ca_client::CaClient;
+use crate::cert::directory::Directory;
 use crate::cert::failure::{Call, Class, Failure};
 use crate::cert::store::{AccountStore, CaId, StoreError};
 use crate::cert::trouble::{Trouble, patient};
+use crate::config::model::Eab;
 use crate::report::Report;
 
 /// The library keeps the CA's directory as long as an account; a CA may move its parts.
 const DIRECTORY_LIFE: Duration = Duration::from_secs(24 * 3600);
 
+/// Who registers.
+#[derive(Debug, Clone, Default)]
+pub struct Registration {
+    /// Contact address.
+    pub email: Option<String>,
+    /// What binds the account to one that was made elsewhere.
+    pub eab: Option<Eab>,
+}
+
 /// The one account used at a CA.
 pub struct Accounts {
     directory: String,
-    email: Option<String>,
+    registration: Registration,
     ca: CaId,
     store: Arc<dyn AccountStore>,
     // Held over the registration, so that four first orders make one account.
@@ -47,34 +59,39 @@ struct Record {
 
 impl Accounts {
     /// The account at the CA with this directory URL.
-    pub fn new(directory: String, email: Option<String>, store: Arc<dyn AccountStore>) -> Self {
+    pub fn new(directory: String, registration: Registration, store: Arc<dyn AccountStore>) -> Self {
         let ca = CaId::of(&directory);
-        Self { directory, email, ca, store, open: Mutex::new(None) }
+        Self { directory, registration, ca, store, open: Mutex::new(None) }
     }
 
     /// The account: opened, loaded or registered.
-    pub async fn account(&self, client: &CaClient) -> Result<Account, Trouble> {
+    pub async fn account(&self, client: &CaClient, offers: &Directory) -> Result<Account, Trouble> {
         let mut open = self.open.lock().await;
         if let Some(known) = &*open
             && known.since.elapsed() < DIRECTORY_LIFE
         {
             return Ok(known.account.clone());
         }
-        let account = self.load_or_register(client, false).await?;
+        let account = self.load_or_register(client, offers, false).await?;
         *open = Some(Open { account: account.clone(), since: Instant::now() });
         Ok(account)
     }
 
     /// The CA says that it does not know the account: registers the same key again.
-    pub async fn register_again(&self, client: &CaClient) -> Result<Account, Trouble> {
+    pub async fn register_again(&self, client: &CaClient, offers: &Directory) -> Result<Account, Trouble> {
         let mut open = self.open.lock().await;
         *open = None;
-        let account = self.load_or_register(client, true).await?;
+        let account = self.load_or_register(client, offers, true).await?;
         *open = Some(Open { account: account.clone(), since: Instant::now() });
         Ok(account)
     }
 
-    async fn load_or_register(&self, client: &CaClient, unknown: bool) -> Result<Account, Trouble> {
+    async fn load_or_register(
+        &self,
+        client: &CaClient,
+        offers: &Directory,
+        unknown: bool,
+    ) -> Result<Account, Trouble> {
         let mut record = match self.load().await? {
             Some(record) => record,
             None => {
@@ -90,26 +107,46 @@ impl Accounts {
         }
         let der = BASE64_URL_SAFE_NO_PAD.decode(&record.key_pkcs8).map_err(|_| self.damaged())?;
         let account = match &record.url {
-            Some(url) => patient(async || {
-                let key = PrivatePkcs8KeyDer::from(der.as_slice());
-                Account::builder_with_http(Box::new(client.clone()))
-                    .from_parts(url.clone(), key, self.directory.clone())
-                    .await
-            })
-            .await
-            .map_err(|error| Trouble::Ca(Call::Directory, error))?,
+            Some(url) => self.open(client, url, &der).await?,
             None => {
-                let account = self.register(client, &der).await?;
+                let account = match &self.registration.eab {
+                    Some(eab) if offers.meta.external_account_required => {
+                        let binding = Binding { kid: &eab.kid, hmac_key: &eab.hmac_key };
+                        let email = self.registration.email.as_deref();
+                        let url = binding::register(client, offers, &der, email, &binding).await?;
+                        self.open(client, &url, &der).await?
+                    }
+                    Some(_) | None => self.register(client, &der).await?,
+                };
+                tracing::info!(
+                    account = account.id(),
+                    thumbprint = account.key_thumbprint(),
+                    "registered at the CA"
+                );
                 record.url = Some(account.id().to_owned());
                 record.contact = None;
                 self.save(&record).await?;
                 account
             }
         };
-        if record.contact != self.email {
+        if record.contact != self.registration.email {
             self.tell_contact(&account, &mut record).await?;
         }
         Ok(account)
+    }
+
+    async fn open(&self, client: &CaClient, url: &str, der: &[u8]) -> Result<Account, Trouble> {
+        patient(async || {
+            let key = PrivatePkcs8KeyDer::from(der);
+            Account::builder_with_http(Box::new(client.clone()))
+                .from_parts(url.to_owned(), key, self.directory.clone())
+                .await
+        })
+        .await
+        .map_err(|error| match error {
+            instant_acme::Error::KeyRejected => self.damaged().into(),
+            error => Trouble::Ca(Call::Directory, error),
+        })
     }
 
     async fn register(&self, client: &CaClient, der: &[u8]) -> Result<Account, Trouble> {
@@ -127,17 +164,16 @@ impl Accounts {
             error => Trouble::Ca(Call::Account, error),
         })?;
         drop(credentials);
-        tracing::info!(account = account.id(), thumbprint = account.key_thumbprint(), "registered at the CA");
         Ok(account)
     }
 
     /// A contact the CA dislikes costs its expiry mails, never the certificates.
     async fn tell_contact(&self, account: &Account, record: &mut Record) -> Result<(), Trouble> {
-        let contact = self.email.as_ref().map(|email| format!("mailto:{email}"));
+        let contact = self.registration.email.as_ref().map(|email| format!("mailto:{email}"));
         let contacts: Vec<&str> = contact.as_deref().into_iter().collect();
         match patient(async || account.update_contacts(&contacts).await).await {
             Ok(()) => {
-                record.contact.clone_from(&self.email);
+                record.contact.clone_from(&self.registration.email);
                 self.save(record).await
             }
             Err(error) => {

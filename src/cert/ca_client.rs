@@ -5,10 +5,11 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -34,6 +35,19 @@ const AGENT: HeaderValue = HeaderValue::from_static(concat!("edge/", env!("CARGO
 pub struct CaClient {
     http: Client<HttpsConnector<HttpConnector>, BodyWrapper<Bytes>>,
     clock: Arc<dyn Clock>,
+    /// Seconds this machine's clock is ahead of the CA's.
+    ahead: Arc<AtomicI64>,
+}
+
+/// An answer that is no refusal.
+#[derive(Debug)]
+pub struct Fetched {
+    /// Its header fields.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+    /// How long the CA asks to wait before the next request.
+    pub retry_after: Option<Duration>,
 }
 
 /// The client could not be set up.
@@ -114,7 +128,46 @@ impl CaClient {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(20))
             .build(connector);
-        Ok(Self { http, clock })
+        Ok(Self { http, clock, ahead: Arc::default() })
+    }
+
+    /// Reads what anybody may read.
+    pub async fn fetch(&self, url: &str) -> Result<Fetched, instant_acme::Error> {
+        let request = Request::get(url).body(BodyWrapper::default())?;
+        self.send(request).await
+    }
+
+    /// Sends `request` and returns the whole answer, unless it is a refusal.
+    pub async fn send(&self, request: Request<BodyWrapper<Bytes>>) -> Result<Fetched, instant_acme::Error> {
+        let mut answer = self.clone().call(request).await?;
+        let body = answer.body.into_bytes().await.map_err(instant_acme::Error::Other)?;
+        let refused = answer.parts.status.is_client_error();
+        let headers = answer.parts.headers;
+        if refused {
+            // The one refusal that is let through for the library: a nonce.
+            return match serde_json::from_slice(&body) {
+                Ok(problem) => Err(instant_acme::Error::Api(problem)),
+                Err(error) => Err(error.into()),
+            };
+        }
+        let retry_after =
+            headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, self.clock.now()));
+        Ok(Fetched { headers, body, retry_after })
+    }
+
+    /// How many seconds this machine's clock is ahead of the CA's, as the last answer said.
+    pub fn clock_ahead(&self) -> i64 {
+        self.ahead.load(Ordering::Relaxed)
+    }
+
+    fn compare_clocks(&self, headers: &HeaderMap) {
+        let theirs = headers.get(DATE).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
+        let Some(theirs) = theirs else { return };
+        let ahead = match self.clock.now().duration_since(theirs) {
+            Ok(ahead) => i64::try_from(ahead.as_secs()).unwrap_or(i64::MAX),
+            Err(behind) => -i64::try_from(behind.duration().as_secs()).unwrap_or(i64::MAX),
+        };
+        self.ahead.store(ahead, Ordering::Relaxed);
     }
 
     async fn call(
@@ -136,6 +189,7 @@ impl CaClient {
             }
         };
         tracing::debug!(%method, %uri, status = parts.status.as_u16(), "answer from the CA");
+        self.compare_clocks(&parts.headers);
         if !parts.status.is_client_error() && !parts.status.is_server_error() {
             return Ok(BytesResponse { parts, body: Box::new(body) });
         }

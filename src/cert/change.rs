@@ -8,9 +8,9 @@ use fastrand::Rng;
 use rustls::server::ProducesTickets;
 
 use crate::cert::internal::InternalCa;
-use crate::cert::names::{Name, NameId, Names, Source};
+use crate::cert::names::{Cas, Name, NameId, Names, Source};
 use crate::cert::resolver::Served;
-use crate::cert::store::{CaId, CertStore, StoreError};
+use crate::cert::store::{CertStore, StoreError};
 use crate::config::model::{App, Config, Tls};
 use crate::name::{AppName, HostPattern};
 use crate::report::Report;
@@ -38,7 +38,7 @@ impl Names {
         internal: Option<&InternalCa>,
         rng: &mut Rng,
     ) -> Result<Prepared, StoreError> {
-        let ca = CaId::of(&config.acme.directory);
+        let cas = Cas::of(&config.acme);
         let mut prepared = Prepared { plan: Vec::new(), tickets: HashMap::new() };
         for app in &config.apps {
             if !self.tickets.contains_key(&app.name)
@@ -47,10 +47,10 @@ impl Names {
                 prepared.tickets.insert(app.name.clone(), tickets);
             }
             for pattern in &app.domains {
-                let known = self.list.iter().find(|name| name.pattern == *pattern && stays(name, app, &ca));
+                let known = self.list.iter().find(|name| name.pattern == *pattern && stays(name, app, &cas));
                 prepared.plan.push(match known {
                     Some(name) => Planned::Kept { id: name.id, app: app.name.clone(), default: app.default },
-                    None => Planned::Loaded(self.load_one(app, pattern, &ca, store, internal, rng)?),
+                    None => Planned::Loaded(self.load_one(app, pattern, &cas, store, internal, rng)?),
                 });
             }
         }
@@ -92,10 +92,10 @@ impl Names {
 }
 
 /// Whether the name's certificate comes from where `app` says now.
-fn stays(name: &Name, app: &App, ca: &CaId) -> bool {
+fn stays(name: &Name, app: &App, cas: &Cas) -> bool {
     let pattern: &HostPattern = &name.pattern;
     match (&name.source, app.tls_for(pattern)) {
-        (Source::Acme(known), Tls::Acme) => known == ca,
+        (Source::Acme(known), Tls::Acme) => **known == *cas,
         (Source::Internal, Tls::Internal) | (Source::Off, Tls::Off) => true,
         (Source::Files(pair, _), Tls::Files { cert, key }) => {
             pair.app == app.name && pair.cert == cert && pair.key == key

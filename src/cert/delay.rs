@@ -59,7 +59,8 @@ pub fn table_delay(class: Class, count: u32, life: Option<Duration>) -> Option<D
         Class::Validation if count <= 31 => nth(&[MINUTE, 10 * MINUTE, 100 * MINUTE], 6 * HOUR),
         Class::Validation => DAY,
         Class::Caa => nth(&[HOUR, 6 * HOUR], DAY),
-        Class::Order => nth(&[5 * SECOND, 30 * SECOND, MINUTE, 5 * MINUTE, 15 * MINUTE], HOUR),
+        // Five orders a day: what a CA issues and edge cannot use counts against its limits.
+        Class::Order => nth(&[5 * SECOND, 30 * SECOND, 5 * MINUTE, HOUR], DAY),
         Class::Account => nth(&[10 * SECOND], DAY),
         Class::Limited => return Some(nth(&[HOUR, 6 * HOUR], DAY)),
         Class::Permanent | Class::Action => return None,

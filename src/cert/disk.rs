@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cert::bundle::CertBundle;
-use crate::cert::schedule::History;
+use crate::cert::history::History;
 use crate::cert::store::{CaId, CertStore};
 use crate::name::HostPattern;
 use crate::report::Report;
@@ -29,7 +29,7 @@ pub enum What {
     /// A new generation.
     Bundle(Arc<CertBundle>),
     /// The history.
-    History(History),
+    History(Box<History>),
 }
 
 /// Starts the writer. It ends once every sender is gone and everything is written; it does not heed `scope`'s drain, since

@@ -8,28 +8,29 @@ use std::time::{Duration, SystemTime};
 
 use fastrand::Rng;
 use rustls::crypto::CryptoProvider;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::cert::advice::{Advice, NoAdvice};
 use crate::cert::bundle::CertBundle;
 use crate::cert::change::Prepared;
 use crate::cert::disk::{Job, What};
-use crate::cert::failure::{Class, Failure, Reach};
 use crate::cert::gate::Gate;
 use crate::cert::internal::InternalCa;
 use crate::cert::issuer::{Issuer, NotObtained};
 use crate::cert::names::{Name, NameId, Names, Source, rfc3339};
 use crate::cert::resolver::Certificates;
 use crate::cert::schedule::{Action, Input, is_plausible};
-use crate::cert::store::{CaId, CertStore, StoreError};
+use crate::cert::store::{CaId, CertStore, StoreError, load_best};
 use crate::clock::Clock;
 use crate::config::model::Config;
-use crate::name::HostPattern;
 use crate::report::Report;
 use crate::scope::Scope;
 
 /// How often the operator's files are looked at, and the longest sleep: wall clocks jump, machines are suspended.
 const LOOK: Duration = Duration::from_secs(60);
+/// Clocks are steered by less than this all the time.
+const JUMP: Duration = Duration::from_secs(10);
 /// How often a second process tries to become the one that orders.
 const FOLLOW: Duration = Duration::from_secs(3);
 
@@ -61,10 +62,13 @@ pub(in crate::cert) fn open_internal(seams: &Seams, now: SystemTime) -> Option<I
 /// What tasks of the driver report to it.
 pub(in crate::cert) enum Event {
     Ended(NameId, Result<CertBundle, NotObtained>),
+    Advised(NameId, Result<Advice, NoAdvice>),
     Written(NameId, Result<(), String>),
     Stored(NameId, Result<(), String>),
     /// Another configuration is to be prepared.
     Prepare(Arc<Config>, oneshot::Sender<Result<Prepared, StoreError>>),
+    /// The operator wants a new certificate for the name; told how that ended.
+    Renew(String, oneshot::Sender<Result<(), String>>),
     /// The operator's files may have changed; told once they were looked at.
     Look(oneshot::Sender<()>),
     /// What was prepared takes effect; told once it is published.
@@ -85,6 +89,10 @@ pub(in crate::cert) struct Driver {
     /// Jobs whose end was not reported yet.
     pub(in crate::cert) writing: usize,
     pub(in crate::cert) clock_warned: bool,
+    /// Who waits for the end of an attempt.
+    pub(in crate::cert) waiting: Vec<(NameId, oneshot::Sender<Result<(), String>>)>,
+    /// How many questions about renewals may run at once.
+    pub(in crate::cert) asking: Rc<Semaphore>,
     pub(in crate::cert) scope: Scope,
 }
 
@@ -92,12 +100,18 @@ impl Driver {
     pub(in crate::cert) async fn run(mut self, mut events: mpsc::UnboundedReceiver<Event>) {
         let scope = self.scope.clone();
         let mut looked = Instant::now();
+        let mut clocks = (Instant::now(), self.seams.clock.now());
         while !scope.is_draining() {
             let sleep = self.until_next();
-            tokio::select! {
+            let event = tokio::select! {
                 () = scope.drained() => break,
-                Some(event) = events.recv() => self.take(event),
-                () = tokio::time::sleep(sleep) => {}
+                Some(event) = events.recv() => Some(event),
+                () = tokio::time::sleep(sleep) => None,
+            };
+            // Before anything is counted by the new time.
+            self.compare(&mut clocks);
+            if let Some(event) = event {
+                self.take(event);
             }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
@@ -115,6 +129,29 @@ impl Driver {
                 () = scope.aborted() => return,
                 Some(event) = events.recv() => self.take(event),
             }
+        }
+    }
+
+    /// Whether the wall clock went another way than monotonic time: was set, or the machine slept.
+    fn compare(&mut self, clocks: &mut (Instant, SystemTime)) {
+        let seen = (Instant::now(), self.seams.clock.now());
+        let expected = clocks.1 + (seen.0 - clocks.0);
+        *clocks = seen;
+        let (by, forward) = match seen.1.duration_since(expected) {
+            Ok(ahead) => (ahead, true),
+            Err(behind) => (behind.duration(), false),
+        };
+        if by < JUMP {
+            return;
+        }
+        tracing::warn!(
+            seconds = by.as_secs(),
+            forward,
+            "the clock of this machine was set; waits keep their length, renewals follow the clock"
+        );
+        let count = self.names.borrow().len();
+        for index in 0..count {
+            self.feed(index, Input::ClockJump { by, forward }, seen.1);
         }
     }
 
@@ -137,12 +174,12 @@ impl Driver {
         }
         let internal: Vec<usize> = self.due(|source| matches!(source, Source::Internal));
         for index in internal {
-            self.feed(index, Input::Admitted, now);
+            self.feed(index, Input::Admitted { fallbacks: 0 }, now);
         }
         if !self.owner {
             return;
         }
-        let acme = self.due(|source| matches!(source, Source::Acme(_)));
+        let acme = self.hold_new(self.due(|source| matches!(source, Source::Acme(_))), now);
         let waiting: Vec<_> = {
             let names = self.names.borrow();
             acme.into_iter()
@@ -150,7 +187,11 @@ impl Driver {
                 .collect()
         };
         for index in self.gate.admit(&waiting, now) {
-            self.feed(index, Input::Admitted, now);
+            let fallbacks = match self.names.borrow().at(index).map(|name| &name.source) {
+                Some(Source::Acme(cas)) => cas.ids.len() - 1,
+                Some(Source::Internal | Source::Files(..) | Source::Off) | None => 0,
+            };
+            self.feed(index, Input::Admitted { fallbacks }, now);
         }
     }
 
@@ -161,7 +202,7 @@ impl Driver {
         names.iter().enumerate().filter_map(due).collect()
     }
 
-    fn feed(&mut self, index: usize, input: Input, now: SystemTime) {
+    pub(in crate::cert) fn feed(&mut self, index: usize, input: Input, now: SystemTime) {
         let actions = match self.names.borrow_mut().at_mut(index) {
             Some(name) => match name.source {
                 Source::Acme(_) | Source::Internal => name.machine.step(input, now, &mut self.rng),
@@ -171,7 +212,8 @@ impl Driver {
         };
         for action in actions {
             match action {
-                Action::Order { regardless } => self.order(index, regardless, now),
+                Action::Order { regardless, ca, check } => self.order(index, regardless, ca, check, now),
+                Action::Ask => self.ask(index, now),
                 Action::Store => self.store(index),
                 Action::Remember => self.remember(index),
                 Action::Install => {
@@ -182,45 +224,6 @@ impl Driver {
         }
     }
 
-    fn order(&mut self, index: usize, regardless: bool, now: SystemTime) {
-        let (pattern, internal) = match self.names.borrow().at(index) {
-            Some(name) => (name.pattern.clone(), matches!(name.source, Source::Internal)),
-            None => return,
-        };
-        if internal {
-            let issued = self.issue_internal(&pattern, now);
-            return self.ended(index, issued, now);
-        }
-        tracing::info!(cert = %pattern, "ordering a certificate");
-        let record = self.write_history(index);
-        let Some(id) = self.names.borrow().at(index).map(|name| name.id) else { return };
-        let (issuer, scope, events) =
-            (Rc::clone(&self.seams.issuer), self.scope.clone(), self.events.clone());
-        self.scope.spawn(async move {
-            let recorded = match record {
-                Some(record) => record.await.unwrap_or_else(|_| Err("storage has stopped".to_owned())),
-                None => Err("the name is gone".to_owned()),
-            };
-            let end = match recorded {
-                Err(message) if !regardless => Err(NotObtained::Failed(Failure::new(Class::Store, message))),
-                Ok(()) | Err(_) => issuer.obtain(&pattern, &scope).await,
-            };
-            // The driver outlives every order, unless everything is aborted.
-            drop(events.send(Event::Ended(id, end)));
-        });
-    }
-
-    fn issue_internal(&mut self, pattern: &HostPattern, now: SystemTime) -> Result<CertBundle, NotObtained> {
-        if self.internal.is_none() {
-            self.internal = open_internal(&self.seams, now);
-        }
-        let failed = |message| NotObtained::Failed(Failure::new(Class::Store, message));
-        let Some(ca) = &self.internal else {
-            return Err(failed("edge's internal CA cannot be used; the log says why".to_owned()));
-        };
-        ca.issue(pattern, now).map_err(|error| failed(Report(&error).to_string()))
-    }
-
     fn take(&mut self, event: Event) {
         let now = self.seams.clock.now();
         match event {
@@ -229,6 +232,11 @@ impl Driver {
                 match self.index(id) {
                     Some(index) => self.ended(index, end, now),
                     None => tracing::info!("an order ended for a name that is not configured any more"),
+                }
+            }
+            Event::Advised(id, answer) => {
+                if let Some(index) = self.index(id) {
+                    self.advised(index, answer, now);
                 }
             }
             Event::Written(id, written) => {
@@ -245,8 +253,12 @@ impl Driver {
                 self.writing -= 1;
                 let Some(index) = self.index(id) else { return };
                 match stored {
-                    Ok(()) => self.feed(index, Input::Stored, now),
+                    Ok(()) => {
+                        self.feed(index, Input::Stored, now);
+                        self.tell(id, &Ok(()));
+                    }
                     Err(message) => {
+                        self.tell(id, &Err(message.clone()));
                         tracing::error!(
                             cert = self.label(index),
                             error = message,
@@ -260,6 +272,7 @@ impl Driver {
                 // Whoever asked may have gone, and needs nothing then.
                 drop(reply.send(self.prepare(&config, now)));
             }
+            Event::Renew(name, reply) => self.renew(&name, reply, now),
             Event::Look(reply) => {
                 self.look_at_files();
                 let _nobody_waits = reply.send(());
@@ -268,62 +281,6 @@ impl Driver {
                 self.adopt(prepared);
                 let _nobody_waits = reply.send(());
             }
-        }
-    }
-
-    fn ended(&mut self, index: usize, end: Result<CertBundle, NotObtained>, now: SystemTime) {
-        match end {
-            Ok(bundle) => self.obtained(index, bundle, now),
-            Err(NotObtained::Cancelled) => self.feed(index, Input::Cancelled, now),
-            Err(NotObtained::Failed(failure)) => self.failed(index, failure, now),
-        }
-    }
-
-    fn obtained(&mut self, index: usize, bundle: CertBundle, now: SystemTime) {
-        let (validity, serial, issuer) =
-            (bundle.validity(), bundle.serial().to_owned(), bundle.issuer().to_owned());
-        let free = self.names.borrow().at(index).is_some_and(|name| matches!(name.source, Source::Internal));
-        let ready = self.names.borrow_mut().hold(index, bundle);
-        if let Err(error) = ready {
-            return self.failed(index, Failure::new(Class::Order, Report(&error).to_string()), now);
-        }
-        if free {
-            // Edge's own CA issues again at no cost: nothing is lost by serving it first.
-            self.names.borrow_mut().serve(index);
-            self.publish();
-        }
-        self.feed(index, Input::Obtained { validity, serial }, now);
-        let renew_at = self.names.borrow().at(index).and_then(|name| name.machine.history().renew_at);
-        tracing::info!(
-            cert = self.label(index),
-            issuer,
-            not_after = rfc3339(validity.not_after),
-            renew_at = renew_at.map(rfc3339),
-            "obtained a certificate"
-        );
-    }
-
-    fn failed(&mut self, index: usize, failure: Failure, now: SystemTime) {
-        let (reach, class, message) = (failure.reach, failure.class, failure.message.clone());
-        self.feed(index, Input::Failed(failure), now);
-        let next = self.names.borrow().at(index).and_then(|name| name.machine.history().next_attempt);
-        tracing::warn!(
-            cert = self.label(index),
-            ?class,
-            error = message,
-            next_attempt = next.map(rfc3339),
-            "no certificate was obtained"
-        );
-        let (Reach::Account, Some(until)) = (reach, next) else { return };
-        let others: Vec<usize> = {
-            let names = self.names.borrow();
-            let same_ca = |(other, name): (usize, &Name)| {
-                (other != index && matches!(name.source, Source::Acme(_))).then_some(other)
-            };
-            names.iter().enumerate().filter_map(same_ca).collect()
-        };
-        for other in others {
-            self.feed(other, Input::Held { until, message: message.clone() }, now);
         }
     }
 
@@ -341,18 +298,22 @@ impl Driver {
         }
     }
 
-    fn write_history(&self, index: usize) -> Option<oneshot::Receiver<Result<(), String>>> {
+    pub(in crate::cert) fn write_history(
+        &self,
+        index: usize,
+    ) -> Option<oneshot::Receiver<Result<(), String>>> {
         let history = self.names.borrow().at(index)?.machine.history().clone();
-        self.write(index, What::History(history))
+        self.write(index, What::History(Box::new(history)))
     }
 
     fn write(&self, index: usize, what: What) -> Option<oneshot::Receiver<Result<(), String>>> {
         let names = self.names.borrow();
         let name = names.at(index)?;
-        let ca = match &name.source {
-            Source::Acme(ca) => ca.clone(),
-            Source::Internal => CaId::internal(),
-            Source::Files(..) | Source::Off => return None,
+        let ca = match (&name.source, &what) {
+            (Source::Acme(cas), What::Bundle(_)) => cas.ids.get(name.issued_by)?.clone(),
+            (Source::Acme(cas), What::History(_)) => cas.ids.first()?.clone(),
+            (Source::Internal, _) => CaId::internal(),
+            (Source::Files(..) | Source::Off, _) => return None,
         };
         let (done, reply) = oneshot::channel();
         let sent = !self.owner || self.jobs.send(Job { ca, name: name.pattern.clone(), what, done }).is_ok();
@@ -384,7 +345,7 @@ impl Driver {
         let wanted: Vec<_> = {
             let names = self.names.borrow();
             let of_acme = |(index, name): (usize, &Name)| match &name.source {
-                Source::Acme(ca) => Some((index, ca.clone(), name.pattern.clone())),
+                Source::Acme(cas) => Some((index, Arc::clone(cas), name.pattern.clone())),
                 Source::Internal | Source::Files(..) | Source::Off => None,
             };
             names.iter().enumerate().filter_map(of_acme).collect()
@@ -396,17 +357,19 @@ impl Driver {
                 tracing::warn!(error = %Report(&error), "the storage cannot be locked; ordering nothing");
                 false
             });
-            let found: Vec<_> =
-                wanted.into_iter().map(|(index, ca, name)| (index, store.load(&ca, &name))).collect();
+            let found: Vec<_> = wanted
+                .into_iter()
+                .map(|(index, cas, name)| (index, load_best(&*store, &cas.ids, &name)))
+                .collect();
             (owner, found)
         });
         let Ok((owner, found)) = read.await else { return };
-        for (index, mut stored) in found {
+        for (index, (mut stored, from)) in found {
             if !owner {
                 // The attempt under way is the other's and has not failed.
                 stored.history.begun = None;
             }
-            if self.names.borrow_mut().refresh(index, stored, &mut self.rng) {
+            if self.names.borrow_mut().refresh(index, stored, from, &mut self.rng) {
                 tracing::info!(cert = self.label(index), "serving a certificate another edge obtained");
             }
         }
@@ -441,7 +404,7 @@ impl Driver {
         self.certificates.publish(&self.names.borrow().entries(self.seams.clock.now()));
     }
 
-    fn label(&self, index: usize) -> String {
+    pub(in crate::cert) fn label(&self, index: usize) -> String {
         self.names.borrow().at(index).map(|name| name.pattern.to_string()).unwrap_or_default()
     }
 }

@@ -59,6 +59,8 @@ pub enum Call {
     Account,
     /// A new order.
     NewOrder,
+    /// An order of an earlier attempt.
+    Resume,
     /// State of an authorization, or the request to validate.
     Authorization,
     /// Issue now.
@@ -109,6 +111,10 @@ impl Failure {
                     Class::Account,
                     format!("{ca} refuses this account{detail}. Ask the CA about it; its key is kept"),
                 ),
+                Call::Resume => (
+                    Class::Order,
+                    format!("{ca} does not show the order for {name}{detail}. A new one follows"),
+                ),
                 Call::Authorization | Call::Finalize | Call::Download => {
                     return Self::challenge(ca, name, answer.kind, answer.detail);
                 }
@@ -119,7 +125,10 @@ impl Failure {
             ),
             Some("externalAccountRequired") => (
                 Class::Action,
-                format!("{ca} wants an external account binding{detail}. Choose another `acme.ca`"),
+                format!(
+                    "{ca} wants an account that is bound to one made at its site{detail}. Give its key as `acme.eab`, or \
+                     choose another `acme.ca`"
+                ),
             ),
             Some("userActionRequired") => {
                 (Class::Action, format!("{ca} wants its terms of service accepted again{detail}"))
@@ -138,6 +147,9 @@ impl Failure {
                 format!("{ca} will not issue for {name}{detail}. Remove the name or use another CA"),
             ),
             Some("malformed") => (Class::Permanent, format!("{ca} refused the request as malformed{detail}")),
+            Some("invalidProfile") => {
+                (Class::Permanent, format!("{ca} does not know the profile{detail}. Correct `acme.profile`"))
+            }
             Some("orderNotReady" | "alreadyReplaced" | "conflict") => {
                 (Class::Order, format!("{ca} dropped the order for {name}{detail}. A new one follows"))
             }
@@ -191,8 +203,14 @@ impl Failure {
                 spoken(answer.detail)
             )
         } else {
+            // The one limit that is easy to meet without noticing, and that nothing lifts.
+            let same = if detail.contains("exact set") {
+                ". Was the storage of certificates deleted or is it lost at each deploy?"
+            } else {
+                ""
+            };
             format!(
-                "{ca} limits requests for {name}{}. Edge waits as long as it is told to",
+                "{ca} limits requests for {name}{}. Edge waits as long as it is told to{same}",
                 spoken(answer.detail)
             )
         };

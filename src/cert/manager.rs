@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use fastrand::Rng;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::cert::challenge::Challenges;
 use crate::cert::change::Prepared;
@@ -49,6 +49,7 @@ pub fn start(
         Arc::clone(&provider),
         Arc::clone(&clock),
         challenges,
+        Arc::clone(&store) as _,
         Arc::clone(&store) as _,
     );
     let internal = store.internal();
@@ -103,6 +104,8 @@ pub fn start_with(
         events: sender,
         writing: 0,
         clock_warned: false,
+        waiting: Vec::new(),
+        asking: Rc::new(Semaphore::new(4)),
         scope: scope.clone(),
     };
     driver.advance();
@@ -133,6 +136,14 @@ impl Manager {
         if self.events.send(Event::Adopt(prepared, reply)).is_ok() {
             let _ended = published.await;
         }
+    }
+
+    /// Orders a new certificate for a configured name at once, and waits until it is served and stored, or why it is not.
+    pub async fn renew(&self, name: &str) -> Result<(), String> {
+        let stopping = || "edge is stopping".to_owned();
+        let (reply, ended) = oneshot::channel();
+        self.events.send(Event::Renew(name.to_owned(), reply)).map_err(|_| stopping())?;
+        ended.await.unwrap_or_else(|_| Err(stopping()))
     }
 
     /// Serves the operator's certificate files as they are now, without waiting for the next regular look at them.

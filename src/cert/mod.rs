@@ -1,25 +1,36 @@
 //! Certificates: decided when, ordered, stored, published.
 
+pub mod seconds;
+pub mod self_check;
 pub mod validity;
 
 pub mod bundle;
 pub mod challenge;
 pub mod change;
 pub mod failure;
+pub mod tls_alpn;
 
+pub mod advice;
 pub mod delay;
 pub mod gate;
+pub mod history;
 pub mod schedule;
 
+pub mod pending;
 pub mod store;
 
 pub mod ca_client;
+pub mod directory;
 
 pub mod trouble;
 
 pub mod account;
+mod binding;
 
+mod authorize;
+mod ca;
 pub mod issuer;
+mod order;
 
 pub mod internal;
 
@@ -30,6 +41,7 @@ pub mod names;
 
 pub mod disk;
 pub mod driver;
+mod ordering;
 mod reconfigure;
 
 pub mod manager;

@@ -15,11 +15,12 @@ use time::format_description::well_known::Rfc3339;
 use crate::cert::bundle::CertBundle;
 use crate::cert::failure::Class;
 use crate::cert::files::{FilePair, Stamp};
+use crate::cert::history::History;
 use crate::cert::internal::InternalCa;
 use crate::cert::resolver::{Entry, EntryState, Served};
-use crate::cert::schedule::{Certificate, History, is_plausible};
-use crate::cert::store::{CaId, CertStore, StoreError, Stored};
-use crate::config::model::{App, Config, Tls};
+use crate::cert::schedule::{Certificate, is_plausible};
+use crate::cert::store::{CaId, CertStore, StoreError, Stored, load_best};
+use crate::config::model::{Acme, App, Config, Tls};
 use crate::name::{AppName, HostPattern};
 use crate::report::Report;
 use crate::telemetry::status::{CertificateState, CertificateStatus};
@@ -27,14 +28,40 @@ use crate::telemetry::status::{CertificateState, CertificateStatus};
 /// Where a name's certificate comes from.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// The ACME CA.
-    Acme(CaId),
+    /// The ACME CAs, in the order they are asked.
+    Acme(Arc<Cas>),
     /// Edge's own CA.
     Internal,
     /// Files of the operator.
     Files(FilePair, Stamp),
     /// Nowhere: plain HTTP only.
     Off,
+}
+
+/// The CAs of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cas {
+    /// Their places in the storage; never empty.
+    pub ids: Vec<CaId>,
+    /// The settings towards them that a failure may come from, for comparison only.
+    pub settings: String,
+}
+
+impl Cas {
+    /// Those of `acme`.
+    pub fn of(acme: &Acme) -> Arc<Self> {
+        let ids = acme.directories().map(CaId::of).collect();
+        let kid = acme.eab.as_ref().map(|eab| eab.kid.as_str());
+        let settings = format!(
+            "{} {} {:?} {} {:?}",
+            acme.email.as_deref().unwrap_or("-"),
+            acme.profile.as_deref().unwrap_or("-"),
+            acme.challenges,
+            kid.unwrap_or("-"),
+            acme.key_type,
+        );
+        Arc::new(Self { ids, settings })
+    }
 }
 
 /// Tells a name from every other one of this run, also from an earlier one of the same spelling.
@@ -57,6 +84,10 @@ pub struct Name {
     pub machine: Certificate,
     /// What is installed.
     pub bundle: Option<Arc<CertBundle>>,
+    /// Position of the CA that issued it.
+    pub issued_by: usize,
+    /// Position of the CA that is being asked for the next.
+    pub asked: usize,
     pub(in crate::cert) served: Option<Arc<Served>>,
     /// What is wrong with the operator's files.
     pub file_error: Option<String>,
@@ -82,13 +113,13 @@ impl Names {
         rng: &mut Rng,
     ) -> Result<Self, StoreError> {
         let mut names = Self { list: Vec::new(), provider: Arc::clone(provider), tickets: HashMap::new() };
-        let ca = CaId::of(&config.acme.directory);
+        let cas = Cas::of(&config.acme);
         for app in &config.apps {
             if let Ok(tickets) = rustls::crypto::aws_lc_rs::Ticketer::new() {
                 names.tickets.insert(app.name.clone(), tickets);
             }
             for pattern in &app.domains {
-                let name = names.load_one(app, pattern, &ca, store, internal, rng)?;
+                let name = names.load_one(app, pattern, &cas, store, internal, rng)?;
                 names.list.push(name);
             }
         }
@@ -99,7 +130,7 @@ impl Names {
         &self,
         app: &App,
         pattern: &HostPattern,
-        ca: &CaId,
+        cas: &Arc<Cas>,
         store: &dyn CertStore,
         internal: Option<&InternalCa>,
         rng: &mut Rng,
@@ -115,6 +146,8 @@ impl Names {
             source: Source::Off,
             machine: empty,
             bundle: None,
+            issued_by: 0,
+            asked: 0,
             served: None,
             file_error: None,
             coming: None,
@@ -122,9 +155,11 @@ impl Names {
         match app.tls_for(pattern) {
             Tls::Off => {}
             Tls::Acme => {
-                name.source = Source::Acme(ca.clone());
-                let stored = store.load(ca, pattern);
+                name.source = Source::Acme(Arc::clone(cas));
+                let (stored, from) = load_best(store, &cas.ids, pattern);
+                name.issued_by = from;
                 self.adopt(&mut name, stored, rng)?;
+                name.machine.settle(&cas.settings);
             }
             Tls::Internal => {
                 name.source = Source::Internal;
@@ -204,8 +239,9 @@ impl Names {
     }
 
     /// Takes over what another process has stored since: returns whether anything changed.
-    pub fn refresh(&mut self, index: usize, stored: Stored, rng: &mut Rng) -> bool {
+    pub fn refresh(&mut self, index: usize, stored: Stored, from: usize, rng: &mut Rng) -> bool {
         let Some(name) = self.list.get_mut(index) else { return false };
+        name.issued_by = from;
         let Some(bundle) = stored.bundle else {
             if name.bundle.is_none() {
                 name.machine = Certificate::found(None, stored.history, rng);

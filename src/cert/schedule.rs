@@ -3,14 +3,15 @@
 //! Everything that must outlive a crash is in [`History`], which the driver saves before it acts: a restart never costs an
 //! attempt at the CA.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use fastrand::Rng;
-use serde::{Deserialize, Serialize};
 
+use crate::cert::advice::{Advice, Advised, NoAdvice};
 use crate::cert::delay::{delay, table_delay};
-use crate::cert::failure::{Class, Failure};
+use crate::cert::failure::{Class, Failure, Reach};
+use crate::cert::history::History;
+use crate::cert::seconds;
 use crate::cert::validity::Validity;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -27,36 +28,16 @@ pub fn is_plausible(now: SystemTime) -> bool {
     now >= SystemTime::UNIX_EPOCH + EARLIEST
 }
 
-/// What is remembered of a name between attempts and over restarts.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct History {
-    /// Failures since the last success, by class.
-    pub failures: BTreeMap<Class, u32>,
-    /// Class of the last one.
-    pub last_class: Option<Class>,
-    /// What it said.
-    pub last_error: Option<String>,
-    /// No attempt before.
-    #[serde(with = "seconds")]
-    pub next_attempt: Option<SystemTime>,
-    /// When an attempt began that has not ended.
-    #[serde(with = "seconds")]
-    pub begun: Option<SystemTime>,
-    /// The chosen moment of renewal.
-    #[serde(with = "seconds")]
-    pub renew_at: Option<SystemTime>,
-    /// Serial number of the certificate it was chosen for.
-    pub renew_for: Option<String>,
-}
-
 /// What the machine is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
     /// Time has passed.
     Tick,
     /// The gate let it through.
-    Admitted,
+    Admitted {
+        /// How many CAs there are besides the first.
+        fallbacks: usize,
+    },
     /// A checked certificate came back.
     Obtained {
         /// Its time.
@@ -79,8 +60,26 @@ pub enum Input {
     Held {
         /// No attempt before.
         until: SystemTime,
+        /// What kind of failure it was.
+        class: Class,
         /// Why, in words.
         message: String,
+    },
+    /// The name does not lead to this machine; the CA was not asked.
+    Unready {
+        /// Why, in words.
+        message: String,
+    },
+    /// What the CA says about the renewal.
+    Advised(Result<Advice, NoAdvice>),
+    /// The operator wants a new certificate now.
+    Force,
+    /// The wall clock was set; monotonic time knows of no such step.
+    ClockJump {
+        /// How far.
+        by: Duration,
+        /// Which way.
+        forward: bool,
     },
 }
 
@@ -91,7 +90,13 @@ pub enum Action {
     Order {
         /// The certificate is close to its end: better renewed without a record than expired.
         regardless: bool,
+        /// Which CA: 0 is the first.
+        ca: usize,
+        /// Whether to look first if the name leads here, and to feed `Unready` where it does not.
+        check: bool,
     },
+    /// Ask the CA when it wants the certificate renewed; feed `Advised`.
+    Ask,
     /// Write the certificate that just came to the disk; feed `Stored` or `StoreFailed`.
     Store,
     /// Serve it. After it was stored, so that a crash in between does not cost another order.
@@ -120,13 +125,15 @@ pub struct Certificate {
     state: State,
     installed: Option<Validity>,
     history: History,
+    asking: bool,
 }
 
 impl Certificate {
     /// What was found at start: the installed certificate with its serial number, and the saved history.
     pub fn found(installed: Option<(Validity, &str)>, history: History, rng: &mut Rng) -> Self {
+        let installed_validity = installed.map(|(validity, _)| validity);
         let mut certificate =
-            Self { state: State::Resting, installed: installed.map(|(validity, _)| validity), history };
+            Self { state: State::Resting, installed: installed_validity, history, asking: false };
         certificate.choose_renewal(installed, rng);
         if let Some(begun) = certificate.history.begun.take() {
             // Edge died in the middle of an attempt. That counts, or a crash loop would order without end.
@@ -146,30 +153,63 @@ impl Certificate {
             && self.history.renew_at.is_some_and(|at| at <= validity.backstop());
         if !kept {
             // Chosen as if at its start: what has no record may be due at once.
-            self.history.renew_at = Some(whole_second(validity.renewal(validity.not_before, rng)));
+            self.history.renew_at = Some(seconds::whole(validity.renewal(validity.not_before, rng)));
             self.history.renew_for = Some(serial.to_owned());
+            self.history.advised = Advised::default();
         }
+    }
+
+    /// The settings towards the CA are these. What failed for other ones, and could be repaired by changing them, is
+    /// forgotten; that a CA asked to wait is not.
+    pub fn settle(&mut self, settings: &str) {
+        if self.history.settings.as_deref().is_some_and(|known| known != settings) {
+            self.forgive();
+        }
+        self.history.settings = Some(settings.to_owned());
+    }
+
+    fn forgive(&mut self) {
+        if self.history.last_class == Some(Class::Limited) {
+            return;
+        }
+        self.history.account_until = None;
+        self.history.failures.retain(|class, _| *class == Class::Limited);
+        self.history.next_attempt = None;
+        self.history.anyway_at = None;
+    }
+
+    /// Until when the CA's own wait stands in the way of an order that is forced.
+    pub fn limited_until(&self, now: SystemTime) -> Option<SystemTime> {
+        let limited = self.history.last_class == Some(Class::Limited);
+        let until = self.history.next_attempt.max(self.history.account_until);
+        until.filter(|until| limited && *until > now)
     }
 
     /// Takes one input. Inputs that do not fit the state change nothing; a certificate that came fits every state.
     pub fn step(&mut self, input: Input, now: SystemTime, rng: &mut Rng) -> Vec<Action> {
         match input {
             Input::Tick => self.tick(now),
-            Input::Admitted => match self.state {
+            Input::Admitted { fallbacks } => match self.state {
                 State::Due => {
                     self.state = State::Ordering;
                     self.history.begun = Some(now);
-                    let regardless =
-                        self.installed.is_some_and(|validity| validity.left(now) < validity.life() / 10);
-                    vec![Action::Order { regardless }]
+                    let check = self.history.anyway_at.is_none_or(|at| now < at);
+                    vec![Action::Order {
+                        regardless: self.is_ending(now),
+                        ca: self.choose_ca(fallbacks, now),
+                        check,
+                    }]
                 }
                 State::Resting | State::Ordering | State::Storing | State::Unsaved { .. } => Vec::new(),
             },
             Input::Obtained { validity, serial } => {
                 self.installed = Some(validity);
                 self.history = History {
-                    renew_at: Some(whole_second(validity.renewal(now, rng))),
+                    renew_at: Some(seconds::whole(validity.renewal(now, rng))),
                     renew_for: Some(serial),
+                    obtained_at: Some(seconds::whole(now)),
+                    fallback_at: self.history.fallback_at,
+                    settings: self.history.settings.take(),
                     ..History::default()
                 };
                 self.state = State::Storing;
@@ -204,6 +244,10 @@ impl Certificate {
                     self.state = State::Resting;
                     self.history.begun = None;
                     self.count(&failure, now, rng);
+                    self.look_again(now);
+                    if failure.reach == Reach::Account {
+                        self.history.account_until = self.history.next_attempt;
+                    }
                     vec![Action::Remember]
                 }
                 State::Resting | State::Due | State::Storing | State::Unsaved { .. } => Vec::new(),
@@ -216,7 +260,111 @@ impl Certificate {
                 }
                 State::Resting | State::Due | State::Storing | State::Unsaved { .. } => Vec::new(),
             },
-            Input::Held { until, message } => self.hold(until, message),
+            Input::Held { until, class, message } => self.hold(until, class, message),
+            Input::Unready { message } => self.unready(message, now),
+            Input::Advised(answer) => self.advised(&answer, now, rng),
+            Input::Force => self.force(now),
+            Input::ClockJump { by, forward } => {
+                self.shift(by, forward);
+                vec![Action::Remember]
+            }
+        }
+    }
+
+    /// The first CA, unless it has failed in a way another one may not; that one is asked once a day.
+    fn choose_ca(&mut self, fallbacks: usize, now: SystemTime) -> usize {
+        let failed = |class| self.history.failures.get(&class).copied().unwrap_or_default();
+        let rounds = failed(Class::Transient);
+        let wanted = rounds >= 3
+            || failed(Class::Account) > 0
+            || (failed(Class::Limited) >= 2 && (self.installed.is_none() || self.is_ending(now)));
+        let lately = self.history.fallback_at.is_some_and(|at| at <= now && at + DAY > now);
+        if fallbacks == 0 || !wanted || lately {
+            return 0;
+        }
+        self.history.fallback_at = Some(seconds::whole(now));
+        1 + rounds as usize % fallbacks
+    }
+
+    fn is_ending(&self, now: SystemTime) -> bool {
+        self.installed.is_some_and(|validity| validity.left(now) < validity.life() / 10)
+    }
+
+    /// After a failure: where the name did not seem to lead here before, the next look comes soon, and the CA is asked at once
+    /// when it does.
+    fn look_again(&mut self, now: SystemTime) {
+        let unseen = self.history.anyway_at.take().is_some_and(|at| at <= now);
+        if unseen && self.history.unready > 0 && self.history.last_class == Some(Class::Validation) {
+            let planned = self.history.next_attempt;
+            self.history.anyway_at = planned;
+            self.history.next_attempt = planned.map(|at| at.min(seconds::whole(now + self.look_wait())));
+        } else {
+            self.history.unready = 0;
+        }
+    }
+
+    fn look_wait(&self) -> Duration {
+        if self.history.unready <= 10 { MINUTE } else { 5 * MINUTE }
+    }
+
+    fn unready(&mut self, message: String, now: SystemTime) -> Vec<Action> {
+        match self.state {
+            State::Ordering => {
+                let tried = self.history.failures.get(&Class::Validation).copied().unwrap_or_default();
+                let patience = table_delay(Class::Validation, tried.saturating_add(1), self.life());
+                self.history.anyway_at.get_or_insert(seconds::whole(now + patience.unwrap_or(DAY).min(DAY)));
+                self.history.unready = self.history.unready.saturating_add(1);
+                let again = self.look_wait();
+                self.state = State::Resting;
+                self.history.begun = None;
+                self.history.last_class = Some(Class::Validation);
+                self.history.last_error = Some(message);
+                self.history.next_attempt = Some(seconds::whole(now + again));
+                vec![Action::Remember]
+            }
+            State::Resting | State::Due | State::Storing | State::Unsaved { .. } => Vec::new(),
+        }
+    }
+
+    fn advised(&mut self, answer: &Result<Advice, NoAdvice>, now: SystemTime, rng: &mut Rng) -> Vec<Action> {
+        self.asking = false;
+        self.history.advised.take(answer, now);
+        if let (Ok(advice), Some(validity)) = (answer, self.installed)
+            && self.history.renew_at.is_none_or(|at| !advice.window.holds(at))
+        {
+            let obtained = self.history.obtained_at.unwrap_or(validity.not_before);
+            self.history.renew_at = Some(seconds::whole(advice.window.choose(validity, obtained, now, rng)));
+        }
+        vec![Action::Remember]
+    }
+
+    fn force(&mut self, now: SystemTime) -> Vec<Action> {
+        match self.state {
+            State::Resting if self.limited_until(now).is_none() => {
+                self.forgive();
+                self.history.anyway_at = Some(seconds::whole(now));
+                self.history.renew_at = self.installed.and(Some(now));
+                self.state = State::Due;
+                vec![Action::Remember]
+            }
+            State::Resting | State::Due | State::Ordering | State::Storing | State::Unsaved { .. } => {
+                Vec::new()
+            }
+        }
+    }
+
+    /// Waits are lengths of time: they move with a clock that is set, while the moment of renewal belongs to the calendar.
+    fn shift(&mut self, by: Duration, forward: bool) {
+        let moved = |at: SystemTime| {
+            let to = if forward { at.checked_add(by) } else { at.checked_sub(by) };
+            to.unwrap_or(at)
+        };
+        let history = &mut self.history;
+        for at in [&mut history.next_attempt, &mut history.account_until, &mut history.anyway_at] {
+            *at = at.map(moved);
+        }
+        if let State::Unsaved { retry_at } = &mut self.state {
+            *retry_at = moved(*retry_at);
         }
     }
 
@@ -225,16 +373,21 @@ impl Certificate {
         if self.history.next_attempt.is_some_and(|at| at > now + LONGEST_WAIT) {
             self.history.next_attempt = Some(now + DAY);
         }
+        if self.history.account_until.is_some_and(|at| at <= now || at > now + LONGEST_WAIT) {
+            self.history.account_until = None;
+        }
         match self.state {
             State::Resting => {
                 if self.due_at().is_none_or(|at| at <= now) {
                     self.state = State::Due;
+                } else if self.ask_at(now).is_some_and(|at| at <= now) {
+                    self.asking = true;
+                    return vec![Action::Ask];
                 }
                 Vec::new()
             }
             State::Unsaved { retry_at, .. } => {
-                let ending = self.installed.is_some_and(|validity| validity.left(now) < validity.life() / 10);
-                if ending {
+                if self.is_ending(now) {
                     self.state = State::Due;
                     return Vec::new();
                 }
@@ -248,15 +401,21 @@ impl Certificate {
         }
     }
 
-    fn hold(&mut self, until: SystemTime, message: String) -> Vec<Action> {
+    fn hold(&mut self, until: SystemTime, class: Class, message: String) -> Vec<Action> {
         match self.state {
             State::Resting | State::Due => {
+                self.history.account_until = Some(seconds::whole(until));
+                if class == Class::Account {
+                    // Another CA may be asked for this name as well.
+                    self.history.failures.entry(class).or_insert(1);
+                }
                 if self.history.next_attempt.is_some_and(|at| at >= until) {
                     return Vec::new();
                 }
                 self.state = State::Resting;
-                self.history.next_attempt = Some(whole_second(until));
+                self.history.next_attempt = Some(seconds::whole(until));
                 self.history.last_error = Some(message);
+                self.history.last_class = Some(class);
                 vec![Action::Remember]
             }
             State::Ordering | State::Storing | State::Unsaved { .. } => Vec::new(),
@@ -269,7 +428,7 @@ impl Certificate {
         let wait = delay(failure, *count, self.installed, at, rng);
         self.history.last_class = Some(failure.class);
         self.history.last_error = Some(failure.message.clone());
-        self.history.next_attempt = Some(whole_second(at + wait));
+        self.history.next_attempt = Some(seconds::whole(at + wait));
     }
 
     /// When it wants to order next; `None` is at once.
@@ -284,10 +443,19 @@ impl Certificate {
     /// When it must see a `Tick` at the latest; `None` while it waits for something other than time.
     pub fn wake_at(&self, now: SystemTime) -> Option<SystemTime> {
         match self.state {
-            State::Resting => Some(self.due_at().unwrap_or(now)),
+            State::Resting => {
+                let due = self.due_at().unwrap_or(now);
+                Some(self.ask_at(now).map_or(due, |ask| ask.min(due)))
+            }
             State::Unsaved { retry_at, .. } => Some(retry_at),
             State::Due | State::Ordering | State::Storing => None,
         }
+    }
+
+    /// When the CA is to be asked about the renewal; `None` while it is being asked and where there is nothing to ask about.
+    fn ask_at(&self, now: SystemTime) -> Option<SystemTime> {
+        let alive = self.installed.is_some_and(|validity| validity.not_after > now);
+        (alive && !self.asking).then(|| self.history.advised.ask_at().unwrap_or(now))
     }
 
     /// Whether it waits for the gate.
@@ -310,30 +478,5 @@ impl Certificate {
 
     fn life(&self) -> Option<Duration> {
         self.installed.map(|validity| validity.life())
-    }
-}
-
-/// The next whole second: what is decided, shown and saved is the same, and nothing happens earlier than it says.
-fn whole_second(at: SystemTime) -> SystemTime {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs() + u64::from(since.subsec_nanos() > 0))
-}
-
-/// Whole seconds since 1970.
-mod seconds {
-    use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(at: &Option<SystemTime>, to: S) -> Result<S::Ok, S::Error> {
-        at.map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()).serialize(to)
-    }
-
-    /// The end of the year 9999. What a damaged file says beyond must not overflow where a delay is added.
-    const LAST: u64 = 253_402_300_799;
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SystemTime>, D::Error> {
-        let seconds = Option::<u64>::deserialize(from)?;
-        Ok(seconds.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds.min(LAST))))
     }
 }

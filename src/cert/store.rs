@@ -4,6 +4,7 @@
 //! accounts/CA/account.json            key and URL of the account
 //! certs/CA/NAME/00000001-SERIAL.pem   key and chain, the highest number is the newest; two are kept
 //! certs/CA/NAME/meta.json             failures, next attempt, chosen moment of renewal
+//! certs/CA/NAME/order.json            an order whose certificate is not stored yet, with its key
 //! internal/                           edge's own CA
 //! ```
 
@@ -17,7 +18,8 @@ use nix::fcntl::{Flock, FlockArg};
 use rustls::crypto::CryptoProvider;
 
 use crate::cert::bundle::{BundleError, CertBundle, MAX_SIZE};
-use crate::cert::schedule::History;
+use crate::cert::history::History;
+use crate::cert::pending::PendingOrder;
 use crate::durable::{self, DurableError, Readers};
 use crate::name::{AppName, HostPattern};
 
@@ -133,7 +135,7 @@ pub struct Stored {
 pub trait CertStore: Send + Sync + 'static {
     /// Everything kept of `name` at `ca`. What is damaged is reported and skipped.
     fn load(&self, ca: &CaId, name: &HostPattern) -> Stored;
-    /// Keeps one more generation.
+    /// Keeps one more generation. The order it came from is spent with that.
     fn save(&self, ca: &CaId, name: &HostPattern, bundle: &CertBundle) -> Result<(), StoreError>;
     /// Replaces the history.
     fn remember(&self, ca: &CaId, name: &HostPattern, history: &History) -> Result<(), StoreError>;
@@ -147,6 +149,37 @@ pub trait AccountStore: Send + Sync + 'static {
     fn load_account(&self, ca: &CaId) -> Result<Option<Vec<u8>>, StoreError>;
     /// Replaces it.
     fn save_account(&self, ca: &CaId, record: &[u8]) -> Result<(), StoreError>;
+}
+
+/// Keeps orders that have not led to a stored certificate; the same promises as [`CertStore`].
+pub trait OrderStore: Send + Sync + 'static {
+    /// The order under way for `name` at `ca`.
+    fn load_order(&self, ca: &CaId, name: &HostPattern) -> Result<Option<PendingOrder>, StoreError>;
+    /// Replaces it.
+    fn save_order(&self, ca: &CaId, name: &HostPattern, order: &PendingOrder) -> Result<(), StoreError>;
+    /// Forgets it.
+    fn drop_order(&self, ca: &CaId, name: &HostPattern) -> Result<(), StoreError>;
+}
+
+/// Everything kept of `name` at several CAs: the certificate that is valid longest and the position of its CA, with the
+/// history at the first.
+pub fn load_best(store: &dyn CertStore, cas: &[CaId], name: &HostPattern) -> (Stored, usize) {
+    let mut best = Stored::default();
+    let mut from = 0;
+    for (position, ca) in cas.iter().enumerate() {
+        let found = store.load(ca, name);
+        if position == 0 {
+            best.history = found.history;
+        }
+        best.problems.extend(found.problems);
+        let end = |bundle: &CertBundle| bundle.validity().not_after;
+        if let Some(bundle) = found.bundle
+            && best.bundle.as_ref().is_none_or(|known| end(known) < end(&bundle))
+        {
+            (best.bundle, from) = (Some(bundle), position);
+        }
+    }
+    (best, from)
 }
 
 /// A CA as a directory name.
@@ -252,7 +285,7 @@ impl CertStore for DirStore {
         for (_, old) in before.iter().skip(GENERATIONS_KEPT - 1) {
             durable::remove(old)?;
         }
-        Ok(())
+        self.drop_order(ca, name)
     }
 
     fn remember(&self, ca: &CaId, name: &HostPattern, history: &History) -> Result<(), StoreError> {
@@ -293,6 +326,26 @@ impl AccountStore for DirStore {
             durable::create_private_dir(directory)?;
         }
         Ok(durable::write(&path, record, Readers::Owner)?)
+    }
+}
+
+impl OrderStore for DirStore {
+    fn load_order(&self, ca: &CaId, name: &HostPattern) -> Result<Option<PendingOrder>, StoreError> {
+        let path = self.directory(ca, name).join("order.json");
+        let Some(record) = read_secret(&path, MAX_SIZE)? else { return Ok(None) };
+        serde_json::from_slice(&record).map(Some).map_err(|source| StoreError::Record { path, source })
+    }
+
+    fn save_order(&self, ca: &CaId, name: &HostPattern, order: &PendingOrder) -> Result<(), StoreError> {
+        let directory = self.directory(ca, name);
+        let path = directory.join("order.json");
+        durable::create_private_dir(&directory)?;
+        let record = to_json(&path, order)?;
+        Ok(durable::write(&path, &record, Readers::Owner)?)
+    }
+
+    fn drop_order(&self, ca: &CaId, name: &HostPattern) -> Result<(), StoreError> {
+        Ok(durable::remove(&self.directory(ca, name).join("order.json"))?)
     }
 }
 

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use instant_acme::Error;
+use instant_acme::{Error, RetryPolicy};
 
-use crate::cert::ca_client::Refusal;
+use crate::cert::ca_client::{CallError, Refusal};
 use crate::cert::failure::{Answer, Call, Class, Failure, short};
 use crate::report::Report;
 
@@ -34,6 +34,32 @@ impl Trouble {
             Self::Ca(_, error) => {
                 refusal(error).is_some_and(|r| r.kind.as_deref() == Some("accountDoesNotExist"))
             }
+            Self::Failed(_) => false,
+        }
+    }
+
+    /// Whether the CA dislikes what the order says it replaces (RFC 9773 §5), rather than the order.
+    pub fn is_about_replaces(&self) -> bool {
+        let Self::Ca(_, error) = self else { return false };
+        let Some(refusal) = refusal(error) else { return matches!(error, Error::Unsupported(_)) };
+        let told =
+            refusal.detail.as_deref().is_some_and(|detail| detail.to_ascii_lowercase().contains("replace"));
+        let named = refusal.kind.as_deref() == Some("alreadyReplaced");
+        named || told || matches!(refusal.status, 404 | 409)
+    }
+
+    /// Whether the CA dislikes the order's profile.
+    pub fn is_about_profile(&self) -> bool {
+        match self {
+            Self::Ca(_, error) => refusal(error).is_some_and(|r| r.kind.as_deref() == Some("invalidProfile")),
+            Self::Failed(_) => false,
+        }
+    }
+
+    /// Whether the CA says that the order is not where a request expects it, which looking at the order settles.
+    pub fn is_not_ready(&self) -> bool {
+        match self {
+            Self::Ca(_, error) => refusal(error).is_some_and(|r| r.kind.as_deref() == Some("orderNotReady")),
             Self::Failed(_) => false,
         }
     }
@@ -72,6 +98,11 @@ impl Trouble {
     }
 }
 
+/// How an order is watched. Slowing down slowly: a CA that needs ten seconds is noticed within three more.
+pub fn poll_policy() -> RetryPolicy {
+    RetryPolicy::new().initial_delay(Duration::from_millis(100)).backoff(1.3).timeout(POLL_LIMIT)
+}
+
 /// Repeats a call as long as the CA refuses its nonce, which the library itself does only three times. Nonces are the CA's
 /// bookkeeping: one that is refused says nothing about the request.
 pub async fn patient<T>(mut call: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
@@ -90,6 +121,18 @@ pub async fn patient<T>(mut call: impl AsyncFnMut() -> Result<T, Error>) -> Resu
             }
             other => return other,
         }
+    }
+}
+
+/// Whether the way to the CA broke, so that nobody knows if the CA has heard.
+pub fn is_broken(error: &Error) -> bool {
+    match error {
+        Error::Json(_) => true,
+        Error::Other(source) => match refusal(error) {
+            Some(refusal) => refusal.status >= 500 && refusal.retry_after.is_none(),
+            None => source.is::<CallError>(),
+        },
+        _ => false,
     }
 }
 

@@ -29,11 +29,19 @@ impl Validity {
     /// A moment to renew a certificate that was installed at `now`: two thirds into its life, or half of a life under ten
     /// days, give or take one percent so that certificates of one day spread.
     pub fn renewal(&self, now: SystemTime, rng: &mut Rng) -> SystemTime {
-        let share = if self.life() < 10 * DAY { 1.0 / 2.0 } else { 2.0 / 3.0 };
-        let share = share + (rng.f64() * 0.02 - 0.01);
+        let share = self.share() + (rng.f64() * 0.02 - 0.01);
         let usual = self.not_before + self.life().mul_f64(share);
         // A CA that backdates by most of the life must not be asked again at once.
         usual.max(now + self.left(now) / 3)
+    }
+
+    /// The latest moment to renew, whatever the CA advises.
+    pub fn latest_renewal(&self) -> SystemTime {
+        self.not_before + self.life().mul_f64(self.share() + 0.02)
+    }
+
+    fn share(&self) -> f64 {
+        if self.life() < 10 * DAY { 1.0 / 2.0 } else { 2.0 / 3.0 }
     }
 
     /// A recorded moment of renewal after this is not believed: the last tenth of the life is for retries.

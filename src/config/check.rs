@@ -5,10 +5,11 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::config::check_acme::acme;
 use crate::config::check_app;
-use crate::config::context::{AppContext, path, readable_file};
+use crate::config::context::{AppContext, path};
 use crate::config::model::{
-    AccessLog, Acme, App, Config, KeyType, Listen, ListenAddr, Log, LogFormat, LogLevel, Timeouts, Tls,
+    AccessLog, App, Config, Listen, ListenAddr, Log, LogFormat, LogLevel, Timeouts, Tls,
 };
 use crate::config::problem::Problem;
 use crate::config::raw::Node;
@@ -56,7 +57,7 @@ fn config(
     check_listen_serves(root, &listen, &apps);
     Config {
         file: file.to_owned(),
-        acme: acme(root, base),
+        acme: acme(root, base, &listen),
         storage,
         admin: admin(root, base, &runtime_dir),
         runtime_dir,
@@ -66,47 +67,6 @@ fn config(
         drain_timeout: root.duration("drain_timeout"),
         timeouts: timeouts(&root.section("timeouts")),
         apps: apps.into_iter().map(Arc::new).collect(),
-    }
-}
-
-fn acme(root: &Section<'_>, base: &Path) -> Acme {
-    let section = root.section("acme");
-    let ca_root = section.get("ca_root").and_then(|value| readable_file(&value, base));
-    Acme {
-        email: root.get("email").and_then(|value| value.parse(email)),
-        directory: section.read("ca", String::new(), directory_url),
-        ca_root,
-        key_type: section.choice(
-            "key_type",
-            &[("p256", KeyType::P256), ("p384", KeyType::P384), ("rsa2048", KeyType::Rsa2048)],
-            KeyType::P256,
-        ),
-    }
-}
-
-fn email(text: &str) -> Result<String, &'static str> {
-    let plain = !text.contains(|c: char| c.is_whitespace() || c.is_control() || ",?".contains(c));
-    match text.split_once('@') {
-        Some((user, host)) if plain && !user.is_empty() && !host.is_empty() && !host.contains('@') => {
-            Ok(text.to_owned())
-        }
-        Some(_) | None => Err("is not a mail address such as `ops@example.com`"),
-    }
-}
-
-fn directory_url(text: &str) -> Result<String, &'static str> {
-    let url = match text {
-        "letsencrypt" => "https://acme-v02.api.letsencrypt.org/directory",
-        "letsencrypt-staging" => "https://acme-staging-v02.api.letsencrypt.org/directory",
-        url => url,
-    };
-    match url.parse::<http::Uri>() {
-        Ok(uri) if uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty()) => {
-            Ok(url.to_owned())
-        }
-        Ok(_) | Err(_) => {
-            Err("is not `letsencrypt`, `letsencrypt-staging` or the https URL of an ACME directory")
-        }
     }
 }
 

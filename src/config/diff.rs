@@ -106,9 +106,13 @@ fn fixed(old: &Config, new: &Config) -> Vec<NeedsRestart> {
     } = new;
     let keys = [
         ("email", old.acme.email != acme.email),
-        ("acme.ca", old.acme.directory != acme.directory),
+        ("acme.ca", !old.acme.directories().eq(acme.directories())),
         ("acme.ca_root", old.acme.ca_root != acme.ca_root),
         ("acme.key_type", old.acme.key_type != acme.key_type),
+        ("acme.challenges", old.acme.challenges != acme.challenges),
+        ("acme.profile", old.acme.profile != acme.profile),
+        ("acme.eab", old.acme.eab != acme.eab),
+        ("acme.self_check", old.acme.self_check != acme.self_check),
         ("storage", old.storage != *storage),
         ("runtime_dir", old.runtime_dir != *runtime_dir),
         ("threads", old.threads != *threads),

@@ -37,6 +37,7 @@ fn loaded(text: &str, surroundings: &Surroundings) -> Result<Config, String> {
     let file = dir.path().join("edge.yaml");
     std::fs::write(&file, text).expect("written");
     std::fs::write(dir.path().join("some.file"), "NAME=VALUE\n").expect("written");
+    std::fs::write(dir.path().join("some.key"), "aHVudGVyMg==\n").expect("written");
     let here = |text: String| text.replace(&*dir.path().to_string_lossy(), "DIR");
     match load(&file, surroundings) {
         // The directory is another each time; two files are compared as if they stood in one.
@@ -168,6 +169,10 @@ fn every_key_of_the_table_changes_something() {
         "acme.ca" => "letsencrypt-staging",
         "acme.ca_root" | "apps.NAME.env_file" => "some.file",
         "acme.key_type" => "p384",
+        "acme.challenges" => "[tls-alpn-01]",
+        "acme.profile" => "tlsserver",
+        "acme.eab" => "{kid: id, hmac_key_file: some.key}",
+        "acme.self_check" => "false",
         "storage" | "runtime_dir" | "admin" => "/other",
         "listen.http" | "listen.https" => "[\":8000\"]",
         "threads" | "apps.NAME.workers" | "apps.NAME.concurrency" | "apps.NAME.queue.size" => "7",

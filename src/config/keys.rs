@@ -52,7 +52,7 @@ pub const KEYS: &[Key] = &[
         "acme.ca",
         Is("letsencrypt"),
         Global,
-        "Who issues public certificates: `letsencrypt`, `letsencrypt-staging`, or the https URL of an ACME directory.",
+        "Who issues public certificates: `letsencrypt`, `letsencrypt-staging`, `zerossl`, `google`, the https URL of an ACME directory, or a list of these, each asked where the one before fails.",
     ),
     key(
         "acme.ca_root",
@@ -61,6 +61,30 @@ pub const KEYS: &[Key] = &[
         "PEM file trusted for the CA's own https instead of the system's roots, for a private CA.",
     ),
     key("acme.key_type", Is("p256"), Global, "Kind of key in new certificates: `p256`, `p384` or `rsa2048`."),
+    key(
+        "acme.challenges",
+        Found("[http-01, tls-alpn-01], as far as edge listens"),
+        Global,
+        "How names are proven to be yours: `http-01` needs port 80, `tls-alpn-01` port 443; a failure puts the next one first.",
+    ),
+    key(
+        "acme.profile",
+        Nothing,
+        Global,
+        "Kind of certificate by the CA's name for it, such as `tlsserver` or `shortlived`; where the CA has no such kind, its default.",
+    ),
+    key(
+        "acme.eab",
+        Nothing,
+        Global,
+        "Binds the account to one made at the CA's site, where the CA wants that: `{kid: ID, hmac_key_file: FILE}`.",
+    ),
+    key(
+        "acme.self_check",
+        Found("true without `ca_root`, false with it"),
+        Global,
+        "Whether edge looks if a name leads to it before it asks the CA, and says what is wrong instead of spending an attempt.",
+    ),
     key(
         "storage",
         Found("$STATE_DIRECTORY, else /var/lib/edge as root, else $XDG_STATE_HOME/edge"),
@@ -372,6 +396,9 @@ pub const KEYS: &[Key] = &[
 /// Keys below `tls` where it is a mapping.
 pub const TLS_KEYS: [&str; 2] = ["cert", "key"];
 
+/// Keys below `acme.eab`.
+pub const EAB_KEYS: [&str; 2] = ["kid", "hmac_key_file"];
+
 /// The key at `path`.
 pub fn find(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
@@ -391,6 +418,9 @@ pub fn children(parent: &str) -> Vec<&'static str> {
     }
     if parent == "apps.NAME.tls" {
         names.extend(TLS_KEYS);
+    }
+    if parent == "acme.eab" {
+        names.extend(EAB_KEYS);
     }
     names
 }

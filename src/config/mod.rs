@@ -6,6 +6,7 @@
 pub mod account;
 pub mod care;
 pub mod check;
+mod check_acme;
 mod check_app;
 mod check_worker;
 mod context;

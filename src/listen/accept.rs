@@ -139,7 +139,8 @@ async fn serve(
                 let deadline = plane.reach.deadlines.deadline();
                 deadline.set(plane.reach.timeouts.handshake);
                 // Boxed, so that the room of a handshake is not kept for the connection's life.
-                let handshake = Box::pin(tls::accept(stream, local.ip(), &plane.certificates));
+                let handshake =
+                    Box::pin(tls::accept(stream, local.ip(), &plane.certificates, &plane.challenges));
                 let hurry = async {
                     scope.drained().await;
                     deadline.set(HANDSHAKE_AT_DRAIN);

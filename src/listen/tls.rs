@@ -8,7 +8,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::cert::challenge::Challenges;
 use crate::cert::resolver::Certificates;
+use crate::cert::tls_alpn;
 use crate::name::HostName;
 use crate::proxy::conn::TlsInfo;
 
@@ -21,6 +23,9 @@ pub enum HandshakeError {
     /// No certificate for the name asked for.
     #[error("no certificate for the name {0:?}")]
     UnknownName(Option<String>),
+    /// It was a CA that validated a name: there is nothing more to say.
+    #[error("a CA has validated a name")]
+    Validation,
     /// The client, or the network, failed.
     #[error("the TLS handshake failed")]
     Failed(#[source] io::Error),
@@ -41,6 +46,7 @@ pub async fn accept<S>(
     stream: S,
     local: IpAddr,
     certificates: &Certificates,
+    challenges: &Challenges,
 ) -> Result<Accepted<S>, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -48,6 +54,15 @@ where
     let acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
     let start = acceptor.await.map_err(HandshakeError::Failed)?;
     let written = start.client_hello().server_name().map(str::to_owned);
+    // Exactly that protocol (RFC 8737 §3), and only while a challenge for the name is pending.
+    let validates = start.client_hello().alpn().is_some_and(|offered| offered.eq([tls_alpn::PROTOCOL]));
+    if let Some(name) = written.as_deref().filter(|_| validates)
+        && let Some(config) = challenges.tls_alpn01(name)
+    {
+        let mut stream = start.into_stream(config).await.map_err(HandshakeError::Failed)?;
+        stream.shutdown().await.map_err(HandshakeError::Failed)?;
+        return Err(HandshakeError::Validation);
+    }
     let sni = written.as_deref().and_then(|name| HostName::parse(name).ok());
     // A name that is no host name is nobody's: it must not fall back to the address's certificate.
     let served = match (&written, &sni) {

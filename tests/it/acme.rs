@@ -123,7 +123,7 @@ async fn sixty_second_certificates_are_renewed_under_load_without_a_failure() {
 async fn a_ca_that_cannot_be_reached_is_shown_in_status_and_on_the_page_and_delays_nothing() {
     let gone = free_port();
     let edge = Setup::new()
-        .top(&format!("acme:\n  ca: https://127.0.0.1:{gone}/dir"))
+        .top(&format!("acme:\n  ca: https://127.0.0.1:{gone}/dir\n  self_check: false"))
         .app("a", "domains: [a.acme.example]\ntls: auto\ncommand: edge hello\nworkers: 1")
         .app("b", "domains: [b.test]\ncommand: edge hello\nworkers: 1")
         .start()
@@ -142,6 +142,26 @@ async fn a_ca_that_cannot_be_reached_is_shown_in_status_and_on_the_page_and_dela
     assert_eq!(page.status, 503);
     assert!(page.text().contains("refused"), "{}", page.text());
     assert!(!page.header("retry-after").is_empty());
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_exist_is_said_to_be_so_and_no_ca_is_asked() {
+    let ca = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let edge = Setup::new()
+        .top(&format!("acme:\n  ca: https://{}/dir", ca.local_addr().unwrap()))
+        .app("a", "domains: [nobody.acme.example]\ntls: auto\ncommand: edge hello\nworkers: 1")
+        .start()
+        .await;
+    let certificate = until(Duration::from_secs(15), "the fault is shown", async || {
+        let certificate = edge.certificate("nobody.acme.example").await;
+        certificate["last_error"].is_string().then_some(certificate)
+    })
+    .await;
+    let error = certificate["last_error"].as_str().unwrap();
+    assert!(error.contains("DNS") && error.contains("Nothing was sent to the CA"), "{error}");
+    let asked = tokio::time::timeout(Duration::from_millis(200), ca.accept()).await;
+    assert!(asked.is_err(), "the CA was asked");
     edge.stop().await;
 }
 

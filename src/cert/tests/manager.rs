@@ -13,15 +13,16 @@ use std::time::{Duration, SystemTime};
 
 use tokio::task::LocalSet;
 
-use super::setup::{LOCAL, app, config, handshake, host, now, pattern, provider};
+use super::setup::{LOCAL, SetClock, app, config, handshake, host, now, pattern, provider};
+use crate::cert::advice::{Advice, NoAdvice};
 use crate::cert::bundle::CertBundle;
 use crate::cert::driver::Seams;
 use crate::cert::failure::{Class, Failure, Reach};
+use crate::cert::history::History;
 use crate::cert::internal::InternalCa;
-use crate::cert::issuer::{Issuer, NotObtained};
+use crate::cert::issuer::{Issuer, NotObtained, Wanted};
 use crate::cert::manager::{self, Manager};
 use crate::cert::resolver::Certificates;
-use crate::cert::schedule::History;
 use crate::cert::store::{CaId, CertStore, DirStore, StoreError, Stored};
 use crate::clock::Clock;
 use crate::config::model::{Config, Tls};
@@ -29,15 +30,6 @@ use crate::durable::DurableError;
 use crate::name::HostPattern;
 use crate::scope::Scope;
 use crate::telemetry::status::CertificateState;
-
-/// A wall clock set by hand.
-struct SetClock(Mutex<SystemTime>);
-
-impl Clock for SetClock {
-    fn now(&self) -> SystemTime {
-        *self.0.lock().expect("not poisoned")
-    }
-}
 
 /// A CA that answers with the failures it was given, then with certificates.
 struct FakeCa {
@@ -52,7 +44,7 @@ struct FakeCa {
 impl Issuer for FakeCa {
     fn obtain<'a>(
         &'a self,
-        name: &'a HostPattern,
+        wanted: &'a Wanted,
         scope: &'a Scope,
     ) -> Pin<Box<dyn Future<Output = Result<CertBundle, NotObtained>> + 'a>> {
         Box::pin(async move {
@@ -67,8 +59,16 @@ impl Issuer for FakeCa {
             if let Some(failure) = self.failures.borrow_mut().pop_front() {
                 return Err(NotObtained::Failed(failure));
             }
-            Ok(self.ca.issue(name, self.clock.now()).expect("issued"))
+            Ok(self.ca.issue(&wanted.name, self.clock.now()).expect("issued"))
         })
+    }
+
+    fn advice<'a>(
+        &'a self,
+        _ca: usize,
+        _bundle: &'a CertBundle,
+    ) -> Pin<Box<dyn Future<Output = Result<Advice, NoAdvice>> + 'a>> {
+        Box::pin(std::future::ready(Err(NoAdvice::NotOffered)))
     }
 }
 
@@ -130,7 +130,7 @@ struct Running {
 
 fn rig() -> Rig {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let clock = Arc::new(SetClock(Mutex::new(now())));
+    let clock = SetClock::new();
     let ca = FakeCa {
         ca: InternalCa::open(&dir.path().join("fake-ca"), provider(), now()).expect("made"),
         clock: Arc::clone(&clock),
@@ -169,8 +169,9 @@ impl Rig {
         self.try_run(&config(&self.storage(), apps)).expect("started")
     }
 
-    fn advance(&self, by: Duration) {
-        *self.clock.0.lock().expect("not poisoned") += by;
+    /// Time passes, on every clock.
+    async fn advance(&self, by: Duration) {
+        tokio::time::advance(by).await;
     }
 
     fn fail_with(&self, class: Class, reach: Reach, retry_after: Option<Duration>) {
@@ -233,14 +234,14 @@ async fn a_full_disk_does_not_stop_a_new_certificate_from_being_served() {
         running.until("first", |r| r.state(0) == CertificateState::Valid).await;
         let first = running.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
         // The order's own record fits on the disk; what comes back does not.
-        rig.advance(Duration::from_secs(85 * 24 * 3600));
+        rig.advance(Duration::from_secs(85 * 24 * 3600)).await;
         running.disk.full.store(true, Ordering::SeqCst);
         running.until("saved not", |r| r.error(0).contains("/store")).await;
         let second = running.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
         assert!(!Arc::ptr_eq(&first, &second), "renewed in memory");
         assert_eq!(rig.ca.orders.get(), 2);
         running.disk.full.store(false, Ordering::SeqCst);
-        rig.advance(Duration::from_secs(600));
+        rig.advance(Duration::from_secs(600)).await;
         running.until("saved", |r| r.state(0) == CertificateState::Valid).await;
         running.stop().await;
         let running = rig.run(&["a.example.com"]);
@@ -283,7 +284,7 @@ async fn no_order_is_made_while_its_record_cannot_be_written() {
         running.until("refused", |r| !r.error(0).is_empty()).await;
         assert_eq!(rig.ca.orders.get(), 0);
         fs::remove_file(storage.join("certs")).expect("removed");
-        rig.advance(Duration::from_secs(3600));
+        rig.advance(Duration::from_secs(3600)).await;
         running.until("issued", |r| r.state(0) == CertificateState::Valid).await;
         running.stop().await;
     })
@@ -304,11 +305,11 @@ async fn failures_and_their_waits_survive_a_restart() {
 
         let running = rig.run(&["a.example.com"]);
         assert_eq!(running.manager.status(), status);
-        rig.advance(Duration::from_secs(3599));
+        rig.advance(Duration::from_secs(3599)).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         running.stop().await;
         assert_eq!(rig.ca.orders.get(), 1, "no restart makes it sooner");
-        rig.advance(Duration::from_secs(361));
+        rig.advance(Duration::from_secs(361)).await;
         let running = rig.run(&["a.example.com"]);
         running.until("issued", |r| r.state(0) == CertificateState::Valid).await;
         running.stop().await;
@@ -350,7 +351,8 @@ async fn a_parked_name_says_so() {
 async fn with_an_impossible_clock_nothing_is_ordered() {
     local(async {
         let rig = rig();
-        *rig.clock.0.lock().expect("not poisoned") = SystemTime::UNIX_EPOCH;
+        let since_1970 = rig.clock.now().duration_since(SystemTime::UNIX_EPOCH).expect("later");
+        rig.clock.back(since_1970);
         let running = rig.run(&["a.example.com"]);
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(rig.ca.orders.get(), 0);
@@ -435,12 +437,12 @@ async fn a_second_edge_serves_what_the_first_obtains_and_takes_over_when_it_is_g
         let first = rig.run(&["a.example.com"]);
         let second = rig.run(&["a.example.com"]);
         first.until("failed", |r| !r.error(0).is_empty()).await;
-        rig.advance(Duration::from_secs(10));
+        rig.advance(Duration::from_secs(10)).await;
         first.until("issued", |r| r.state(0) == CertificateState::Valid).await;
         second.until("taken over from disk", |r| r.state(0) == CertificateState::Valid).await;
         assert_eq!(rig.ca.orders.get(), 2, "the first edge's two attempts only");
         first.stop().await;
-        rig.advance(Duration::from_secs(61 * 24 * 3600));
+        rig.advance(Duration::from_secs(61 * 24 * 3600)).await;
         second.until("renewed", |_| rig.ca.orders.get() == 3).await;
         second.until("stored", |r| r.state(0) == CertificateState::Valid).await;
         second.stop().await;

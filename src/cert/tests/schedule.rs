@@ -8,8 +8,9 @@ use proptest::prelude::*;
 use crate::cert::delay::{delay, table_delay};
 use crate::cert::failure::{Class, Failure, Reach};
 use crate::cert::gate::Gate;
+use crate::cert::history::History;
 use crate::cert::names::rfc3339;
-use crate::cert::schedule::{Action, Certificate, History, Input, LONGEST_WAIT};
+use crate::cert::schedule::{Action, Certificate, Input, LONGEST_WAIT};
 use crate::cert::validity::Validity;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -43,14 +44,17 @@ fn obtained(from: SystemTime, life: Duration) -> Input {
 fn admit(certificate: &mut Certificate, now: SystemTime, rng: &mut Rng) -> Vec<Action> {
     certificate.step(Input::Tick, now, rng);
     assert!(certificate.is_due(), "{certificate:?}");
-    certificate.step(Input::Admitted, now, rng)
+    certificate.step(Input::Admitted { fallbacks: 0 }, now, rng)
 }
 
 #[test]
 fn a_missing_certificate_is_ordered_installed_and_stored() {
     let mut rng = Rng::with_seed(1);
     let mut certificate = Certificate::found(None, History::default(), &mut rng);
-    assert_eq!(admit(&mut certificate, start(), &mut rng), [Action::Order { regardless: false }]);
+    assert_eq!(
+        admit(&mut certificate, start(), &mut rng),
+        [Action::Order { regardless: false, ca: 0, check: true }]
+    );
     assert_eq!(certificate.history().begun, Some(start()), "the attempt is on record before the CA is asked");
     let actions = certificate.step(obtained(start(), 90 * DAY), start(), &mut rng);
     assert_eq!(actions, [Action::Store]);
@@ -153,7 +157,10 @@ fn close_to_its_end_a_certificate_is_renewed_even_without_a_disk() {
     let installed = valid_for(start(), 90 * DAY);
     let mut certificate = Certificate::found(Some((installed, "1")), History::default(), &mut rng);
     let late = start() + 85 * DAY;
-    assert_eq!(admit(&mut certificate, late, &mut rng), [Action::Order { regardless: true }]);
+    assert_eq!(
+        admit(&mut certificate, late, &mut rng),
+        [Action::Order { regardless: true, ca: 0, check: true }]
+    );
 }
 
 #[test]
@@ -161,7 +168,7 @@ fn one_accounts_limit_holds_the_other_names() {
     let mut rng = Rng::with_seed(11);
     let mut certificate = Certificate::found(None, History::default(), &mut rng);
     certificate.step(Input::Tick, start(), &mut rng);
-    let held = Input::Held { until: start() + HOUR, message: "busy".to_owned() };
+    let held = Input::Held { until: start() + HOUR, class: Class::Limited, message: "busy".to_owned() };
     assert_eq!(certificate.step(held, start(), &mut rng), [Action::Remember]);
     certificate.step(Input::Tick, start() + HOUR - MINUTE, &mut rng);
     assert!(!certificate.is_due());
@@ -252,14 +259,15 @@ proptest! {
         let mut forbidden_until = now;
         let mut serial = 0u64;
         for event in events {
-            prop_assert!(certificate.step(Input::Tick, now, &mut rng).iter().all(|a| *a == Action::Store));
+            prop_assert!(certificate.step(Input::Tick, now, &mut rng).iter().all(|a| matches!(a, Action::Store | Action::Ask)));
             if certificate.is_due() {
                 prop_assert!(!ordering, "one order at a time");
                 prop_assert!(now >= forbidden_until, "never before the CA's wait is over");
-                let actions = certificate.step(Input::Admitted, now, &mut rng);
+                let actions = certificate.step(Input::Admitted { fallbacks: 0 }, now, &mut rng);
                 prop_assert_eq!(actions.len(), 1);
-                prop_assert!(matches!(actions[0], Action::Order { regardless: _ }), "an order");
-                prop_assert!(certificate.step(Input::Admitted, now, &mut rng).is_empty());
+                prop_assert!(matches!(actions[0], Action::Order { ca: 0, .. }), "an order");
+                let again = certificate.step(Input::Admitted { fallbacks: 0 }, now, &mut rng);
+                prop_assert!(again.is_empty());
                 ordering = true;
                 begun = now;
             }
@@ -304,7 +312,7 @@ proptest! {
                 Event::Wait(seconds) => now += Duration::from_secs(seconds),
                 Event::Hold(seconds) => {
                     let until = now + Duration::from_secs(seconds);
-                    certificate.step(Input::Held { until, message: "held".to_owned() }, now, &mut rng);
+                    certificate.step(Input::Held { until, class: Class::Transient, message: "held".to_owned() }, now, &mut rng);
                 }
                 Event::Succeed | Event::DiskFails | Event::Fail(..) => {
                     if let Some(wake) = certificate.wake_at(now) {

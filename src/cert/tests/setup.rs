@@ -3,17 +3,18 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection};
+use tokio::time::Instant;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::model::{
-    AccessLog, Acme, Address, App, Backend, Config, KeyType, Listen, Log, LogFormat, LogLevel, PlainHttp,
-    Queue, Sticky, Timeouts, Tls,
+    AccessLog, Acme, Address, App, Backend, ChallengeKind, Config, KeyType, Listen, Log, LogFormat, LogLevel,
+    PlainHttp, Queue, Sticky, Timeouts, Tls,
 };
 use crate::name::{HostName, HostPattern};
 
@@ -25,6 +26,34 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 
 pub(super) fn now() -> SystemTime {
     SystemClock.now()
+}
+
+/// A wall clock that goes with tokio's time, also while that is paused, until it is set.
+pub(super) struct SetClock {
+    started: Instant,
+    at: Mutex<SystemTime>,
+}
+
+impl SetClock {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { started: Instant::now(), at: Mutex::new(now()) })
+    }
+
+    /// Sets it forward.
+    pub(super) fn forward(&self, by: Duration) {
+        *self.at.lock().expect("not poisoned") += by;
+    }
+
+    /// Sets it back.
+    pub(super) fn back(&self, by: Duration) {
+        *self.at.lock().expect("not poisoned") -= by;
+    }
+}
+
+impl Clock for SetClock {
+    fn now(&self) -> SystemTime {
+        *self.at.lock().expect("not poisoned") + self.started.elapsed()
+    }
 }
 
 pub(super) fn host(text: &str) -> HostName {
@@ -58,8 +87,13 @@ pub(super) fn config(storage: &Path, apps: Vec<Arc<App>>) -> Config {
         acme: Acme {
             email: None,
             directory: "https://localhost:1/dir".to_owned(),
+            fallbacks: Vec::new(),
             ca_root: None,
             key_type: KeyType::P256,
+            challenges: vec![ChallengeKind::Http01, ChallengeKind::TlsAlpn01],
+            profile: None,
+            eab: None,
+            self_check: false,
         },
         storage: storage.to_owned(),
         runtime_dir: storage.to_owned(),

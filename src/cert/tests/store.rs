@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use super::setup::{now, pattern, provider};
 use crate::cert::bundle::{BundleError, CertBundle};
 use crate::cert::failure::Class;
+use crate::cert::history::History;
 use crate::cert::internal::InternalCa;
-use crate::cert::schedule::History;
 use crate::cert::store::{AccountStore, CaId, CertStore, DirStore};
 use crate::report::Report;
 

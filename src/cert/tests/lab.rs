@@ -1,0 +1,183 @@
+//! A manager with the stub CA, the ports it validates at, and a time that tests move.
+
+use std::net::Ipv4Addr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::pebble::answer_http01;
+use super::setup::{LOCAL, SetClock, app, config, provider};
+use super::stub::{Step, Stub};
+use crate::cert::challenge::Challenges;
+use crate::cert::driver::Seams;
+use crate::cert::issuer::AcmeIssuer;
+use crate::cert::manager::{self, Manager};
+use crate::cert::resolver::Certificates;
+use crate::cert::self_check::SelfCheck;
+use crate::cert::store::DirStore;
+use crate::config::model::{Config, Tls};
+use crate::listen::tls;
+use crate::scope::Scope;
+use crate::telemetry::status::{CertificateState, CertificateStatus};
+
+pub(super) struct Lab {
+    pub(super) stub: Stub,
+    pub(super) clock: Arc<SetClock>,
+    pub(super) challenges: Arc<Challenges>,
+    pub(super) storage: tempfile::TempDir,
+    pub(super) http: u16,
+    pub(super) tls: u16,
+    ports: Scope,
+}
+
+pub(super) struct Running {
+    pub(super) scope: Scope,
+    pub(super) manager: Manager,
+    pub(super) certificates: Arc<Certificates>,
+}
+
+impl Lab {
+    pub(super) async fn open() -> Self {
+        let (challenges, ports) = (Challenges::new(), Scope::new());
+        let http = answer_http01(Arc::clone(&challenges), &ports).await;
+        let tls = answer_tls(Arc::clone(&challenges), &ports).await;
+        let storage = tempfile::tempdir().expect("temporary directory");
+        Self { stub: Stub::start(http, tls), clock: SetClock::new(), challenges, storage, http, tls, ports }
+    }
+
+    pub(super) fn config(&self, domains: &[&str]) -> Config {
+        let mut config = config(&self.storage.path().join("store"), vec![app("api", domains, Tls::Acme)]);
+        config.acme.directory = self.stub.directory();
+        config.acme.ca_root = Some(self.stub.root());
+        config
+    }
+
+    pub(super) fn run(&self, domains: &[&str]) -> Running {
+        self.run_with(&self.config(domains), None)
+    }
+
+    pub(super) fn run_with(&self, config: &Config, looking: Option<SelfCheck>) -> Running {
+        let (scope, certificates) = (Scope::new(), Certificates::new());
+        let store = Arc::new(DirStore::open(&config.storage, provider()).expect("opened"));
+        let internal = store.internal();
+        let mut issuer = AcmeIssuer::new(
+            config.acme.clone(),
+            provider(),
+            Arc::clone(&self.clock) as _,
+            Arc::clone(&self.challenges),
+            Arc::clone(&store) as _,
+            Arc::clone(&store) as _,
+        );
+        if let Some(looking) = looking {
+            issuer = issuer.looking(looking);
+        }
+        let seams = Seams {
+            clock: Arc::clone(&self.clock) as _,
+            store,
+            issuer: Rc::new(issuer),
+            internal,
+            provider: provider(),
+        };
+        let manager = manager::start_with(config, seams, Arc::clone(&certificates), &scope).expect("started");
+        Running { scope, manager, certificates }
+    }
+
+    /// Time passes everywhere.
+    pub(super) async fn pass(&self, by: Duration) {
+        self.stub.pass(by);
+        tokio::time::pause();
+        tokio::time::advance(by).await;
+        tokio::time::resume();
+    }
+
+    /// Lets time pass in steps until `holds`; what a step leads to gets some real time.
+    pub(super) async fn pass_until(
+        &self,
+        running: &Running,
+        step: Duration,
+        mut holds: impl FnMut(&[CertificateStatus]) -> bool,
+    ) {
+        for _ in 0..400 {
+            for _ in 0..20 {
+                if holds(&running.manager.status()) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            self.pass(step).await;
+        }
+        panic!("never: {:?}", running.manager.status());
+    }
+
+    /// Waits until the CA has seen `wanted` requests of this kind.
+    pub(super) async fn until_asked(&self, step: Step, wanted: usize) {
+        for _ in 0..4000 {
+            if self.stub.asked(step) >= wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{step:?} was asked {} times", self.stub.asked(step));
+    }
+
+    pub(super) async fn close(self) {
+        self.ports.abort();
+        self.ports.close(Duration::ZERO).await;
+    }
+}
+
+impl Running {
+    pub(super) fn status(&self, index: usize) -> CertificateStatus {
+        self.manager.status()[index].clone()
+    }
+
+    pub(super) fn error(&self, index: usize) -> String {
+        self.status(index).last_error.unwrap_or_default()
+    }
+
+    pub(super) async fn until(&self, what: &str, mut holds: impl FnMut(&[CertificateStatus]) -> bool) {
+        for _ in 0..4000 {
+            if holds(&self.manager.status()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("never {what}: {:?}", self.manager.status());
+    }
+
+    pub(super) async fn until_valid(&self) {
+        self.until("valid", |all| all.iter().all(|one| one.state == CertificateState::Valid)).await;
+    }
+
+    pub(super) async fn stop(self) {
+        assert!(self.scope.close(Duration::from_secs(20)).await, "it drains by itself");
+    }
+
+    /// As if the process were killed: nothing runs to its end.
+    pub(super) async fn kill(self) {
+        self.scope.abort();
+        self.scope.close(Duration::ZERO).await;
+    }
+}
+
+/// Handshakes as edge makes them, on a free port of loopback.
+async fn answer_tls(challenges: Arc<Challenges>, scope: &Scope) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    let ends = scope.clone();
+    scope.spawn(async move {
+        let certificates = Certificates::new();
+        loop {
+            tokio::select! {
+                () = ends.aborted() => return,
+                Ok((stream, _)) = listener.accept() => {
+                    // A CA's validation ends with an error that says so; others are of no interest here.
+                    drop(tls::accept(stream, LOCAL, &certificates, &challenges).await);
+                }
+            }
+        }
+    });
+    port
+}

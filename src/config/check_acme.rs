@@ -1,0 +1,144 @@
+//! Who issues public certificates, and how names are proven to be ours.
+
+use std::io::Read;
+use std::path::Path;
+
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+use crate::config::context::{path, read_regular, readable_file, reason};
+use crate::config::model::{Acme, ChallengeKind, Eab, KeyType, Listen};
+use crate::config::section::{Section, Value};
+
+/// Longest file with a key.
+const LONGEST_KEY_FILE: u64 = 4096;
+
+/// CAs that go by a name.
+const KNOWN: [(&str, &str); 4] = [
+    ("letsencrypt", "https://acme-v02.api.letsencrypt.org/directory"),
+    ("letsencrypt-staging", "https://acme-staging-v02.api.letsencrypt.org/directory"),
+    ("zerossl", "https://acme.zerossl.com/v2/DV90"),
+    ("google", "https://dv.acme-v02.api.pki.goog/directory"),
+];
+
+/// The keys below `acme`, with the top's `email`.
+pub(super) fn acme(root: &Section<'_>, base: &Path, listen: &Listen) -> Acme {
+    let section = root.section("acme");
+    let ca_root = section.get("ca_root").and_then(|value| readable_file(&value, base));
+    let mut directories = section
+        .get_or_default("ca")
+        .map(|value| value.items())
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|value| value.parse(directory_url))
+        .collect::<Vec<_>>();
+    directories.dedup();
+    let first = if directories.is_empty() { String::new() } else { directories.remove(0) };
+    let self_check = section.choice("self_check", &[("true", true), ("false", false)], ca_root.is_none());
+    Acme {
+        email: root.get("email").and_then(|value| value.parse(email)),
+        directory: first,
+        fallbacks: directories,
+        ca_root,
+        key_type: section.choice(
+            "key_type",
+            &[("p256", KeyType::P256), ("p384", KeyType::P384), ("rsa2048", KeyType::Rsa2048)],
+            KeyType::P256,
+        ),
+        challenges: challenges(&section, listen),
+        profile: section.get("profile").and_then(|value| value.parse(profile)),
+        eab: section.get("eab").and_then(|value| eab(&value, base)),
+        self_check,
+    }
+}
+
+fn challenges(section: &Section<'_>, listen: &Listen) -> Vec<ChallengeKind> {
+    let words = [("http-01", ChallengeKind::Http01), ("tls-alpn-01", ChallengeKind::TlsAlpn01)];
+    let Some(value) = section.get("challenges") else {
+        // Nobody answers where nothing listens.
+        let mut kinds = Vec::new();
+        if !listen.http.is_empty() {
+            kinds.push(ChallengeKind::Http01);
+        }
+        if !listen.https.is_empty() || kinds.is_empty() {
+            kinds.push(ChallengeKind::TlsAlpn01);
+        }
+        return kinds;
+    };
+    let mut kinds: Vec<ChallengeKind> = Vec::new();
+    for item in value.items() {
+        let Some(kind) = item.choice(&words) else { continue };
+        if kinds.contains(&kind) {
+            item.refuse(format_args!("`{}` is listed twice", item.written()));
+        }
+        kinds.push(kind);
+    }
+    if kinds.is_empty() && value.is_list() && value.items().is_empty() {
+        value.refuse("lists no kind of challenge");
+    }
+    kinds
+}
+
+fn eab(value: &Value<'_>, base: &Path) -> Option<Eab> {
+    let section = Section::new(value, "acme.eab", None);
+    let (kid, file) = (section.own("kid"), section.own("hmac_key_file"));
+    let (Some(kid), Some(file)) = (kid, file) else {
+        section.refuse("both `kid` and `hmac_key_file` are needed, as the CA's site gives them");
+        return None;
+    };
+    let kid = kid.parse(|text| {
+        let plain = !text.is_empty() && text.len() <= 200 && text.chars().all(|c| c.is_ascii_graphic());
+        if plain { Ok(text.to_owned()) } else { Err("is no key identifier") }
+    });
+    let hmac_key = hmac_key(&file, base);
+    Some(Eab { kid: kid?, hmac_key: hmac_key? })
+}
+
+/// The content is a secret, also where it is of no use.
+fn hmac_key(value: &Value<'_>, base: &Path) -> Option<Vec<u8>> {
+    let path = path(value, base)?;
+    let mut text = String::new();
+    let read = read_regular(&path).and_then(|file| file.take(LONGEST_KEY_FILE).read_to_string(&mut text));
+    if let Err(error) = read {
+        value.refuse(format_args!("cannot read `{}`: {}", value.written(), reason(&error)));
+        return None;
+    }
+    // CAs show it with padding and without, and some in the other alphabet.
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let text = text.trim().replace('+', "-").replace('/', "_");
+    match GeneralPurpose::new(&alphabet::URL_SAFE, config).decode(text) {
+        Ok(key) if !key.is_empty() => Some(key),
+        Ok(_) | Err(_) => {
+            value.refuse(format_args!("`{}` does not hold a key in base64url", value.written()));
+            None
+        }
+    }
+}
+
+fn profile(text: &str) -> Result<String, &'static str> {
+    let plain = !text.is_empty() && text.len() <= 64 && text.chars().all(|c| c.is_ascii_graphic());
+    if plain { Ok(text.to_owned()) } else { Err("is no name of a profile such as `tlsserver`") }
+}
+
+fn email(text: &str) -> Result<String, &'static str> {
+    let plain = !text.contains(|c: char| c.is_whitespace() || c.is_control() || ",?".contains(c));
+    match text.split_once('@') {
+        Some((user, host)) if plain && !user.is_empty() && !host.is_empty() && !host.contains('@') => {
+            Ok(text.to_owned())
+        }
+        Some(_) | None => Err("is not a mail address such as `ops@example.com`"),
+    }
+}
+
+fn directory_url(text: &str) -> Result<String, &'static str> {
+    let url = KNOWN.iter().find(|(name, _)| *name == text).map_or(text, |(_, url)| url);
+    match url.parse::<http::Uri>() {
+        Ok(uri) if uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty()) => {
+            Ok(url.to_owned())
+        }
+        Ok(_) | Err(_) => Err(
+            "is not `letsencrypt`, `letsencrypt-staging`, `zerossl`, `google` or the https URL of an ACME directory",
+        ),
+    }
+}
