@@ -66,7 +66,15 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
         Command::Check => command::check(&config()?),
         Command::Explain { app } => command::explain(&config()?, app)?,
         Command::Status { json } => command::status(&place()?, *json)?,
-        Command::Certs { json } => command::certs(&place()?, *json)?,
+        Command::Certs { action: Some(action), .. } => {
+            let status = command::operate(&place()?, &command::certs_operation(action)?)?;
+            return Ok(ExitCode::from(status));
+        }
+        Command::Certs { json, check, action: None } => {
+            let (text, healthy) = command::certs(&place()?, *json)?;
+            command::print(&text)?;
+            return Ok(if healthy || !check { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Trust => command::trust(&config()?)?,
     };
     command::print(&text)?;

@@ -36,10 +36,17 @@ pub enum Command {
         json: bool,
     },
     /// Show the certificates of the running edge
+    #[command(args_conflicts_with_subcommands = true)]
     Certs {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Exit with 1 if a certificate is missing, expired or close to its end
+        #[arg(long)]
+        check: bool,
+        /// What to do instead
+        #[command(subcommand)]
+        action: Option<CertsAction>,
     },
     /// Something a running edge does
     #[command(flatten)]
@@ -93,6 +100,16 @@ pub enum Operate {
         /// What visitors are told
         #[arg(short, long, value_name = "TEXT")]
         message: Option<String>,
+    },
+}
+
+/// What can be done with certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum CertsAction {
+    /// Obtain a new certificate at once, and wait for it; the wait a CA has asked for is kept
+    Renew {
+        /// The domain, as an app lists it
+        name: String,
     },
 }
 
@@ -150,7 +167,16 @@ mod tests {
             ("edge --config=a.yaml check", file(), Command::Check),
             ("edge status", None, Command::Status { json: false }),
             ("edge status --json --config a.yaml", file(), Command::Status { json: true }),
-            ("edge certs --json", None, Command::Certs { json: true }),
+            ("edge certs --json", None, Command::Certs { json: true, check: false, action: None }),
+            (
+                "edge certs renew a.example",
+                None,
+                Command::Certs {
+                    json: false,
+                    check: false,
+                    action: Some(CertsAction::Renew { name: "a.example".to_owned() }),
+                },
+            ),
             ("edge explain api", None, Command::Explain { app: "api".to_owned() }),
             ("edge reload", None, Command::Operate(Operate::Reload { app: None })),
             (

@@ -11,14 +11,14 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::load::Whereabouts;
 use crate::config::model::{Account, Backend, Config};
 use crate::daemon::ask::{AskError, Running};
-use crate::daemon::cli::{Operate, Switch};
+use crate::daemon::cli::{CertsAction, Operate, Switch};
 use crate::daemon::explain::{self, Checked};
 use crate::daemon::operation::{LONGEST_TEXT, Operation};
 use crate::daemon::progress::Said;
 use crate::daemon::render;
-use crate::name::AppName;
+use crate::name::{AppName, HostPattern};
 use crate::telemetry::log::wants_colour;
-use crate::telemetry::status::Status;
+use crate::telemetry::status::{CertificateStatus, Status};
 use crate::worker::adapter::{self, Plan, Wire};
 use crate::worker::environment::inherited;
 
@@ -36,6 +36,8 @@ pub enum CommandError {
     NoApp { file: PathBuf, app: String, known: String },
     #[error("no app can be named \"{0}\"")]
     NoName(String),
+    #[error("no host can be named \"{0}\"")]
+    NoHost(String),
     #[error("the message is longer than {LONGEST_TEXT} bytes")]
     LongText,
     #[error("app \"{0}\" has no workers: it forwards to servers edge does not run")]
@@ -117,15 +119,24 @@ pub fn status(place: &Whereabouts, json: bool) -> Result<String, CommandError> {
     Ok(render::status(&status, now(), colour()))
 }
 
-/// `edge certs`.
-pub fn certs(place: &Whereabouts, json: bool) -> Result<String, CommandError> {
-    let running = running(place);
-    if json {
-        let status: serde_json::Value = running.ask_json("/status")?;
-        return Ok(format!("{}\n", status["certificates"]));
+/// `edge certs`, and whether all of them are well.
+pub fn certs(place: &Whereabouts, json: bool) -> Result<(String, bool), CommandError> {
+    let status: serde_json::Value = running(place).ask_json("/status")?;
+    let shown = &status["certificates"];
+    let certificates: Vec<CertificateStatus> = serde_json::from_value(shown.clone()).unwrap_or_default();
+    let healthy = certificates.iter().all(|certificate| render::is_well(certificate, now()));
+    let text = if json { format!("{shown}\n") } else { render::certificates(&certificates, now(), colour()) };
+    Ok((text, healthy))
+}
+
+/// What `edge certs` is asked to do.
+pub fn certs_operation(action: &CertsAction) -> Result<Operation, CommandError> {
+    match action {
+        CertsAction::Renew { name } => match name.parse::<HostPattern>() {
+            Ok(name) => Ok(Operation::Renew(name.to_string())),
+            Err(_) => Err(CommandError::NoHost(name.clone())),
+        },
     }
-    let status: Status = running.ask_json("/status")?;
-    Ok(render::certificates(&status.certificates, now(), colour()))
 }
 
 /// `edge trust`.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::name::AppName;
+use crate::name::{AppName, HostPattern};
 
 /// One request to act.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Operation {
     Maintain(AppName, Option<String>),
     /// Put it back.
     Resume(AppName),
+    /// Obtain a new certificate for a name.
+    Renew(String),
     /// What workers printed, of one app or all; and what they print from now on.
     Logs {
         /// Whose.
@@ -69,6 +71,8 @@ impl Operation {
             Self::Scale(app, workers) => (format!("/scale/{app}/{workers}"), ""),
             Self::Maintain(app, text) => (format!("/maintenance/{app}/on"), text.as_deref().unwrap_or("")),
             Self::Resume(app) => (format!("/maintenance/{app}/off"), ""),
+            // In the body: a name may hold what a path cannot.
+            Self::Renew(name) => ("/renew".to_owned(), name),
             Self::Logs { app, follow } => {
                 let app = app.as_ref().map(|app| format!("/{app}")).unwrap_or_default();
                 (format!("/logs{app}{}", if *follow { "?follow" } else { "" }), "")
@@ -94,6 +98,10 @@ impl Operation {
                 Some(Self::Maintain(app, (!text.is_empty()).then(|| text.to_owned())))
             }
             ("maintenance", Some(app), Some("off")) => Some(Self::Resume(app)),
+            ("renew", None, None) => {
+                let name = std::str::from_utf8(body).ok()?;
+                name.parse::<HostPattern>().ok().map(|name| Self::Renew(name.to_string()))
+            }
             ("logs", app, None) => Some(Self::Logs { app, follow: query == Some("follow") }),
             _ => None,
         }
@@ -116,6 +124,7 @@ mod tests {
             Operation::Maintain(app(), Some("Back at nine.".to_owned())),
             Operation::Maintain(app(), None),
             Operation::Resume(app()),
+            Operation::Renew("*.a.example".to_owned()),
             Operation::Logs { app: None, follow: false },
             Operation::Logs { app: Some(app()), follow: true },
         ] {
@@ -126,9 +135,17 @@ mod tests {
             };
             assert_eq!(Operation::parse(path, query, body.as_bytes()), Some(operation.clone()), "{target}");
         }
-        for nonsense in
-            ["/", "/reload/a/b", "/restart", "/scale/a", "/scale/a/x", "/logs/..", "/stop", "reload"]
-        {
+        for nonsense in [
+            "/",
+            "/reload/a/b",
+            "/restart",
+            "/scale/a",
+            "/scale/a/x",
+            "/logs/..",
+            "/stop",
+            "reload",
+            "/renew",
+        ] {
             assert_eq!(Operation::parse(nonsense, None, b""), None, "{nonsense}");
         }
     }

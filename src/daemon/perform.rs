@@ -72,6 +72,12 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
             told.say(format!("{app}: in service again"));
             Ok(())
         }
+        Operation::Renew(name) => {
+            told.say(format!("{name}: ordering a certificate"));
+            live.manager.renew(&name).await.map_err(Failed::because)?;
+            told.say(format!("{name}: a new certificate is served"));
+            Ok(())
+        }
         Operation::Logs { .. } => Ok(()),
     }
 }

@@ -212,6 +212,19 @@ fn worker_cell(state: WorkerState, palette: Palette) -> Cell {
     Cell::coloured(word.to_owned(), colour)
 }
 
+/// Whether a monitor may sleep: the certificate is there, and it is not so close to its end that several renewals must have
+/// failed.
+pub fn is_well(certificate: &CertificateStatus, now: OffsetDateTime) -> bool {
+    let time = |at: &Option<String>| at.as_deref().and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok());
+    let Some(end) = time(&certificate.not_after) else { return false };
+    let spare = match time(&certificate.renew_at) {
+        // A third of what follows the moment of renewal is a tenth of the life.
+        Some(renewal) => (end - renewal) / 3,
+        None => time::Duration::days(10),
+    };
+    certificate.state != CertificateState::Expired && now + spare < end
+}
+
 fn certificate_rank(state: CertificateState) -> u8 {
     match state {
         CertificateState::Expired => 0,
@@ -383,6 +396,19 @@ shop.example.com  retrying        -  tries in 5h    -
 api.example.com   valid         41d  renews in 11d  Let's Encrypt E7
 ";
         assert_eq!(status(&example(), NOW, false), expected);
+    }
+
+    #[test]
+    fn a_monitor_wakes_for_what_is_missing_or_close_to_its_end() {
+        let good = certificate("a.example.com", CertificateState::Valid);
+        assert!(is_well(&good, NOW));
+        assert!(is_well(&good, datetime!(2026-01-31 23:00 UTC)), "one third of the last third is left");
+        assert!(!is_well(&good, datetime!(2026-02-01 01:00 UTC)));
+        let retrying = CertificateStatus { state: CertificateState::Retrying, ..good.clone() };
+        assert!(is_well(&retrying, NOW), "there is time to try again");
+        assert!(!is_well(&CertificateStatus { not_after: None, ..retrying }, NOW));
+        let by_hand = CertificateStatus { renew_at: None, ..good };
+        assert!(is_well(&by_hand, NOW) && !is_well(&by_hand, datetime!(2026-02-05 00:00 UTC)));
     }
 
     #[test]
