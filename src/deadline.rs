@@ -115,6 +115,11 @@ impl Deadline {
         self.table.entries.borrow()[self.key].at.set(None);
     }
 
+    /// The time, at most a tick old.
+    pub fn now(&self) -> Instant {
+        self.table.now.get()
+    }
+
     /// Ready once the deadline has passed; otherwise the task is woken when it does.
     pub fn poll_passed(&self, cx: &mut Context<'_>) -> Poll<()> {
         let entries = self.table.entries.borrow();

@@ -47,6 +47,7 @@
 //! ── floor 1: config ── what the operator wrote, and the checked form the program uses
 //!   config/scalar.rs       P  sizes, durations, addresses: each parses itself and says what it wanted
 //!   config/care.rs         P  how workers are limited, asked for their health and recycled
+//!   config/limits.rs       P  deadlines and bounds of connections and requests
 //!   config/model.rs        P  the checked configuration: a value of these types holds no nonsense
 //!   config/problem.rs      P  one fault with its place, key and remedy; all of them in order
 //!   config/env_file.rs     P  files of NAME=VALUE lines
@@ -57,6 +58,7 @@
 //!   config/section.rs      P  reading one mapping: known keys, defaults, spelling help
 //!   config/context.rs         what reading an app needs besides its section, and the files its keys name
 //!   config/check_acme.rs      who issues certificates, and how names are proven
+//!   config/check_limits.rs    deadlines and bounds
 //!   config/check_worker.rs    how an app's workers are run
 //!   config/check_app.rs       names, certificates, redirects, and who answers
 //!   config/check.rs           raw to checked, or every problem

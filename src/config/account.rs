@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     fn surroundings(uid: u32) -> Surroundings {
-        Surroundings { variables: BTreeMap::new(), uid, gid: uid, cpus: NonZeroUsize::MIN }
+        Surroundings { variables: BTreeMap::new(), uid, gid: uid, cpus: NonZeroUsize::MIN, open_files: 1024 }
     }
 
     #[test]

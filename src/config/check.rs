@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use crate::config::check_acme::acme;
 use crate::config::check_app;
+use crate::config::check_limits;
 use crate::config::context::{AppContext, path};
-use crate::config::model::{
-    AccessLog, App, Config, Listen, ListenAddr, Log, LogFormat, LogLevel, Timeouts, Tls,
-};
+use crate::config::model::{AccessLog, App, Config, Listen, ListenAddr, Log, LogFormat, LogLevel, Tls};
 use crate::config::problem::Problem;
 use crate::config::raw::Node;
 use crate::config::scalar::{self, LONGEST_SOCKET_PATH};
@@ -65,7 +64,8 @@ fn config(
         threads: threads(root, surroundings),
         log: log(&root.section("log"), base),
         drain_timeout: root.duration("drain_timeout"),
-        timeouts: timeouts(&root.section("timeouts")),
+        timeouts: check_limits::timeouts(&root.section("timeouts")),
+        limits: check_limits::limits(&root.section("limits"), surroundings.open_files),
         apps: apps.into_iter().map(Arc::new).collect(),
     }
 }
@@ -145,21 +145,6 @@ fn log(section: &Section<'_>, base: &Path) -> Log {
             path if path.contains('/') && !path.ends_with('/') => Ok(AccessLog::File(base.join(path))),
             _ => Err("is not `true`, `false` or the path of a file, such as `/var/log/edge/access.log`"),
         }),
-    }
-}
-
-fn timeouts(section: &Section<'_>) -> Timeouts {
-    Timeouts {
-        handshake: section.positive_duration("handshake"),
-        headers: section.positive_duration("headers"),
-        body: section.positive_duration("body"),
-        write: section.positive_duration("write"),
-        keepalive: section.positive_duration("keepalive"),
-        keepalive_h2: section.positive_duration("keepalive_h2"),
-        connect: section.positive_duration("connect"),
-        first_byte: section.positive_duration("first_byte"),
-        upstream_idle: section.positive_duration("upstream_idle"),
-        tunnel: section.positive_duration("tunnel"),
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Change {
     Workers(Arc<App>),
     /// Who answers: other servers than before, or workers instead of servers.
     Backend(Arc<App>),
+    /// Deadlines and bounds of connections that come from now on.
+    Rules,
     /// An address that was not listened on.
     Opened(Listener),
     /// An address that is not listened on any more.
@@ -41,7 +43,7 @@ pub struct Listener {
 #[error("{0}: changed, and a change of this key needs a restart of edge")]
 pub struct NeedsRestart(pub &'static str);
 
-/// What leads from `old` to `new`: listeners first, then apps in the order of the new file, then what is gone; or every key
+/// What leads from `old` to `new`: listeners first, then rules, then apps in the order of the new file, then what is gone; or every key
 /// that stands against it.
 pub fn diff(old: &Config, new: &Config) -> Result<Vec<Change>, Vec<NeedsRestart>> {
     let fixed = fixed(old, new);
@@ -51,13 +53,14 @@ pub fn diff(old: &Config, new: &Config) -> Result<Vec<Change>, Vec<NeedsRestart>
     let (before, after) = (listeners(&old.listen), listeners(&new.listen));
     let opened = after.iter().filter(|one| !before.contains(one)).copied().map(Change::Opened);
     let closed = before.iter().filter(|one| !after.contains(one)).copied().map(Change::Closed);
+    let rules = (old.rules() != new.rules()).then_some(Change::Rules);
     let apps = new.apps.iter().filter_map(|app| match find(old, &app.name) {
         Some(known) => app_change(known, app),
         None => Some(Change::Added(Arc::clone(app))),
     });
     let gone = old.apps.iter().filter(|app| find(new, &app.name).is_none());
     let removed = gone.map(|app| Change::Removed(app.name.clone()));
-    Ok(opened.chain(closed).chain(apps).chain(removed).collect())
+    Ok(opened.chain(closed).chain(rules).chain(apps).chain(removed).collect())
 }
 
 /// Every configured address, http first, each in the order of the file.
@@ -101,7 +104,8 @@ fn fixed(old: &Config, new: &Config) -> Vec<NeedsRestart> {
         log,
         admin,
         drain_timeout,
-        timeouts,
+        timeouts: _,
+        limits: _,
         apps: _,
     } = new;
     let keys = [
@@ -121,7 +125,6 @@ fn fixed(old: &Config, new: &Config) -> Vec<NeedsRestart> {
         ("log.access", old.log.access != log.access),
         ("admin", old.admin != *admin),
         ("drain_timeout", old.drain_timeout != *drain_timeout),
-        ("timeouts", old.timeouts != *timeouts),
     ];
     keys.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| NeedsRestart(key)).collect()
 }
@@ -151,6 +154,7 @@ mod tests {
             Change::Scaled(app, workers) => format!("scaled {} {workers}", app.name),
             Change::Workers(app) => format!("workers {}", app.name),
             Change::Backend(app) => format!("backend {}", app.name),
+            Change::Rules => "rules".to_owned(),
             Change::Opened(one) => format!("opened {} {}", one.secure, one.address),
             Change::Closed(one) => format!("closed {} {}", one.secure, one.address),
         };
@@ -178,9 +182,11 @@ mod tests {
             ("apps:", "email: me@example.com\napps:", vec!["restart email"]),
             (
                 "apps:",
-                "log: {access: false, level: warn}\ntimeouts: {body: 5s}\napps:",
-                vec!["restart log.level", "restart log.access", "restart timeouts"],
+                "log: {access: false, level: warn}\napps:",
+                vec!["restart log.level", "restart log.access"],
             ),
+            ("apps:", "timeouts: {body: 5s}\napps:", vec!["rules"]),
+            ("apps:", "limits: {streams: 5}\napps:", vec!["rules"]),
             ("apps:", "listen: {http: [':80', '127.0.0.1:81']}\napps:", vec!["opened false 127.0.0.1:81"]),
             ("apps:", "listen: {https: [':444']}\napps:", vec!["opened true :444", "closed true :443"]),
         ] {

@@ -25,6 +25,7 @@ fn surroundings() -> Surroundings {
         uid: 3_999_999,
         gid: 3_999_999,
         cpus: NonZeroUsize::new(4).expect("not 0"),
+        open_files: 524_288,
     }
 }
 
@@ -176,6 +177,8 @@ fn every_key_of_the_table_changes_something() {
         "storage" | "runtime_dir" | "admin" => "/other",
         "listen.http" | "listen.https" => "[\":8000\"]",
         "threads" | "apps.NAME.workers" | "apps.NAME.concurrency" | "apps.NAME.queue.size" => "7",
+        "limits.header_fields" | "limits.response_header_fields" | "limits.trailer_fields" => "7",
+        "limits.interim_responses" => "7",
         "apps.NAME.sticky" => "ip",
         "log.level" => "debug",
         "log.format" => "json",
@@ -203,6 +206,8 @@ fn every_key_of_the_table_changes_something() {
         "apps.NAME.redirect_to" => "api.example.com",
         "apps.NAME.hsts" | "apps.NAME.default" => "true",
         "apps.NAME.max_body" => "1KB",
+        "limits.connection_window" => "64KiB",
+        path if path.starts_with("limits.") => "1001",
         _ => "7s", // the rest are durations
     };
     let smallest = loaded(SMALLEST, &as_root());

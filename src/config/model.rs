@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::config::care::{HealthCheck, Recycle, Resource, Ulimit, WorkerCount};
+pub use crate::config::limits::{ChunkLimits, Limits, ResponseLimits, Rules, Timeouts};
 use crate::name::{AppName, HostPattern};
 
 /// Everything `edge.yaml` says, defaults filled in.
@@ -34,8 +35,17 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Deadlines of connections and requests.
     pub timeouts: Timeouts,
+    /// Bounds of connections and requests.
+    pub limits: Limits,
     /// The apps in the order of the file.
     pub apps: Vec<Arc<App>>,
+}
+
+impl Config {
+    /// What connections live under.
+    pub fn rules(&self) -> Rules {
+        Rules { timeouts: self.timeouts, limits: self.limits }
+    }
 }
 
 /// How certificates are obtained from a CA (RFC 8555).
@@ -176,31 +186,6 @@ pub enum AccessLog {
     Stdout,
     /// A file, opened for appending, reopened on SIGUSR1.
     File(PathBuf),
-}
-
-/// Deadlines of connections and requests. Those of bodies, answers and tunnels begin anew with every progress.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Timeouts {
-    /// Accept to TLS finished.
-    pub handshake: Duration,
-    /// First byte of a request head to its end; for the first on a connection, from the connection's start.
-    pub headers: Duration,
-    /// Request body without progress.
-    pub body: Duration,
-    /// Response without progress towards the client.
-    pub write: Duration,
-    /// Idle HTTP/1.1 client connection.
-    pub keepalive: Duration,
-    /// Idle HTTP/2 client connection.
-    pub keepalive_h2: Duration,
-    /// Connecting to a worker.
-    pub connect: Duration,
-    /// Request sent to first byte of the response.
-    pub first_byte: Duration,
-    /// Silence in the middle of a response.
-    pub upstream_idle: Duration,
-    /// Silence on a WebSocket.
-    pub tunnel: Duration,
 }
 
 /// One app: names, and who answers for them.

@@ -24,6 +24,8 @@ pub enum ScalarError {
     Zero,
     #[error("is not a size such as `100MB` (1000 × 1000 bytes each) or `64KiB` (1024 bytes each)")]
     Size,
+    #[error("is not a size from {0} to {1} bytes, such as `16KB`")]
+    SizeWithin(u64, u64),
     #[error("is not `true` or `false`")]
     Boolean,
     #[error("is not a whole number from {0} to {1}")]
@@ -111,6 +113,12 @@ pub fn size(text: &str) -> Result<u64, ScalarError> {
         _ => return Err(ScalarError::Size),
     };
     number.parse::<u64>().ok().and_then(|number| number.checked_mul(bytes)).ok_or(ScalarError::Size)
+}
+
+/// Bytes, from `least` to `most`.
+pub fn size_within(text: &str, least: u64, most: u64) -> Result<u64, ScalarError> {
+    let size = size(text).ok().filter(|size| (least..=most).contains(size));
+    size.ok_or(ScalarError::SizeWithin(least, most))
 }
 
 /// `true` or `false`; YAML 1.1's `yes`, `no`, `on` and `off` are mistakes more often than meant.

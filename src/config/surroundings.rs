@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
+use nix::sys::resource::{Resource, getrlimit};
+
 /// The process that reads the file.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Surroundings {
@@ -14,6 +16,8 @@ pub struct Surroundings {
     pub gid: u32,
     /// CPUs the process may use.
     pub cpus: NonZeroUsize,
+    /// Descriptors the process may have open, once it has raised its limit.
+    pub open_files: u64,
 }
 
 impl Surroundings {
@@ -27,6 +31,7 @@ impl Surroundings {
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
             cpus: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard),
         }
     }
 
@@ -48,6 +53,7 @@ impl std::fmt::Debug for Surroundings {
             .field("uid", &self.uid)
             .field("gid", &self.gid)
             .field("cpus", &self.cpus)
+            .field("open_files", &self.open_files)
             .finish_non_exhaustive()
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::diff::{self, Listener};
-use crate::config::model::{Config, ListenAddr};
-use crate::daemon::threads::{DataThread, Listening, Mine};
+use crate::config::model::{Config, ListenAddr, Rules};
+use crate::daemon::threads::{DataThread, Mine, Order};
 use crate::listen::accept::Kind;
 use crate::listen::socket::{self, BindError, Bound, Neighbours};
 use crate::report::Report;
@@ -18,7 +18,7 @@ pub struct Listeners {
     open: Vec<Open>,
     opened: u64,
     threads: usize,
-    orders: Vec<mpsc::UnboundedSender<Listening>>,
+    orders: Vec<mpsc::UnboundedSender<Order>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -77,8 +77,16 @@ impl Listeners {
             let mine = self.enlist(what, bound);
             for (thread, mine) in self.orders.iter().zip(mine) {
                 // A thread that has ended ends edge: nothing to be told here.
-                let _ended = thread.send(Listening::Open(mine));
+                let _ended = thread.send(Order::Open(mine));
             }
+        }
+    }
+
+    /// Connections accepted from now on live under other rules.
+    pub fn tell_rules(&self, rules: &Rules) {
+        for thread in &self.orders {
+            // A thread that has ended ends edge: nothing to be told here.
+            let _ended = thread.send(Order::Rules(Box::new(rules.clone())));
         }
     }
 
@@ -92,7 +100,7 @@ impl Listeners {
             tracing::info!(kind = name(one.what), address = %one.address, "not listening any more");
             for thread in &self.orders {
                 let (closed, wait) = oneshot::channel();
-                if thread.send(Listening::Close(one.number, closed)).is_ok() {
+                if thread.send(Order::Close(one.number, closed)).is_ok() {
                     waiting.push(wait);
                 }
             }

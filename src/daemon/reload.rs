@@ -94,6 +94,7 @@ fn force(changes: &mut Vec<Change>, new: &Config, name: &AppName) -> Result<(), 
         | Change::Removed(_)
         | Change::Workers(_)
         | Change::Backend(_)
+        | Change::Rules
         | Change::Opened(_)
         | Change::Closed(_) => false,
     };
@@ -103,6 +104,7 @@ fn force(changes: &mut Vec<Change>, new: &Config, name: &AppName) -> Result<(), 
         Change::Removed(_)
         | Change::Settings(_)
         | Change::Scaled(..)
+        | Change::Rules
         | Change::Opened(_)
         | Change::Closed(_) => false,
     };
@@ -185,6 +187,9 @@ impl Attempt<'_> {
         let gone = self.commit();
         let closing = {
             let mut listeners = self.live.listeners.borrow_mut();
+            if changes.contains(&Change::Rules) {
+                listeners.tell_rules(&self.new.rules());
+            }
             listeners.open(reserved);
             let closing = listeners.close(&closed);
             listeners.arrange(&self.new);
@@ -219,6 +224,7 @@ impl Attempt<'_> {
                 | Change::Settings(_)
                 | Change::Scaled(..)
                 | Change::Workers(_)
+                | Change::Rules
                 | Change::Opened(_)
                 | Change::Closed(_) => {}
             }
@@ -235,6 +241,7 @@ impl Attempt<'_> {
                 | Change::Removed(_)
                 | Change::Settings(_)
                 | Change::Backend(_)
+                | Change::Rules
                 | Change::Opened(_)
                 | Change::Closed(_) => {}
             }

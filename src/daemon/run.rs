@@ -93,7 +93,7 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
         certificates,
         challenges,
         clock,
-        timeouts: config.timeouts,
+        rules: config.rules(),
         drain_timeout: config.drain_timeout,
         access: output.access.clone(),
     };

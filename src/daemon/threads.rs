@@ -14,12 +14,11 @@ use tokio::task::{JoinHandle, LocalSet};
 use crate::cert::challenge::Challenges;
 use crate::cert::resolver::Certificates;
 use crate::clock::Clock;
-use crate::config::model::Timeouts;
+use crate::config::model::Rules;
 use crate::deadline::Deadlines;
 use crate::listen::accept::{self, Kind};
 use crate::listen::stage::Stage;
-use crate::proxy::plane::AccessSink;
-use crate::proxy::plane::Plane;
+use crate::proxy::plane::{AccessSink, CurrentPlane, Plane};
 use crate::proxy::route::Routing;
 use crate::scope::Scope;
 use crate::telemetry::access::AccessRecord;
@@ -40,8 +39,8 @@ pub struct Shared {
     pub challenges: Arc<Challenges>,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
-    /// The configured time-outs.
-    pub timeouts: Timeouts,
+    /// What connections live under, until that changes.
+    pub rules: Rules,
     /// How long open requests may take at drain.
     pub drain_timeout: Duration,
     /// Where access lines go.
@@ -53,7 +52,7 @@ pub struct DataThread {
     ended: oneshot::Receiver<bool>,
     /// How it ended, once that was told: it is told once, and asked for again at the stop.
     outcome: Option<Option<bool>>,
-    orders: mpsc::UnboundedSender<Listening>,
+    orders: mpsc::UnboundedSender<Order>,
 }
 
 /// One thread's socket of a listener.
@@ -67,18 +66,20 @@ pub struct Mine {
     pub kind: Kind,
 }
 
-/// What changes about the sockets of a running thread.
+/// What changes for a running thread.
 #[derive(Debug)]
-pub enum Listening {
-    /// Another one.
+pub enum Order {
+    /// Another socket.
     Open(Mine),
-    /// One less: what the kernel has accepted is served, and its connections live on. The sender is dropped once it is closed.
+    /// One socket less: what the kernel has accepted is served, and its connections live on. The sender is dropped once it is closed.
     Close(u64, oneshot::Sender<()>),
+    /// Other rules for connections accepted from now on.
+    Rules(Box<Rules>),
 }
 
 impl DataThread {
-    /// Where the thread is told about other sockets.
-    pub fn orders(&self) -> mpsc::UnboundedSender<Listening> {
+    /// Where the thread is told what changes.
+    pub fn orders(&self) -> mpsc::UnboundedSender<Order> {
         self.orders.clone()
     }
 
@@ -123,32 +124,34 @@ struct Accepting {
     ended: JoinHandle<()>,
 }
 
-fn listen(mine: Mine, plane: &Rc<Plane>, stage: &Stage, scope: &Scope) -> io::Result<Accepting> {
+fn listen(mine: Mine, plane: &CurrentPlane, stage: &Stage, scope: &Scope) -> io::Result<Accepting> {
     let listener = tokio::net::TcpListener::from_std(mine.socket)?;
     let open = scope.child();
     let accepting =
-        accept::run(listener, mine.kind, Rc::clone(plane), stage.clone(), scope.clone(), open.clone());
+        accept::run(listener, mine.kind, plane.clone(), stage.clone(), scope.clone(), open.clone());
     let ended = scope.drive(accepting);
     Ok(Accepting { open, ended })
 }
 
 async fn serve(
     sockets: Vec<Mine>,
-    mut orders: mpsc::UnboundedReceiver<Listening>,
+    mut orders: mpsc::UnboundedReceiver<Order>,
     shared: Shared,
     scope: Scope,
 ) -> io::Result<bool> {
     let deadlines = Deadlines::new();
     let idle = IdleConnections::new();
     let access = shared.access.map_or_else(AccessLog::off, AccessLog::new);
-    let plane = Rc::new(Plane {
+    idle.keep_for(shared.rules.timeouts.pool_idle);
+    let plane = CurrentPlane::new(Plane {
         routing: shared.routing,
         certificates: shared.certificates,
         challenges: shared.challenges,
         reach: Reach {
             idle: Rc::clone(&idle),
             deadlines: deadlines.clone(),
-            timeouts: shared.timeouts,
+            timeouts: shared.rules.timeouts,
+            limits: shared.rules.limits,
             budget: Budget::new(),
         },
         access: Rc::new(access.clone()),
@@ -167,14 +170,18 @@ async fn serve(
                 Some(order) = orders.recv() => order,
             };
             match order {
-                Listening::Open(mine) => {
+                Order::Open(mine) => {
                     let listener = mine.listener;
                     match listen(mine, &plane, &stage, &scope) {
                         Ok(accepting) => drop(open.insert(listener, accepting)),
                         Err(error) => tracing::error!(%error, "a thread cannot take a listening socket"),
                     }
                 }
-                Listening::Close(listener, closed) => {
+                Order::Rules(rules) => {
+                    idle.keep_for(rules.timeouts.pool_idle);
+                    plane.follow(*rules);
+                }
+                Order::Close(listener, closed) => {
                     if let Some(Accepting { open, ended }) = open.remove(&listener) {
                         open.drain();
                         drop(scope.spawn(async move {

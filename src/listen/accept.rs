@@ -13,7 +13,7 @@ use crate::listen::stage::Stage;
 use crate::listen::tcp::Tcp;
 use crate::listen::tls::{self, HandshakeError};
 use crate::proxy::conn::ConnInfo;
-use crate::proxy::plane::Plane;
+use crate::proxy::plane::{CurrentPlane, Plane};
 use crate::report::Report;
 use crate::scope::Scope;
 
@@ -41,7 +41,7 @@ pub enum Kind {
 pub async fn run(
     listener: TcpListener,
     kind: Kind,
-    plane: Rc<Plane>,
+    plane: CurrentPlane,
     stage: Stage,
     scope: Scope,
     open: Scope,
@@ -56,7 +56,7 @@ pub async fn run(
         match accepted {
             Ok((stream, peer)) => {
                 complained = false;
-                admit(stream, peer, kind, &plane, &stage, &scope);
+                admit(stream, peer, kind, plane.plane(), &stage, &scope);
             }
             Err(error) if is_peers(&error) => {}
             Err(error) => {
@@ -71,7 +71,7 @@ pub async fn run(
     // A connection in the queue of a socket that closes is reset: whoever got that far is still served. The system is asked,
     // because the runtime hears of the newest ones later and lets a task ask for a few only.
     match listener.into_std() {
-        Ok(listener) => take_queue(&listener, kind, &plane, &stage, &scope),
+        Ok(listener) => take_queue(&listener, kind, &plane.plane(), &stage, &scope),
         Err(error) => tracing::warn!(error = %Report(&error), "connections not accepted yet are reset"),
     }
 }
@@ -88,7 +88,7 @@ fn take_queue(listener: &std::net::TcpListener, kind: Kind, plane: &Rc<Plane>, s
             }
         };
         match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-            Ok(stream) => admit(stream, peer, kind, plane, stage, scope),
+            Ok(stream) => admit(stream, peer, kind, Rc::clone(plane), stage, scope),
             Err(error) => tracing::debug!(client = %peer, error = %Report(&error), "connection refused"),
         }
     }
@@ -107,8 +107,8 @@ fn is_peers(error: &io::Error) -> bool {
     )
 }
 
-fn admit(stream: TcpStream, peer: SocketAddr, kind: Kind, plane: &Rc<Plane>, stage: &Stage, scope: &Scope) {
-    let (plane, stage, scope) = (Rc::clone(plane), stage.clone(), scope.clone());
+fn admit(stream: TcpStream, peer: SocketAddr, kind: Kind, plane: Rc<Plane>, stage: &Stage, scope: &Scope) {
+    let (stage, scope) = (stage.clone(), scope.clone());
     let owner = scope.clone();
     drop(owner.spawn(async move {
         if let Err(error) = serve(stream, peer, kind, plane, stage, scope).await {

@@ -31,7 +31,6 @@ use crate::proxy::conn::ConnInfo;
 use crate::proxy::error::ProxyError;
 use crate::proxy::handle::{Reply, handle, refuse};
 use crate::proxy::plane::Plane;
-use crate::proxy::target::HEAD_SIZE;
 use crate::proxy::upgrade::Switch;
 use crate::upstream::client_body::ClientBody;
 use crate::upstream::framing::write_chunk_size;
@@ -142,7 +141,7 @@ impl<S: Client + 'static> Talk<S> {
     /// The next request, where all of its head is here.
     fn take_next(&mut self) -> Option<Result<Next, End>> {
         let block = self.take_block()?;
-        match request::read(&block) {
+        match request::read(&block, &self.plane.reach.limits) {
             Ok(Some((head, length))) => {
                 let mut wire = self.wire.borrow_mut();
                 if length < block.len() {
@@ -177,7 +176,8 @@ impl<S: Client + 'static> Talk<S> {
         }
         let input = std::mem::take(&mut wire.input);
         self.partial.extend_from_slice(&input);
-        (line_ended || self.partial.len() >= HEAD_SIZE).then(|| std::mem::take(&mut self.partial).freeze())
+        (line_ended || self.partial.len() >= self.plane.reach.limits.head_size)
+            .then(|| std::mem::take(&mut self.partial).freeze())
     }
 
     /// Answers what came. An error is an end of the connection, not of the request.
@@ -212,7 +212,7 @@ impl<S: Client + 'static> Talk<S> {
 
     /// The body of a request whose head was just read.
     fn body(&self, framing: RequestFraming, expects_continue: bool) -> ClientBody {
-        self.wire.borrow_mut().expect_body(framing, expects_continue);
+        self.wire.borrow_mut().expect_body(framing, expects_continue, &self.plane.reach.limits.chunks);
         match framing {
             RequestFraming::None => ClientBody::none(),
             RequestFraming::Length(_) | RequestFraming::Chunked => {
@@ -316,7 +316,9 @@ impl<S: Client + 'static> Talk<S> {
         let Some(wire) = Rc::into_inner(self.wire) else { return };
         let Wire { stream, input, .. } = wire.into_inner();
         match end {
-            End::Close => linger::close(stream, b"", &self.deadline).await,
+            End::Close => {
+                linger::close(stream, b"", self.plane.reach.limits.early_response_drain, &self.deadline).await
+            }
             End::Abort => {}
             End::Reset => stream.get_ref().reset_on_close(),
             End::Tunnel(switch) => {

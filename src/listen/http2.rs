@@ -26,13 +26,6 @@ use crate::proxy::plane::Plane;
 use crate::scope::Scope;
 use crate::upstream::client_body::{ClientBody, ReadOn};
 
-/// Longest request head and, in HTTP/2, header list, in bytes.
-const HEAD_SIZE: usize = 16 * 1024;
-/// Streams a client may have open on one connection.
-const STREAMS: u32 = 100;
-/// Flow-control windows of uploads: a stream's and the connection's, in bytes.
-const WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Serves HTTP/2 on `stream` until it ends.
 pub async fn serve_http2<S>(stream: S, conn: Rc<ConnInfo>, plane: Rc<Plane>, stage: Stage, scope: Scope)
 where
@@ -41,12 +34,13 @@ where
     let (stream, meter) = Metered::new(stream);
     let deadline = plane.reach.deadlines.deadline();
     let service = service(&conn, &plane);
+    let limits = plane.reach.limits;
     let mut connection = Box::pin(
         http2::Builder::new(Streams::new(&conn, &plane, &scope))
-            .max_concurrent_streams(STREAMS)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(HEAD_SIZE as u32)
+            .max_concurrent_streams(limits.streams)
+            .initial_stream_window_size(limits.window)
+            .initial_connection_window_size(limits.connection_window)
+            .max_header_list_size(u32::try_from(limits.head_size).unwrap_or(u32::MAX))
             .serve_connection(TokioIo::new(stream), service_fn(service)),
     );
     let timeouts = plane.reach.timeouts;

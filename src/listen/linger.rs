@@ -7,21 +7,24 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::deadline::Deadline;
 
-/// How many bytes are read on at most.
-const MOST: usize = 64 * 1024;
 /// For how long at most.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// Sends `last`, ends the sending half, and waits for the client to close, within bounds. What fails here has nobody to be
+/// Sends `last`, ends the sending half, and waits for the client to close, reading at most `most` bytes. What fails here has nobody to be
 /// told: the client is gone.
-pub async fn close<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, last: &[u8], deadline: &Deadline) {
+pub async fn close<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    last: &[u8],
+    most: usize,
+    deadline: &Deadline,
+) {
     deadline.set(LONGEST);
     let farewell = async {
         stream.write_all(last).await?;
         stream.shutdown().await?;
         let mut scratch = [0; 2048];
         let mut read = 0;
-        while read < MOST {
+        while read < most {
             match stream.read(&mut scratch).await? {
                 0 => break,
                 more => read += more,

@@ -12,12 +12,14 @@ use http::header::{
 use http::request::Parts;
 use http::{Method, Request, Uri, Version};
 
+use crate::config::limits::Limits;
 use crate::proxy::error::ProxyError;
-use crate::proxy::target::{HEAD_SIZE, HEADER_FIELDS};
 use crate::upstream::wire::{Malformed, RequestFraming, content_length};
 
 /// Empty lines a client may send before a request line (RFC 9112 §2.2), for what old ones append to a body.
 const EMPTY_LINES: usize = 3;
+/// Fields for which there is room without asking for memory.
+const USUAL_FIELDS: usize = 100;
 /// The first byte of a TLS record with a ClientHello.
 const HANDSHAKE: u8 = 22;
 /// What HTTP/2 begins with where nobody asked whether it is spoken (RFC 9113 §3.4).
@@ -48,7 +50,7 @@ pub enum Fault {
 }
 
 /// Reads a head from the front of `block`; with it, how long it was. `None` while it is incomplete. Values are slices of `block`.
-pub fn read(block: &Bytes) -> Result<Option<(Head, usize)>, Fault> {
+pub fn read(block: &Bytes, limits: &Limits) -> Result<Option<(Head, usize)>, Fault> {
     if block.first() == Some(&HANDSHAKE) {
         return Err(Fault::Foreign);
     }
@@ -57,16 +59,24 @@ pub fn read(block: &Bytes) -> Result<Option<(Head, usize)>, Fault> {
         return Err(refused(None, ProxyError::Malformed("it begins with empty lines")));
     }
     let text = block.slice(empty.length..);
-    let mut fields = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; HEADER_FIELDS];
+    let mut usual = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; USUAL_FIELDS];
+    let mut many = Vec::new();
+    let fields = match usual.get_mut(..limits.header_fields) {
+        Some(fields) => fields,
+        None => {
+            many.resize_with(limits.header_fields, MaybeUninit::uninit);
+            many.as_mut_slice()
+        }
+    };
     let mut request = httparse::Request::new(&mut []);
     let parsed =
-        httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, &text, &mut fields);
+        httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, &text, fields);
     match parsed {
-        Ok(httparse::Status::Complete(length)) if length <= HEAD_SIZE => {
+        Ok(httparse::Status::Complete(length)) if length <= limits.head_size => {
             let head = Reading::new(&text, &request)?.finish(&text, request.headers)?;
             Ok(Some((head, empty.length + length)))
         }
-        Ok(httparse::Status::Partial) if text.len() < HEAD_SIZE => Ok(None),
+        Ok(httparse::Status::Partial) if text.len() < limits.head_size => Ok(None),
         Ok(_) if request.path.is_none() => Err(refused(None, ProxyError::UriTooLong)),
         Ok(_) => Err(refused(Some(&request), ProxyError::HeadTooLarge)),
         Err(error) => Err(refused(Some(&request), fault(error, &text))),

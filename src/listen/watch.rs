@@ -101,6 +101,8 @@ mod tests {
             write: s(30),
             keepalive: s(60),
             keepalive_h2: s(75),
+            connection_age: s(3600),
+            pool_idle: None,
             connect: s(1),
             first_byte: s(60),
             upstream_idle: s(60),

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::AsyncWrite;
 
+use crate::config::limits::ChunkLimits;
 use crate::inflow::{self, BULK_READ_SIZE, READ_SIZE};
 use crate::listen::meter::Metered;
 use crate::listen::tcp::Client;
@@ -64,11 +65,11 @@ impl<S: Client> Wire<S> {
     }
 
     /// A body of this framing follows.
-    pub fn expect_body(&mut self, framing: RequestFraming, expects_continue: bool) {
+    pub fn expect_body(&mut self, framing: RequestFraming, expects_continue: bool, limits: &ChunkLimits) {
         self.reception = match framing {
             RequestFraming::None => Reception::Whole,
             RequestFraming::Length(_) | RequestFraming::Chunked => Reception::Open {
-                decoder: BodyDecoder::of_request(framing),
+                decoder: BodyDecoder::of_request(framing, limits),
                 expects_continue,
                 abandoned: false,
             },

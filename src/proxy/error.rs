@@ -28,7 +28,7 @@ pub enum ProxyError {
     /// The head did not come to its end in time.
     #[error("the request head did not arrive in time")]
     HeadTooSlow,
-    /// The target is longer than [`crate::proxy::target::URI_SIZE`].
+    /// The target is longer than `limits.uri_size`.
     #[error("the request target is too long")]
     UriTooLong,
     /// The head has more fields or bytes than allowed.
@@ -137,9 +137,9 @@ impl ProxyError {
             Self::Send(SendError::RequestBody(RequestBodyError::TooSlow)) => {
                 (Client, StatusCode::REQUEST_TIMEOUT)
             }
-            Self::Send(SendError::RequestBody(RequestBodyError::Broken(_))) => {
-                (Client, StatusCode::BAD_REQUEST)
-            }
+            Self::Send(SendError::RequestBody(
+                RequestBodyError::Broken(_) | RequestBodyError::TrailersTooLarge,
+            )) => (Client, StatusCode::BAD_REQUEST),
             Self::BadUpgrade(_) => (Worker, StatusCode::BAD_GATEWAY),
         }
     }

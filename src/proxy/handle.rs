@@ -103,7 +103,7 @@ impl<'a> Passage<'a> {
             return Ok(Step::Answer(answer));
         }
 
-        target::check_size(&self.parts)?;
+        target::check_size(&self.parts, &self.plane.reach.limits)?;
         let target = target::check_target(&self.parts, secure)?;
         target::check_framing(&self.parts.headers)?;
         let host = target::authority(&self.parts, secure, self.conn.local)?;
@@ -171,7 +171,7 @@ impl<'a> Passage<'a> {
 
         let mut body = has_body.then(|| {
             let reach = &self.plane.reach;
-            RequestBody::new(incoming, site.app.max_body, reach.deadlines.deadline(), reach.timeouts.body)
+            RequestBody::new(incoming, reach.deadlines.deadline(), reach.bounds(site.app.max_body))
         });
         let home = sticky::home(&site.app, &self.parts.headers, self.conn.client_ip());
         let answer = self.ask(site, &about, home, is_handshake, &mut body).await;

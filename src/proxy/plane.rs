@@ -1,5 +1,6 @@
 //! What one data-plane thread needs to answer requests. Built once per thread by `daemon::threads`, shared by its connections.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use arc_swap::ArcSwap;
 use crate::cert::challenge::Challenges;
 use crate::cert::resolver::Certificates;
 use crate::clock::Clock;
+use crate::config::limits::Rules;
 use crate::proxy::route::Routing;
 use crate::scope::Scope;
 use crate::telemetry::access::AccessRecord;
@@ -20,6 +22,7 @@ pub trait AccessSink {
 }
 
 /// One data-plane thread's view of the program.
+#[derive(Clone)]
 pub struct Plane {
     /// Which host belongs to which app.
     pub routing: Arc<ArcSwap<Routing>>,
@@ -35,4 +38,29 @@ pub struct Plane {
     pub tunnels: Scope,
     /// Wall time, for access records.
     pub clock: Arc<dyn Clock>,
+}
+
+/// The plane that connections accepted from now on live with. One accepted earlier keeps the rules it began with, so that
+/// what it was promised (HTTP/2 settings, time-outs) holds to its end. Clones are handles to the same.
+#[derive(Clone)]
+pub struct CurrentPlane(Rc<RefCell<Rc<Plane>>>);
+
+impl CurrentPlane {
+    /// Begins with `plane`.
+    pub fn new(plane: Plane) -> Self {
+        Self(Rc::new(RefCell::new(Rc::new(plane))))
+    }
+
+    /// The plane now.
+    pub fn plane(&self) -> Rc<Plane> {
+        Rc::clone(&self.0.borrow())
+    }
+
+    /// Puts other rules in its place.
+    pub fn follow(&self, rules: Rules) {
+        let mut plane = Plane::clone(&self.plane());
+        plane.reach.timeouts = rules.timeouts;
+        plane.reach.limits = rules.limits;
+        self.0.replace(Rc::new(plane));
+    }
 }

@@ -126,6 +126,9 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
         ProxyError::Send(SendError::RequestBody(RequestBodyError::TooSlow)) => {
             "The request body did not arrive in time."
         }
+        ProxyError::Send(SendError::RequestBody(RequestBodyError::TrailersTooLarge)) => {
+            "The request has too many or too long trailer fields."
+        }
         ProxyError::Send(SendError::RequestBody(RequestBodyError::Broken(_))) => {
             "The request body was cut or malformed."
         }

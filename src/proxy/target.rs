@@ -9,14 +9,9 @@ use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 
+use crate::config::limits::Limits;
 use crate::proxy::error::ProxyError;
 
-/// Longest path and query in bytes; 414 beyond.
-pub const URI_SIZE: usize = 8 * 1024;
-/// Longest head in bytes, names and values; 431 beyond.
-pub const HEAD_SIZE: usize = 16 * 1024;
-/// Most header fields, each cookie crumb of HTTP/2 counted; 431 beyond.
-pub const HEADER_FIELDS: usize = 100;
 /// Longest method in bytes.
 pub const METHOD_SIZE: usize = 32;
 
@@ -78,14 +73,14 @@ impl<'a> Authority<'a> {
     }
 }
 
-/// Refuses heads that are too large, in fields or in bytes.
-pub fn check_size(parts: &Parts) -> Result<(), ProxyError> {
+/// Refuses heads that are too large, in fields or in bytes, names and values counted.
+pub fn check_size(parts: &Parts, limits: &Limits) -> Result<(), ProxyError> {
     let uri = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
-    if uri > URI_SIZE {
+    if uri > limits.uri_size {
         return Err(ProxyError::UriTooLong);
     }
     let fields: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if parts.headers.len() > HEADER_FIELDS || uri + fields > HEAD_SIZE {
+    if parts.headers.len() > limits.header_fields || uri + fields > limits.head_size {
         return Err(ProxyError::HeadTooLarge);
     }
     Ok(())
@@ -206,6 +201,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::check_limits::presets;
 
     fn request(method: &str, uri: &str, version: Version, hosts: &[&str]) -> Parts {
         let mut builder = Request::builder().method(method).uri(uri).version(version);
@@ -290,19 +286,20 @@ mod tests {
 
     #[test]
     fn b15_c07_heads_are_bounded() {
-        let status = |parts: &Parts| check_size(parts).err().map(|error| error.status().as_u16());
+        let (_, limits) = presets();
+        let status = |parts: &Parts| check_size(parts, &limits).err().map(|error| error.status().as_u16());
         let path = |length: usize| format!("/{}", "a".repeat(length - 1));
-        assert_eq!(status(&request("GET", &path(URI_SIZE), Version::HTTP_11, &["a"])), None);
-        assert_eq!(status(&request("GET", &path(URI_SIZE + 1), Version::HTTP_11, &["a"])), Some(414));
+        assert_eq!(status(&request("GET", &path(limits.uri_size), Version::HTTP_11, &["a"])), None);
+        assert_eq!(status(&request("GET", &path(limits.uri_size + 1), Version::HTTP_11, &["a"])), Some(414));
         let mut parts = request("GET", "/", Version::HTTP_11, &["a"]);
-        for _ in 1..HEADER_FIELDS {
+        for _ in 1..limits.header_fields {
             parts.headers.append("cookie", HeaderValue::from_static("a=b"));
         }
         assert_eq!(status(&parts), None);
         parts.headers.append("cookie", HeaderValue::from_static("a=b"));
         assert_eq!(status(&parts), Some(431));
         let mut parts = request("GET", "/", Version::HTTP_11, &["a"]);
-        parts.headers.insert("x", HeaderValue::from_str(&"a".repeat(HEAD_SIZE)).expect("valid"));
+        parts.headers.insert("x", HeaderValue::from_str(&"a".repeat(limits.head_size)).expect("valid"));
         assert_eq!(status(&parts), Some(431));
     }
 

@@ -43,8 +43,11 @@ pub enum RequestBodyError {
         /// The app's `max_body`.
         limit: u64,
     },
-    /// No progress for `timeouts.body`.
-    #[error("the client sent nothing of its request body for too long")]
+    /// Trailers beyond the limits.
+    #[error("the trailers of the request are too large")]
+    TrailersTooLarge,
+    /// No progress for `timeouts.body`, or less than `limits.body_rate`.
+    #[error("the client sent too little of its request body for too long")]
     TooSlow,
     /// Framing broken, or the client is gone.
     #[error("the request body ended early or was malformed")]

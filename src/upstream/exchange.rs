@@ -12,7 +12,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 use http_body::Body;
 
-use crate::config::model::{Address, Timeouts};
+use crate::config::limits::{Limits, ResponseLimits, Timeouts};
+use crate::config::model::Address;
 use crate::deadline::{Deadline, Deadlines};
 use crate::inflow::READ_SIZE;
 use crate::prefixed::Prefixed;
@@ -23,11 +24,10 @@ use crate::upstream::error::SendError;
 use crate::upstream::framing::BodyDecoder;
 use crate::upstream::idle::IdleConnections;
 use crate::upstream::lease::Lease;
-use crate::upstream::request_body::RequestBody;
+use crate::upstream::request_body::{Bounds, RequestBody};
 use crate::upstream::upload::{Upload, UploadState};
 use crate::upstream::wire::{
-    Asked, MAX_HEAD, MAX_INTERIM, Malformed, RequestFraming, RequestHead, ResponseHead, parse_response_head,
-    write_request_head,
+    Asked, Malformed, RequestFraming, RequestHead, ResponseHead, parse_response_head, write_request_head,
 };
 use crate::worker::slot::Slot;
 
@@ -40,8 +40,18 @@ pub struct Reach {
     pub deadlines: Deadlines,
     /// The configured time-outs.
     pub timeouts: Timeouts,
+    /// The configured bounds.
+    pub limits: Limits,
     /// What it may hold in memory for clients of synchronous workers.
     pub budget: Rc<Budget>,
+}
+
+impl Reach {
+    /// What a request's body of at most `length` bytes must keep to.
+    pub fn bounds(&self, length: u64) -> Bounds {
+        let Limits { body_rate: rate, chunks, .. } = self.limits;
+        Bounds { length, idle: self.timeouts.body, rate, chunks }
+    }
 }
 
 /// A worker's answer.
@@ -116,6 +126,7 @@ pub async fn exchange(
         upload: Upload::new(text, framing),
         partial: BytesMut::new(),
         asked: Asked { head: *head.method == Method::HEAD, upgrade: head.upgrade },
+        limits: reach.limits.response,
         interim: 0,
         watch: Watch::new(deadline, reach.timeouts.first_byte),
     };
@@ -180,6 +191,7 @@ struct Attempt {
     /// An incomplete head.
     partial: BytesMut,
     asked: Asked,
+    limits: ResponseLimits,
     /// Interim responses so far.
     interim: u32,
     watch: Watch,
@@ -204,7 +216,6 @@ impl Attempt {
                 Ok(input) if !input.is_empty() => input,
                 ended => return Poll::Ready(Err(self.closed(ended.err()))),
             };
-            self.watch.stop();
             if let Some(begun) =
                 self.take_input(input).map_err(|Malformed(what)| SendError::BadResponse(what))?
             {
@@ -228,13 +239,13 @@ impl Attempt {
             // A head ends with a line, so there is no use in parsing before another line has ended.
             let line_ended = memchr::memchr(b'\n', &block).is_some();
             self.partial.extend_from_slice(&block);
-            if !line_ended && self.partial.len() < MAX_HEAD {
+            if !line_ended && self.partial.len() < self.limits.head_size {
                 return Ok(None);
             }
             block = std::mem::take(&mut self.partial).freeze();
         }
         loop {
-            let Some((head, length)) = parse_response_head(&block, self.asked)? else {
+            let Some((head, length)) = parse_response_head(&block, self.asked, &self.limits)? else {
                 self.partial = block.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
                 return Ok(None);
             };
@@ -242,8 +253,10 @@ impl Attempt {
             if !head.is_interim() {
                 return Ok(Some((head, block)));
             }
+            // Only whole heads are progress: one that is dripped must not hold the client for ever.
+            self.watch.stop();
             self.interim += 1;
-            if self.interim > MAX_INTERIM {
+            if self.interim > self.limits.interim {
                 return Err(Malformed("it has too many interim responses"));
             }
             if block.is_empty() {
@@ -289,7 +302,7 @@ impl Attempt {
             upload,
             bulk: input.len() >= READ_SIZE,
             input,
-            decoder: BodyDecoder::new(framing),
+            decoder: BodyDecoder::new(framing, &reach.limits.chunks),
             reusable: head.reusable,
             watch: self.watch.with_patience(reach.timeouts.upstream_idle),
             pool: Rc::clone(&reach.idle),

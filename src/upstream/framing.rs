@@ -5,14 +5,8 @@ use std::io::Write as _;
 use bytes::{Buf, Bytes};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::config::limits::ChunkLimits;
 use crate::upstream::wire::{Malformed, RequestFraming, ResponseFraming, push_value};
-
-/// Most bytes of chunk extensions in one message. They mean nothing to us and are dropped.
-pub const MAX_EXTENSIONS: usize = 4 * 1024;
-/// Longest trailer section.
-pub const MAX_TRAILERS: usize = 16 * 1024;
-/// Most trailer fields.
-pub const MAX_TRAILER_FIELDS: usize = 32;
 
 /// A body being read.
 #[derive(Debug)]
@@ -41,22 +35,23 @@ pub enum Decoded {
 
 impl BodyDecoder {
     /// A response's body of this framing, from its first byte.
-    pub fn new(framing: ResponseFraming) -> Self {
+    pub fn new(framing: ResponseFraming, limits: &ChunkLimits) -> Self {
         Self(match framing {
             ResponseFraming::None => State::Ended,
             ResponseFraming::Length(length) => State::Length(length),
-            ResponseFraming::Chunked => State::Chunked(Chunks::default()),
+            ResponseFraming::Chunked => State::Chunked(Chunks::new(*limits)),
             ResponseFraming::UntilClose => State::UntilClose,
         })
     }
 
     /// A request's body of this framing, from its first byte.
-    pub fn of_request(framing: RequestFraming) -> Self {
-        Self::new(match framing {
+    pub fn of_request(framing: RequestFraming, limits: &ChunkLimits) -> Self {
+        let framing = match framing {
             RequestFraming::None => ResponseFraming::None,
             RequestFraming::Length(length) => ResponseFraming::Length(length),
             RequestFraming::Chunked => ResponseFraming::Chunked,
-        })
+        };
+        Self::new(framing, limits)
     }
 
     /// Takes the next piece off the front of `input`.
@@ -101,18 +96,18 @@ fn split_up_to(input: &mut Bytes, left: &mut u64) -> Bytes {
 }
 
 /// The chunked coding. One byte at a time outside of data, so that input may be split anywhere.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Chunks {
+    limits: ChunkLimits,
     at: At,
     left: u64,
     digits: u32,
-    extensions: usize,
+    extensions: u32,
     trailers: Vec<u8>,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum At {
-    #[default]
     Size,
     Extension,
     SizeLf,
@@ -126,6 +121,10 @@ enum At {
 }
 
 impl Chunks {
+    fn new(limits: ChunkLimits) -> Self {
+        Self { limits, at: At::Size, left: 0, digits: 0, extensions: 0, trailers: Vec::new() }
+    }
+
     fn decode(&mut self, input: &mut Bytes) -> Result<Decoded, Malformed> {
         loop {
             if matches!(self.at, At::Ended) {
@@ -143,7 +142,8 @@ impl Chunks {
             self.at = self.step(byte)?;
             if matches!(self.at, At::Trailers) && self.trailers.ends_with(b"\r\n\r\n") {
                 self.at = At::Ended;
-                return parse_trailers(std::mem::take(&mut self.trailers)).map(Decoded::Trailers);
+                return parse_trailers(std::mem::take(&mut self.trailers), self.limits.trailer_fields)
+                    .map(Decoded::Trailers);
             }
         }
     }
@@ -189,7 +189,7 @@ impl Chunks {
 
     fn extension(&mut self, byte: u8) -> Result<At, Malformed> {
         self.extensions += 1;
-        if self.extensions > MAX_EXTENSIONS {
+        if self.extensions > self.limits.extensions {
             return Err(Malformed("its chunk extensions are too long"));
         }
         if byte.is_ascii_control() && byte != b'\t' {
@@ -199,7 +199,7 @@ impl Chunks {
     }
 
     fn trailer(&mut self, byte: u8) -> Result<At, Malformed> {
-        if self.trailers.len() == MAX_TRAILERS {
+        if self.trailers.len() == self.limits.trailer_size as usize {
             return Err(Malformed("its trailers are too long"));
         }
         if byte == b'\n' && self.trailers.last() != Some(&b'\r') {
@@ -210,9 +210,9 @@ impl Chunks {
     }
 }
 
-fn parse_trailers(section: Vec<u8>) -> Result<HeaderMap, Malformed> {
+fn parse_trailers(section: Vec<u8>, most: u32) -> Result<HeaderMap, Malformed> {
     let section = Bytes::from(section);
-    let mut lines = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
+    let mut lines = vec![httparse::EMPTY_HEADER; most as usize];
     let lines = match httparse::parse_headers(&section, &mut lines) {
         Ok(httparse::Status::Complete((length, lines))) if length == section.len() => lines,
         Err(httparse::Error::TooManyHeaders) => return Err(Malformed("it has too many trailers")),
@@ -241,12 +241,7 @@ pub fn write_chunk_size(out: &mut Vec<u8>, size: usize) {
 /// Appends the last chunk with those trailers that may be one (RFC 9110 §6.5.1) and can be written.
 pub fn write_last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
     out.extend_from_slice(b"0\r\n");
-    let mut size = 0;
-    for (name, value) in trailers.into_iter().flatten().take(MAX_TRAILER_FIELDS) {
-        size += name.as_str().len() + value.len() + 4;
-        if size > MAX_TRAILERS {
-            break;
-        }
+    for (name, value) in trailers.into_iter().flatten() {
         let start = out.len();
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");
@@ -310,11 +305,13 @@ mod tests {
 
     use super::*;
 
+    const LIMITS: ChunkLimits = ChunkLimits { extensions: 4000, trailer_size: 16_000, trailer_fields: 32 };
+
     type Body = Result<(Vec<u8>, Option<HeaderMap>, Vec<u8>), &'static str>;
 
     /// Feeds `text` in pieces that end at `cuts`; what was decoded, its trailers and what was left over.
     fn decode(framing: ResponseFraming, text: &[u8], cuts: &[usize]) -> Body {
-        let mut decoder = BodyDecoder::new(framing);
+        let mut decoder = BodyDecoder::new(framing, &LIMITS);
         let (mut body, mut trailers, mut from) = (Vec::new(), None, 0);
         for to in cuts.iter().copied().chain([text.len()]) {
             let mut input = Bytes::copy_from_slice(&text[from..to]);
@@ -345,9 +342,10 @@ mod tests {
 
     #[test]
     fn what_is_not_chunked_coding_is_refused() {
-        let long = [b"5;".as_slice(), &[b'x'; MAX_EXTENSIONS + 1], b"\r\nhello\r\n0\r\n\r\n"].concat();
-        let trailers = [b"0\r\na: ".as_slice(), &[b'x'; MAX_TRAILERS], b"\r\n\r\n"].concat();
-        let many = ["0\r\n", &"a: b\r\n".repeat(MAX_TRAILER_FIELDS + 1), "\r\n"].concat();
+        let long =
+            [b"5;".as_slice(), &[b'x'; LIMITS.extensions as usize + 1], b"\r\nhello\r\n0\r\n\r\n"].concat();
+        let trailers = [b"0\r\na: ".as_slice(), &[b'x'; LIMITS.trailer_size as usize], b"\r\n\r\n"].concat();
+        let many = ["0\r\n", &"a: b\r\n".repeat(LIMITS.trailer_fields as usize + 1), "\r\n"].concat();
         for text in [
             b"\r\n".as_slice(),
             b";a\r\n",

@@ -1,6 +1,6 @@
 //! This thread's idle connections to workers, last in first out.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub struct IdleConnections {
     /// By the slot's address in memory, which is its own as long as the entry holds the slot.
     slots: RefCell<BTreeMap<*const Slot, Entry>>,
     filled: Notify,
+    /// How long a connection is kept whatever its slot says; `None` is as long as the slot says.
+    patience: Cell<Option<Duration>>,
 }
 
 struct Entry {
@@ -35,12 +37,17 @@ impl IdleConnections {
         Rc::new(Self::default())
     }
 
+    /// Keeps connections for this long from now on; `None` is as long as suits each slot.
+    pub fn keep_for(&self, patience: Option<Duration>) {
+        self.patience.set(patience);
+    }
+
     /// The connection to `slot` that was used last, if it is young enough and nothing was heard on it since.
     pub fn take(&self, slot: &Arc<Slot>) -> Option<Connection> {
         let mut slots = self.slots.borrow_mut();
         let connections = &mut slots.get_mut(&Arc::as_ptr(slot))?.connections;
         while let Some((since, connection)) = connections.pop() {
-            if since.elapsed() >= slot.idle_timeout {
+            if since.elapsed() >= self.patience.get().unwrap_or(slot.idle_timeout) {
                 // The others are older still.
                 connections.clear();
             } else if connection.is_quiet() {
@@ -74,7 +81,7 @@ impl IdleConnections {
             if !entry.slot.is_open() {
                 return false;
             }
-            let timeout = entry.slot.idle_timeout;
+            let timeout = self.patience.get().unwrap_or(entry.slot.idle_timeout);
             let aged = entry.connections.partition_point(|(since, _)| now.duration_since(*since) >= timeout);
             entry.connections.drain(..aged);
             !entry.connections.is_empty()

@@ -9,7 +9,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 
+use crate::config::limits::ChunkLimits;
 use crate::deadline::Deadline;
 use crate::upstream::budget::{Budget, Share};
 use crate::upstream::client_body::ClientBody;
@@ -21,12 +23,50 @@ const SHORT: u64 = 16 * 1024;
 /// A client's request body: bounded by `max_body`, watched for progress, counted.
 pub struct RequestBody {
     incoming: ClientBody,
-    limit: u64,
+    bounds: Bounds,
     received: u64,
     deadline: Deadline,
-    idle: Duration,
-    waiting: bool,
+    pace: Pace,
     ahead: Option<Ahead>,
+}
+
+/// What a body must keep to.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Longest body, in bytes.
+    pub length: u64,
+    /// Longest silence while more is waited for.
+    pub idle: Duration,
+    /// Least average speed once it was waited for as long as that, in bytes a second; 0 for any.
+    pub rate: u64,
+    /// Of its trailers.
+    pub chunks: ChunkLimits,
+}
+
+/// How long the client was waited for.
+#[derive(Debug, Default)]
+struct Pace {
+    waited: Duration,
+    since: Option<Instant>,
+}
+
+impl Pace {
+    /// How long the client may be silent from now on, after `received` bytes.
+    fn patience(&self, received: u64, bounds: &Bounds) -> Duration {
+        let Some(earned) = received.checked_mul(1000).and_then(|millis| millis.checked_div(bounds.rate))
+        else {
+            return bounds.idle;
+        };
+        let allowed = Duration::from_millis(earned).max(bounds.idle);
+        allowed.saturating_sub(self.waited).min(bounds.idle)
+    }
+
+    /// The client is not waited for any more.
+    fn stop(&mut self, now: Instant) -> bool {
+        let Some(since) = self.since.take() else { return false };
+        self.waited += now.duration_since(since);
+        true
+    }
 }
 
 /// What was taken in before a worker was asked.
@@ -40,9 +80,9 @@ struct Ahead {
 }
 
 impl RequestBody {
-    /// `limit` in bytes; `idle` is set anew at each byte the worker is ready to take.
-    pub fn new(incoming: ClientBody, limit: u64, deadline: Deadline, idle: Duration) -> Self {
-        Self { incoming, limit, received: 0, deadline, idle, waiting: false, ahead: None }
+    /// The client's time runs on `deadline` whenever the worker is ready to take more.
+    pub fn new(incoming: ClientBody, deadline: Deadline, bounds: Bounds) -> Self {
+        Self { incoming, bounds, received: 0, deadline, pace: Pace::default(), ahead: None }
     }
 
     /// Takes in what fits into memory, so that a worker that is busy with one request at a time is not busy with waiting for
@@ -78,8 +118,8 @@ impl RequestBody {
 
     /// An error if it is announced to be longer than the limit.
     pub fn check_announced(&self) -> Result<(), RequestBodyError> {
-        if self.incoming.size_hint().lower() > self.limit {
-            return Err(RequestBodyError::TooLarge { limit: self.limit });
+        if self.incoming.size_hint().lower() > self.bounds.length {
+            return Err(RequestBodyError::TooLarge { limit: self.bounds.length });
         }
         Ok(())
     }
@@ -91,14 +131,14 @@ impl RequestBody {
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
-                if !self.waiting {
-                    self.waiting = true;
-                    self.deadline.set(self.idle);
+                if self.pace.since.is_none() {
+                    self.deadline.set(self.pace.patience(self.received, &self.bounds));
+                    self.pace.since = Some(self.deadline.now());
                 }
                 return self.deadline.poll_passed(cx).map(|()| Some(Err(RequestBodyError::TooSlow)));
             }
         };
-        if std::mem::take(&mut self.waiting) {
+        if self.pace.since.is_some() && self.pace.stop(self.deadline.now()) {
             self.deadline.clear();
         }
         Poll::Ready(match frame {
@@ -106,13 +146,21 @@ impl RequestBody {
             Some(Err(error)) => Some(Err(RequestBodyError::Broken(error))),
             Some(Ok(frame)) => {
                 self.received += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if self.received > self.limit {
-                    return Poll::Ready(Some(Err(RequestBodyError::TooLarge { limit: self.limit })));
+                if self.received > self.bounds.length {
+                    return Poll::Ready(Some(Err(RequestBodyError::TooLarge { limit: self.bounds.length })));
+                }
+                if frame.trailers_ref().is_some_and(|trailers| !fits(trailers, &self.bounds.chunks)) {
+                    return Poll::Ready(Some(Err(RequestBodyError::TrailersTooLarge)));
                 }
                 Some(Ok(frame))
             }
         })
     }
+}
+
+fn fits(trailers: &HeaderMap, limits: &ChunkLimits) -> bool {
+    let size: usize = trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    trailers.len() <= limits.trailer_fields as usize && size <= limits.trailer_size as usize
 }
 
 impl Body for RequestBody {
@@ -161,5 +209,50 @@ impl Body for RequestBody {
             hint.set_upper(upper + here);
         }
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bounds(rate: u64) -> Bounds {
+        let chunks = ChunkLimits { extensions: 0, trailer_size: 20, trailer_fields: 2 };
+        Bounds { length: 1 << 40, idle: Duration::from_secs(30), rate, chunks }
+    }
+
+    fn after(waited: u64) -> Pace {
+        Pace { waited: Duration::from_secs(waited), since: None }
+    }
+
+    #[test]
+    fn d03_a_client_is_waited_for_as_long_as_it_is_not_too_slow_on_average() {
+        for (waited, received, rate, patience) in [
+            (0, 0, 1000, 30),
+            (29, 15, 1000, 1),
+            (30, 15, 1000, 0),
+            (30, 60_000, 1000, 30),
+            (59, 60_000, 1000, 1),
+            (60, 60_000, 1000, 0),
+            (3600, 15, 0, 30),
+            (3600, u64::MAX, 1000, 30),
+        ] {
+            let found = after(waited).patience(received, &bounds(rate));
+            assert_eq!(found, Duration::from_secs(patience), "{received} bytes in {waited} s at {rate} B/s");
+        }
+    }
+
+    #[test]
+    fn a12_trailers_are_bounded_in_fields_and_bytes() {
+        let trailers = |fields: &[(&'static str, &str)]| {
+            let fields = fields
+                .iter()
+                .map(|(name, value)| (name.parse().expect("name"), value.parse().expect("value")));
+            HeaderMap::from_iter(fields)
+        };
+        let limits = bounds(0).chunks;
+        assert!(fits(&trailers(&[("a", "b"), ("c", "d")]), &limits));
+        assert!(!fits(&trailers(&[("a", "b"), ("c", "d"), ("e", "f")]), &limits));
+        assert!(!fits(&trailers(&[("a", "0123456789abcdef")]), &limits));
     }
 }

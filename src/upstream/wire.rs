@@ -12,12 +12,10 @@ use http::header::{
 };
 use http::{Method, StatusCode, Version};
 
-/// Longest head of a response.
-pub const MAX_HEAD: usize = 64 * 1024;
-/// Most fields in the head of a response.
-pub const MAX_FIELDS: usize = 200;
-/// Most interim (1xx) responses before the final one.
-pub const MAX_INTERIM: u32 = 10;
+use crate::config::limits::ResponseLimits;
+
+/// Fields for which there is room without asking for memory.
+const USUAL_FIELDS: usize = 200;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -142,17 +140,26 @@ pub fn write_request_head(
 
 /// Reads a response head from the front of `block`; with it, how long it was. `None` while it is incomplete.
 /// Values are slices of `block`.
-pub fn parse_response_head(block: &Bytes, asked: Asked) -> Result<Option<(ResponseHead, usize)>, Malformed> {
-    let mut fields = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_FIELDS];
+pub fn parse_response_head(
+    block: &Bytes,
+    asked: Asked,
+    limits: &ResponseLimits,
+) -> Result<Option<(ResponseHead, usize)>, Malformed> {
+    let mut usual = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; USUAL_FIELDS];
+    let mut many = Vec::new();
+    let fields = match usual.get_mut(..limits.fields) {
+        Some(fields) => fields,
+        None => {
+            many.resize_with(limits.fields, MaybeUninit::uninit);
+            many.as_mut_slice()
+        }
+    };
     let mut response = httparse::Response::new(&mut []);
-    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
-        &mut response,
-        block,
-        &mut fields,
-    );
+    let parsed =
+        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, block, fields);
     let length = match parsed {
-        Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
-        Ok(httparse::Status::Partial) if block.len() < MAX_HEAD => return Ok(None),
+        Ok(httparse::Status::Complete(length)) if length <= limits.head_size => length,
+        Ok(httparse::Status::Partial) if block.len() < limits.head_size => return Ok(None),
         Ok(_) => return Err(Malformed("its head is too long")),
         Err(httparse::Error::TooManyHeaders) => return Err(Malformed("its head has too many fields")),
         Err(httparse::Error::Version) => return Err(Malformed("it does not begin with an HTTP/1 version")),

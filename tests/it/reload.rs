@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::client::{Connection, PATIENCE, Wire, websocket};
+use crate::support::client::{Connection, PATIENCE, Wire, raw, websocket};
 use crate::support::edge::{BINARY, Edge, Setup};
 use crate::support::load::{Client, Load};
 use crate::support::origin::Origin;
@@ -72,14 +72,35 @@ async fn a_wrong_file_changes_nothing_and_every_problem_is_told() {
 async fn a_key_that_needs_a_restart_is_refused_by_name() {
     let edge = hello().await;
     edge.edit("domains: [a.test]", "domains: [a.test, b.test]");
-    edge.edit("apps:", "log: {level: debug}\ntimeouts: {body: 7s}\napps:");
+    edge.edit("apps:", "log: {level: debug, access: false}\napps:");
     let (status, errors) = edge.failing(&["reload"]).await;
     assert_eq!(status, 1);
     assert!(
-        errors.contains("log.level") && errors.contains("timeouts") && errors.contains("restart"),
+        errors.contains("log.level") && errors.contains("log.access") && errors.contains("restart"),
         "{errors}"
     );
     assert!(edge.certificate("b.test").await.is_null(), "half of the change came into force");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn other_limits_hold_for_connections_that_come_after_the_reload() {
+    let edge = hello().await;
+    let before = edge.workers("a").await;
+    let path = format!("/?{}", "x".repeat(200));
+    let mut old = Connection::open(&edge, "a.test", Wire::H2).await;
+    assert_eq!(old.get(&path).await.status, 200);
+    edge.edit("apps:", "limits: {uri_size: 100}\ntimeouts: {keepalive: 1s}\napps:");
+    edge.reload().await;
+    // A connection keeps the rules it began with.
+    assert_eq!(old.get(&path).await.status, 200);
+    for wire in Wire::BOTH {
+        assert_eq!(Connection::open(&edge, "a.test", wire).await.get(&path).await.status, 414, "{wire:?}");
+    }
+    let mut idle = raw(&edge, "a.test").await;
+    idle.write("GET /json HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    idle.read_to_close().await;
+    assert_eq!(edge.workers("a").await, before, "workers have nothing to do with it");
     edge.stop().await;
 }
 

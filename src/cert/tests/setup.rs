@@ -109,11 +109,14 @@ pub(super) fn config(storage: &Path, apps: Vec<Arc<App>>) -> Config {
             write: second,
             keepalive: second,
             keepalive_h2: second,
+            connection_age: second,
+            pool_idle: None,
             connect: second,
             first_byte: second,
             upstream_idle: second,
             tunnel: second,
         },
+        limits: crate::config::check_limits::presets().1,
         apps,
     }
 }

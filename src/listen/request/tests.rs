@@ -1,10 +1,14 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::check_limits::presets;
+
+const HEAD_SIZE: usize = 16_000;
+const HEADER_FIELDS: usize = 100;
 
 /// What reading `text` comes to: the framing and length of a head, a status, or nothing yet.
 fn outcome(text: &[u8]) -> Result<Option<(RequestFraming, usize)>, u16> {
-    match read(&Bytes::copy_from_slice(text)) {
+    match read(&Bytes::copy_from_slice(text), &presets().1) {
         Ok(head) => Ok(head.map(|(head, length)| (head.framing, length))),
         Err(Fault::Refused(refused)) => Err(refused.1.status().as_u16()),
         Err(Fault::Foreign) => Err(0),
@@ -116,11 +120,13 @@ fn b15_c07_a_head_has_its_bounds() {
 
 #[test]
 fn what_is_refused_is_still_told_apart_in_the_log() {
-    let Err(Fault::Refused(refused)) = read(&Bytes::from_static(b"PUT /a HTTP/1.1\r\nx\r\n\r\n")) else {
+    let Err(Fault::Refused(refused)) =
+        read(&Bytes::from_static(b"PUT /a HTTP/1.1\r\nx\r\n\r\n"), &presets().1)
+    else {
         panic!("a field without colon");
     };
     assert_eq!((refused.0.method.as_str(), refused.0.uri.path()), ("PUT", "/a"));
-    let Err(Fault::Refused(refused)) = read(&Bytes::from_static(b"\x01\x02\r\n\r\n")) else {
+    let Err(Fault::Refused(refused)) = read(&Bytes::from_static(b"\x01\x02\r\n\r\n"), &presets().1) else {
         panic!("no request");
     };
     assert_eq!((refused.0.method.as_str(), refused.0.uri.path()), ("-", "*"));
@@ -130,7 +136,7 @@ fn what_is_refused_is_still_told_apart_in_the_log() {
 fn a_client_says_what_it_means_to_do() {
     let head = |version: &str, fields: &str| {
         let text = format!("GET / HTTP/{version}\r\n{fields}\r\n");
-        read(&Bytes::from(text)).expect("well formed").expect("complete").0
+        read(&Bytes::from(text), &presets().1).expect("well formed").expect("complete").0
     };
     for (version, fields, persistent) in [
         ("1.1", "", true),

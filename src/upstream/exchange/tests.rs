@@ -77,6 +77,8 @@ impl Rig {
             write: LONG,
             keepalive: LONG,
             keepalive_h2: LONG,
+            connection_age: LONG,
+            pool_idle: None,
             connect: SHORT,
             first_byte: SHORT,
             upstream_idle: SHORT,
@@ -91,6 +93,7 @@ impl Rig {
             idle: IdleConnections::new(),
             deadlines: Deadlines::new(),
             timeouts,
+            limits: Limits { body_rate: 0, ..crate::config::check_limits::presets().1 },
             budget: Budget::new(),
         };
         Self { _dir: dir, listener, slot, reach, max_body: 1 << 20, failed: RefCell::new(None) }
@@ -161,8 +164,7 @@ impl Rig {
             let (parts, incoming) = request.into_parts();
             let deadline = self.reach.deadlines.deadline();
             let incoming = ClientBody::new(incoming, None);
-            let mut body =
-                Some(RequestBody::new(incoming, self.max_body, deadline, self.reach.timeouts.body));
+            let mut body = Some(RequestBody::new(incoming, deadline, self.reach.bounds(self.max_body)));
             match self.send(parts.method, false, &mut body).await {
                 Ok(Answer::Response(response)) => Ok(response),
                 Ok(Answer::Upgraded { .. }) => panic!("not asked for"),

@@ -3,12 +3,19 @@ use proptest::prelude::*;
 
 use super::*;
 
+const MAX_HEAD: usize = 64_000;
+const MAX_FIELDS: usize = 200;
+
 const GET: Asked = Asked { head: false, upgrade: false };
 const HEAD: Asked = Asked { head: true, upgrade: false };
 const SOCKET: Asked = Asked { head: false, upgrade: true };
 
+fn limits() -> ResponseLimits {
+    ResponseLimits { head_size: MAX_HEAD, fields: MAX_FIELDS, interim: 10 }
+}
+
 fn parse(text: &str, asked: Asked) -> Result<ResponseHead, &'static str> {
-    match parse_response_head(&Bytes::copy_from_slice(text.as_bytes()), asked) {
+    match parse_response_head(&Bytes::copy_from_slice(text.as_bytes()), asked, &limits()) {
         Ok(Some((head, length))) => {
             assert_eq!(length, text.len(), "{text:?}");
             Ok(head)
@@ -137,7 +144,7 @@ fn heads_beyond_the_limits_are_refused_and_those_within_pass() {
     assert!(parse(&field(60_000), GET).is_ok());
     assert_eq!(parse(&field(MAX_HEAD), GET).expect_err("64 KiB"), "its head is too long");
     let endless = Bytes::from(format!("HTTP/1.1 200 OK\r\na: {}", "b".repeat(MAX_HEAD)));
-    assert!(parse_response_head(&endless, GET).is_err());
+    assert!(parse_response_head(&endless, GET, &limits()).is_err());
 }
 
 #[test]
@@ -213,12 +220,12 @@ fn what_would_read_differently_in_http1_is_not_written() {
 proptest! {
     #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), head: bool, upgrade: bool) {
-        let _ = parse_response_head(&Bytes::from(bytes), Asked { head, upgrade });
+        let _ = parse_response_head(&Bytes::from(bytes), Asked { head, upgrade }, &limits());
     }
 
     #[test]
     fn no_fields_panic(text in "HTTP/1\\.[01] [0-9]{3} ?[a-z]?\r\n([a-zA-Z-]{1,18}: ?[ -~]{0,20}\r\n){0,6}\r\n.{0,9}") {
-        let _ = parse_response_head(&Bytes::from(text), SOCKET);
+        let _ = parse_response_head(&Bytes::from(text), SOCKET, &limits());
     }
 }
 
@@ -226,7 +233,10 @@ proptest! {
 fn a_head_is_complete_at_its_last_byte_and_not_before() {
     let text = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nserver: w\r\nx-some-header: and value\r\n\r\n";
     for cut in 0..text.len() {
-        assert!(matches!(parse_response_head(&Bytes::from_static(&text[..cut]), GET), Ok(None)), "{cut}");
+        assert!(
+            matches!(parse_response_head(&Bytes::from_static(&text[..cut]), GET, &limits()), Ok(None)),
+            "{cut}"
+        );
     }
-    assert!(matches!(parse_response_head(&Bytes::from_static(text), GET), Ok(Some(_))));
+    assert!(matches!(parse_response_head(&Bytes::from_static(text), GET, &limits()), Ok(Some(_))));
 }
