@@ -25,11 +25,25 @@ struct Table {
     filled: Notify,
     /// The time at the last look, or when the table was last empty and got its first entry: at most a tick old.
     now: Cell<Instant>,
+    /// When idle connections and when handshakes were last made to hurry.
+    hurried: [Cell<Option<Instant>>; 2],
 }
 
 struct Entry {
     at: Cell<Option<Instant>>,
+    spare: Cell<Spare>,
     waker: RefCell<Option<Waker>>,
+}
+
+/// What may end before its deadline where room is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spare {
+    /// Nothing.
+    No,
+    /// A connection that carries nothing.
+    Idle,
+    /// A connection that has not proved itself yet.
+    Handshake,
 }
 
 /// One deadline that can be moved any number of times. Dropping it takes it out of the table.
@@ -44,6 +58,7 @@ impl Default for Deadlines {
             entries: RefCell::new(Slab::new()),
             filled: Notify::new(),
             now: Cell::new(Instant::now()),
+            hurried: Default::default(),
         }))
     }
 }
@@ -61,7 +76,11 @@ impl Deadlines {
             self.0.now.set(Instant::now());
             self.0.filled.notify_one();
         }
-        let key = entries.insert(Entry { at: Cell::new(None), waker: RefCell::new(None) });
+        let key = entries.insert(Entry {
+            at: Cell::new(None),
+            spare: Cell::new(Spare::No),
+            waker: RefCell::new(None),
+        });
         Deadline { table: Rc::clone(&self.0), key }
     }
 
@@ -85,6 +104,31 @@ impl Deadlines {
         }
     }
 
+    /// Lets deadlines of this kind pass now, the earliest first, so far as less than `left` of their time is left: a sixteenth
+    /// of them, and no more before the next tick.
+    pub fn hurry(&self, spare: Spare, left: Duration) {
+        let now = self.0.now.get();
+        let last = &self.0.hurried[usize::from(spare == Spare::Handshake)];
+        if last.replace(Some(now)) == Some(now) {
+            return;
+        }
+        let entries = self.0.entries.borrow();
+        let ready = (now + TICK).checked_add(left);
+        let of_kind = |entry: &Entry| (entry.spare.get() == spare).then(|| entry.at.get())?;
+        let mut found: Vec<(Instant, usize)> =
+            entries.iter().filter_map(|(key, entry)| Some((of_kind(entry)?, key))).collect();
+        let count = found.len().div_ceil(16);
+        if count < found.len() {
+            found.select_nth_unstable(count);
+        }
+        for (at, key) in found.into_iter().take(count) {
+            if ready.is_none_or(|ready| at <= ready) {
+                // Noticed by the next look, as any other.
+                entries[key].at.set(Some(now));
+            }
+        }
+    }
+
     fn sweep(&self, now: Instant) {
         self.0.now.set(now);
         // Wakers run scheduler code only, but a table borrowed while waking would forbid ever changing that.
@@ -105,7 +149,13 @@ impl Deadlines {
 impl Deadline {
     /// Passes `after` from now, whatever was set before.
     pub fn set(&self, after: Duration) {
+        self.set_spare(after, Spare::No);
+    }
+
+    /// As [`Self::set`], for what may end earlier where room is needed.
+    pub fn set_spare(&self, after: Duration, spare: Spare) {
         let entries = self.table.entries.borrow();
+        entries[self.key].spare.set(spare);
         // As if the tick were over: what is left of it would otherwise be missing from the time given.
         entries[self.key].at.set((self.table.now.get() + TICK).checked_add(after));
     }
@@ -116,8 +166,8 @@ impl Deadline {
     }
 
     /// The time, at most a tick old.
-    pub fn now(&self) -> Instant {
-        self.table.now.get()
+    pub fn now(&self) -> std::time::Instant {
+        self.table.now.get().into_std()
     }
 
     /// Ready once the deadline has passed; otherwise the task is woken when it does.
@@ -170,6 +220,43 @@ mod tests {
         };
         assert!(elapsed >= Duration::from_millis(5900), "{elapsed:?}");
         assert!(elapsed <= Duration::from_millis(5900) + 3 * TICK, "{elapsed:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn d06_the_oldest_idle_make_room_and_nobody_else() {
+        let deadlines = Deadlines::new();
+        let minute = Duration::from_secs(60);
+        let work = async {
+            let busy = deadlines.deadline();
+            busy.set(minute);
+            let mut idle = Vec::new();
+            for _ in 0..32 {
+                let deadline = deadlines.deadline();
+                deadline.set_spare(minute, Spare::Idle);
+                idle.push(deadline);
+                tokio::time::sleep(TICK).await;
+            }
+            deadlines.hurry(Spare::Handshake, minute);
+            tokio::time::sleep(TICK * 2).await;
+            let left = |idle: &[Deadline]| {
+                let mut cx = Context::from_waker(Waker::noop());
+                let mut passed = |deadline: &&Deadline| deadline.poll_passed(&mut cx).is_ready();
+                idle.iter().map_while(|deadline| Some(passed(&deadline)).filter(|passed| *passed)).count()
+            };
+            assert_eq!(left(&idle), 0, "there are no handshakes");
+            deadlines.hurry(Spare::Idle, minute);
+            deadlines.hurry(Spare::Idle, minute);
+            tokio::time::sleep(TICK * 2).await;
+            assert_eq!(left(&idle), 2, "a sixteenth, once a tick");
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(
+                idle[2..].iter().chain([&busy]).all(|deadline| deadline.poll_passed(&mut cx).is_pending())
+            );
+        };
+        tokio::select! {
+            () = work => {}
+            () = deadlines.run() => unreachable!("run never returns"),
+        }
     }
 
     #[tokio::test(start_paused = true)]

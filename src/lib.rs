@@ -164,6 +164,7 @@
 //!   upstream/exchange.rs      one attempt: a request out, the head of the answer in
 //!
 //! ── floor 5: proxy ── HTTP meaning, independent of the wire version   ← config
+//!   proxy/clients.rs          what each client holds: connections, requests in flight
 //!   proxy/conn.rs             what is known of the client's connection   ← cert::resolver
 //!   proxy/target.rs        P  what a request asks for, checked before it is routed
 //!   proxy/frames.rs        P  where one WebSocket frame ends and the next begins
@@ -193,6 +194,7 @@
 //!   listen/wire.rs            a client's HTTP/1 connection, and the body of the request on it   ← upstream
 //!   listen/http1.rs           HTTP/1.1 with a client, one request after the other   ← proxy, upstream
 //!   listen/http2.rs           HTTP/2 with a client, by hyper's server   ← proxy, upstream::client_body
+//!   listen/handshakes.rs      how many handshakes are under way, and who makes room
 //!   listen/accept.rs          the accept loop; a connection from handshake to end   ← proxy
 //!   listen/tls.rs             handshake: name, certificate, ALPN, validation by a CA   ← cert, proxy::conn
 //!

@@ -92,6 +92,8 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
         routing: Arc::clone(&live.routing),
         certificates,
         challenges,
+        clients: Arc::default(),
+        threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
         clock,
         rules: config.rules(),
         drain_timeout: config.drain_timeout,

@@ -16,8 +16,10 @@ use crate::cert::resolver::Certificates;
 use crate::clock::Clock;
 use crate::config::model::Rules;
 use crate::deadline::Deadlines;
-use crate::listen::accept::{self, Kind};
+use crate::listen::accept::{self, Door, Kind};
+use crate::listen::handshakes::Handshakes;
 use crate::listen::stage::Stage;
+use crate::proxy::clients::Clients;
 use crate::proxy::plane::{AccessSink, CurrentPlane, Plane};
 use crate::proxy::route::Routing;
 use crate::scope::Scope;
@@ -37,6 +39,10 @@ pub struct Shared {
     pub certificates: Arc<Certificates>,
     /// Pending challenges.
     pub challenges: Arc<Challenges>,
+    /// What each client holds.
+    pub clients: Arc<Clients>,
+    /// How many threads there are.
+    pub threads: u32,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
     /// What connections live under, until that changes.
@@ -124,12 +130,12 @@ struct Accepting {
     ended: JoinHandle<()>,
 }
 
-fn listen(mine: Mine, plane: &CurrentPlane, stage: &Stage, scope: &Scope) -> io::Result<Accepting> {
+/// Opens a door like `model` at a socket.
+fn listen(mine: Mine, model: &Door) -> io::Result<Accepting> {
     let listener = tokio::net::TcpListener::from_std(mine.socket)?;
-    let open = scope.child();
-    let accepting =
-        accept::run(listener, mine.kind, plane.clone(), stage.clone(), scope.clone(), open.clone());
-    let ended = scope.drive(accepting);
+    let door = Door { kind: mine.kind, ..model.clone() };
+    let open = model.scope.child();
+    let ended = model.scope.drive(accept::run(listener, door, open.clone()));
     Ok(Accepting { open, ended })
 }
 
@@ -156,13 +162,21 @@ async fn serve(
         },
         access: Rc::new(access.clone()),
         tunnels: scope.clone(),
+        clients: shared.clients,
         clock: shared.clock,
     });
     let stage = Stage::default();
+    let model = Door {
+        kind: Kind::Https,
+        plane: plane.clone(),
+        handshakes: Handshakes::new(shared.threads),
+        stage: stage.clone(),
+        scope: scope.clone(),
+    };
     let connections = async {
         let mut open = HashMap::new();
         for mine in sockets {
-            open.insert(mine.listener, listen(mine, &plane, &stage, &scope)?);
+            open.insert(mine.listener, listen(mine, &model)?);
         }
         loop {
             let order = tokio::select! {
@@ -172,7 +186,7 @@ async fn serve(
             match order {
                 Order::Open(mine) => {
                     let listener = mine.listener;
-                    match listen(mine, &plane, &stage, &scope) {
+                    match listen(mine, &model) {
                         Ok(accepting) => drop(open.insert(listener, accepting)),
                         Err(error) => tracing::error!(%error, "a thread cannot take a listening socket"),
                     }

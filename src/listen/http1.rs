@@ -15,7 +15,7 @@ use http::request::Parts;
 use http::{Method, Response};
 use http_body::{Body as _, Frame};
 
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Spare};
 use crate::listen::linger;
 use crate::listen::meter::{Meter, Metered};
 use crate::listen::outbox::Outbox;
@@ -94,7 +94,8 @@ impl<S: Client + 'static> Talk<S> {
     fn new(stream: S, conn: Rc<ConnInfo>, plane: Rc<Plane>, stage: Stage) -> Self {
         let (stream, meter) = Metered::new(stream);
         let deadline = plane.reach.deadlines.deadline();
-        let (watch, first) = Watch::new(false, plane.reach.timeouts);
+        let rules = &plane.reach;
+        let (watch, first) = Watch::new(false, rules.timeouts, &rules.limits, deadline.now());
         deadline.set(first);
         let wire = Rc::new(RefCell::new(Wire::new(stream)));
         Self { wire, meter, conn, plane, stage, deadline, watch, partial: BytesMut::new(), finishing: false }
@@ -199,7 +200,8 @@ impl<S: Client + 'static> Talk<S> {
         if let Some(switch) = reply.switch {
             return Err(self.switch(reply.response, switch).await);
         }
-        self.finishing |= self.stage.step() != Step::Serving;
+        self.finishing |= self.stage.step() != Step::Serving
+            || self.watch.is_over(self.conn.requests.get(), self.deadline.now());
         // Whoever waits for its 100 gets a final status in its place, and may not know what to send next.
         let settled = self.wire.borrow_mut().settle();
         let close = !persistent || self.finishing || !(settled || self.wire.borrow().is_receiving());
@@ -273,7 +275,8 @@ impl<S: Client + 'static> Talk<S> {
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
         let seen = Seen { requests: self.conn.requests.get(), read: self.meter.read() };
         if let Some(next) = self.watch.observe(self.conn.open.get(), seen) {
-            self.deadline.set(next);
+            let spare = if self.watch.is_idle() { Spare::Idle } else { Spare::No };
+            self.deadline.set_spare(next, spare);
         }
         ready!(self.deadline.poll_passed(cx));
         Poll::Ready(self.watch.passed(self.meter.blocked()))

@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::deadline::Deadlines;
+use crate::deadline::{Deadlines, Spare};
 use crate::listen::http1::UNUSED_AT_DRAIN;
 use crate::listen::meter::Metered;
 use crate::listen::stage::{Stage, Step};
@@ -44,7 +44,7 @@ where
             .serve_connection(TokioIo::new(stream), service_fn(service)),
     );
     let timeouts = plane.reach.timeouts;
-    let (mut watch, first) = Watch::new(true, timeouts);
+    let (mut watch, first) = Watch::new(true, timeouts, &limits, deadline.now());
     deadline.set(first);
     let mut finishing = false;
     let ended = poll_fn(|cx: &mut Context<'_>| {
@@ -66,7 +66,13 @@ where
             }
             let seen = Seen { requests: conn.requests.get(), read: meter.read() };
             if let Some(next) = watch.observe(conn.open.get(), seen) {
-                deadline.set(next);
+                let spare = if watch.is_idle() { Spare::Idle } else { Spare::No };
+                deadline.set_spare(next, spare);
+            }
+            if !finishing && watch.is_over(seen.requests, deadline.now()) {
+                finishing = true;
+                connection.as_mut().graceful_shutdown();
+                continue;
             }
             if deadline.poll_passed(cx).is_pending() {
                 return Poll::Pending;

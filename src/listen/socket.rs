@@ -14,7 +14,8 @@ use crate::config::model::ListenAddr;
 /// Connections the kernel completes ahead of `accept`; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// A peer that vanished without a word is noticed after idle + 3 × interval.
+/// A peer that vanished without a word is noticed after idle + 4 × interval, and one that takes nothing of what was sent to
+/// it after as long as that idle time.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -121,8 +122,9 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     // Accepted sockets inherit these on Linux, which spares each connection the calls.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
-        &TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(3),
+        &TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(4),
     )?;
+    socket.set_tcp_user_timeout(Some(KEEPALIVE_IDLE))?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -150,6 +152,25 @@ mod tests {
         for socket in &bound.sockets {
             assert_eq!(socket.local_addr().expect("bound"), bound.address);
         }
+    }
+
+    #[test]
+    fn d10_a_client_that_vanished_is_noticed() {
+        let bound = bind(ListenAddr::At(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), 1).expect("free port");
+        let _client = std::net::TcpStream::connect(bound.address).expect("it listens");
+        let listener = &bound.sockets[0];
+        let socket = loop {
+            // The socket does not block; the connection is complete already.
+            if let Ok((socket, _)) = listener.accept() {
+                break socket;
+            }
+        };
+        let socket = SockRef::from(&socket);
+        assert!(socket.keepalive().expect("an option"));
+        assert_eq!(socket.tcp_keepalive_time().expect("an option"), KEEPALIVE_IDLE);
+        assert_eq!(socket.tcp_keepalive_interval().expect("an option"), KEEPALIVE_INTERVAL);
+        assert_eq!(socket.tcp_keepalive_retries().expect("an option"), 4);
+        assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(KEEPALIVE_IDLE));
     }
 
     #[test]

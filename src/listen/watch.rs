@@ -1,8 +1,8 @@
 //! Which time-out a client's connection is under now: a pure core, driven by `listen::http` after each poll.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::config::model::Timeouts;
+use crate::config::limits::{Limits, Timeouts};
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,12 +43,29 @@ pub struct Watch {
     phase: Phase,
     multiplexed: bool,
     timeouts: Timeouts,
+    /// When the connection has lived for long enough.
+    ends: Option<Instant>,
+    /// How many requests are enough; 0 is never.
+    most: u64,
 }
 
 impl Watch {
     /// A connection just set up, with the time until it must have sent a request head. `multiplexed` for HTTP/2.
-    pub fn new(multiplexed: bool, timeouts: Timeouts) -> (Self, Duration) {
-        (Self { phase: Phase::Head(0), multiplexed, timeouts }, timeouts.headers)
+    pub fn new(multiplexed: bool, timeouts: Timeouts, limits: &Limits, now: Instant) -> (Self, Duration) {
+        let age = Some(timeouts.connection_age).filter(|age| !age.is_zero());
+        let ends = age.and_then(|age| now.checked_add(age));
+        let most = u64::from(limits.requests_per_connection);
+        (Self { phase: Phase::Head(0), multiplexed, timeouts, ends, most }, timeouts.headers)
+    }
+
+    /// Whether nothing of a next request has come, so that the connection may be closed where room is needed.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle(_))
+    }
+
+    /// Whether the connection has lived for long enough: it is to finish what it has.
+    pub fn is_over(&self, requests: u64, now: Instant) -> bool {
+        (self.most != 0 && requests >= self.most) || self.ends.is_some_and(|ends| now >= ends)
     }
 
     /// To be called whenever something may have moved; returns the new deadline where the phase changed.
@@ -91,23 +108,11 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::check_limits::presets;
 
-    fn timeouts() -> Timeouts {
-        let s = Duration::from_secs;
-        Timeouts {
-            handshake: s(10),
-            headers: s(10),
-            body: s(30),
-            write: s(30),
-            keepalive: s(60),
-            keepalive_h2: s(75),
-            connection_age: s(3600),
-            pool_idle: None,
-            connect: s(1),
-            first_byte: s(60),
-            upstream_idle: s(60),
-            tunnel: s(600),
-        }
+    fn watch(multiplexed: bool) -> (Watch, Duration) {
+        let (timeouts, limits) = presets();
+        Watch::new(multiplexed, timeouts, &limits, Instant::now())
     }
 
     fn seen(requests: u64, read: u64) -> Seen {
@@ -116,7 +121,7 @@ mod tests {
 
     #[test]
     fn requests_too_quick_to_be_seen_open_keep_a_connection_alive() {
-        let (mut watch, _) = Watch::new(true, timeouts());
+        let (mut watch, _) = watch(true);
         assert_eq!(watch.observe(0, seen(1, 100)), Some(Duration::from_secs(75)));
         assert_eq!(watch.observe(0, seen(2, 200)), Some(Duration::from_secs(75)));
         assert_eq!(watch.observe(0, seen(2, 200)), None);
@@ -124,14 +129,14 @@ mod tests {
 
     #[test]
     fn a_new_connection_must_send_a_head_in_time() {
-        let (watch, first) = Watch::new(false, timeouts());
+        let (watch, first) = watch(false);
         assert_eq!(first, Duration::from_secs(10));
         assert_eq!(watch.passed(None), Verdict::HeadTooSlow);
     }
 
     #[test]
     fn idle_lasts_until_the_first_byte_and_then_the_head_is_timed() {
-        let (mut watch, _) = Watch::new(false, timeouts());
+        let (mut watch, _) = watch(false);
         assert_eq!(watch.observe(1, seen(1, 100)), Some(Duration::from_secs(30)));
         assert_eq!(watch.observe(0, seen(1, 100)), Some(Duration::from_secs(60)));
         assert_eq!(watch.passed(None), Verdict::Close);
@@ -141,7 +146,7 @@ mod tests {
 
     #[test]
     fn frames_on_an_idle_multiplexed_connection_do_not_keep_it_open() {
-        let (mut watch, _) = Watch::new(true, timeouts());
+        let (mut watch, _) = watch(true);
         watch.observe(1, seen(1, 100));
         assert_eq!(watch.observe(0, seen(1, 100)), Some(Duration::from_secs(75)));
         assert_eq!(watch.observe(0, seen(1, 500)), None);
@@ -150,7 +155,7 @@ mod tests {
 
     #[test]
     fn only_a_client_that_takes_nothing_is_stalled() {
-        let (mut watch, _) = Watch::new(false, timeouts());
+        let (mut watch, _) = watch(false);
         watch.observe(1, seen(1, 100));
         let s = Duration::from_secs;
         assert_eq!(watch.passed(None), Verdict::Again(s(30)));
@@ -160,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_rest_of_an_answer_is_neither_cut_off_as_idle_nor_followed_by_a_408() {
-        let (mut watch, _) = Watch::new(false, timeouts());
+        let (mut watch, _) = watch(false);
         let s = Duration::from_secs;
         watch.observe(1, seen(1, 100));
         watch.observe(0, seen(1, 100));
@@ -169,5 +174,18 @@ mod tests {
         assert_eq!(watch.passed(Some(s(1))), Verdict::Again(s(29)), "the next head has begun meanwhile");
         assert_eq!(watch.passed(Some(s(30))), Verdict::Stalled);
         assert_eq!(watch.passed(None), Verdict::HeadTooSlow);
+    }
+
+    #[test]
+    fn f12_a_connection_is_over_after_its_requests_or_its_age() {
+        let (timeouts, limits) = presets();
+        let now = Instant::now();
+        let hour = now + Duration::from_secs(3600);
+        let (watch, _) = Watch::new(true, timeouts, &limits, now);
+        assert!(!watch.is_over(9_999, now) && watch.is_over(10_000, now));
+        assert!(watch.is_over(0, hour) && !watch.is_over(0, hour - Duration::from_secs(1)));
+        let endless = Timeouts { connection_age: Duration::ZERO, ..timeouts };
+        let (watch, _) = Watch::new(true, endless, &Limits { requests_per_connection: 0, ..limits }, now);
+        assert!(!watch.is_over(u64::MAX, hour));
     }
 }

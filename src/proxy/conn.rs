@@ -9,6 +9,7 @@ use http::HeaderValue;
 
 use crate::cert::resolver::Served;
 use crate::name::HostName;
+use crate::proxy::clients::Presence;
 
 /// A client's connection. Shared by the requests on it.
 pub struct ConnInfo {
@@ -24,6 +25,8 @@ pub struct ConnInfo {
     pub requests: Cell<u64>,
     /// Whom the answer that was polled last waits for.
     pub turn: Rc<Cell<Turn>>,
+    /// The client, with whatever else it has open.
+    pub presence: Rc<Presence>,
     /// The peer's address as every request on the connection tells it to the worker.
     client: HeaderValue,
 }
@@ -54,11 +57,11 @@ pub struct TlsInfo {
 
 impl ConnInfo {
     /// A connection without requests.
-    pub fn new(peer: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>) -> Self {
+    pub fn new(peer: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>, presence: Rc<Presence>) -> Self {
         let client = HeaderValue::from_str(&peer.ip().to_canonical().to_string())
             .expect("an address is printable ASCII");
         let (open, turn) = (Rc::default(), Rc::default());
-        Self { peer, local, tls, open, requests: Cell::new(0), turn, client }
+        Self { peer, local, tls, open, requests: Cell::new(0), turn, presence, client }
     }
 
     /// The client's address; an IPv4 client of a dual-stack socket has its IPv4 address.

@@ -9,7 +9,9 @@ use http::StatusCode;
 use http::header::HOST;
 use http::request::Parts;
 
+use crate::proxy::clients::{Crowded, InFlight};
 use crate::proxy::conn::{ConnInfo, OpenRequest, Turn};
+use crate::proxy::error::ProxyError;
 use crate::proxy::plane::Plane;
 use crate::telemetry::access::AccessRecord;
 
@@ -22,6 +24,8 @@ pub struct Entry {
     /// Its connection's: whom the answer waits for.
     pub turn: Rc<Cell<Turn>>,
     _open: OpenRequest,
+    /// Its place among the client's requests at workers.
+    in_flight: Option<InFlight>,
 }
 
 impl Entry {
@@ -53,7 +57,30 @@ impl Entry {
             plane: Rc::clone(plane),
             turn: Rc::clone(&conn.turn),
             _open: OpenRequest::on(conn),
+            in_flight: None,
         })
+    }
+
+    /// Takes a place among the requests of its client at workers, after a while where all are taken.
+    pub async fn enter(&mut self, conn: &ConnInfo) -> Result<(), ProxyError> {
+        let most = self.plane.reach.limits.in_flight_per_client;
+        if most == 0 {
+            return Ok(());
+        }
+        self.in_flight = match conn.presence.try_enter(most) {
+            Some(entered) => Some(entered),
+            // Boxed, because hardly any request needs the room.
+            None => {
+                let waiting = Box::pin(conn.presence.enter(most, &self.plane.reach.deadlines));
+                Some(waiting.await.map_err(|Crowded| ProxyError::Crowded)?)
+            }
+        };
+        Ok(())
+    }
+
+    /// Gives that place back: a WebSocket is open for hours, and counts as a connection.
+    pub fn leave(&mut self) {
+        self.in_flight = None;
     }
 
     /// Who ended a connection that ended too early.

@@ -64,6 +64,9 @@ pub enum ProxyError {
         /// What visitors are told.
         text: Arc<str>,
     },
+    /// The client has as many requests at workers as it may.
+    #[error("too many requests of the client are in flight")]
+    Crowded,
     /// No worker took the request.
     #[error(transparent)]
     Acquire(#[from] AcquireError),
@@ -117,7 +120,7 @@ impl ProxyError {
             Self::WebSocketVersion => (Client, StatusCode::UPGRADE_REQUIRED),
             Self::UnknownHost | Self::UnknownChallenge => (Client, StatusCode::NOT_FOUND),
             Self::Misdirected => (Client, StatusCode::MISDIRECTED_REQUEST),
-            Self::CertificatePending { .. } | Self::Maintenance { .. } => {
+            Self::CertificatePending { .. } | Self::Maintenance { .. } | Self::Crowded => {
                 (Edge, StatusCode::SERVICE_UNAVAILABLE)
             }
             Self::Acquire(AcquireError::NoWorker { .. } | AcquireError::QueueFull { .. }) => {
@@ -164,6 +167,7 @@ impl ProxyError {
             | Self::UnknownChallenge
             | Self::CertificatePending { .. }
             | Self::Maintenance { .. }
+            | Self::Crowded
             | Self::Acquire(_)
             | Self::Send(
                 SendError::Connect(_)
@@ -182,7 +186,7 @@ impl ProxyError {
             Some(30)
         } else if let Self::Maintenance { .. } = self {
             Some(60)
-        } else if let Self::Acquire(_) = self {
+        } else if let Self::Acquire(_) | Self::Crowded = self {
             Some(2)
         } else {
             None
@@ -207,6 +211,7 @@ mod tests {
             (ProxyError::Misdirected, Side::Client, 421),
             (ProxyError::CertificatePending { why: "x".into() }, Side::Edge, 503),
             (ProxyError::Maintenance { text: "x".into() }, Side::Edge, 503),
+            (ProxyError::Crowded, Side::Edge, 503),
             (AcquireError::NoWorker { waited: Duration::from_secs(1) }.into(), Side::Edge, 503),
             (AcquireError::QueueFull { waiting: 100 }.into(), Side::Edge, 503),
             (ProxyError::Send(closed), Side::Worker, 502),

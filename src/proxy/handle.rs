@@ -157,6 +157,7 @@ impl<'a> Passage<'a> {
         incoming: ClientBody,
     ) -> Result<Outcome, ProxyError> {
         target::check_announced_length(&self.parts.headers, site.app.max_body)?;
+        self.entry.enter(self.conn).await?;
         let has_body = !incoming.is_end_stream();
         let is_handshake = upgrade::is_handshake(&self.parts, has_body)?;
 
@@ -274,6 +275,7 @@ impl<'a> Passage<'a> {
             Ok(Outcome::Answer(response)) => response,
             Ok(Outcome::Tunnel { head, worker }) => {
                 entry.record.status = head.status();
+                entry.leave();
                 let switch = Some(Switch::new(worker, entry));
                 return Reply { response: head.map(|()| Body::detached()), switch };
             }

@@ -2,6 +2,7 @@
 
 pub mod attempt;
 pub mod body;
+pub mod clients;
 pub mod conn;
 pub mod entry;
 pub mod error;

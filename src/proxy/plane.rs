@@ -10,6 +10,7 @@ use crate::cert::challenge::Challenges;
 use crate::cert::resolver::Certificates;
 use crate::clock::Clock;
 use crate::config::limits::Rules;
+use crate::proxy::clients::Clients;
 use crate::proxy::route::Routing;
 use crate::scope::Scope;
 use crate::telemetry::access::AccessRecord;
@@ -36,6 +37,8 @@ pub struct Plane {
     pub access: Rc<dyn AccessSink>,
     /// Owns the tasks that outlive an answer's head or the answer, as answers read ahead and uploads read on; ends open WebSockets.
     pub tunnels: Scope,
+    /// What each client holds, on whichever thread.
+    pub clients: Arc<Clients>,
     /// Wall time, for access records.
     pub clock: Arc<dyn Clock>,
 }

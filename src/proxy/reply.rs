@@ -122,6 +122,9 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
         ProxyError::UnknownHost => "Nothing is served under this name.",
         ProxyError::Misdirected => "This name is not served on this connection.",
         ProxyError::UnknownChallenge => "No such challenge is pending.",
+        ProxyError::Crowded => {
+            "Too many requests from your address are being answered. Please try again in a moment."
+        }
         ProxyError::Acquire(_) => "The application is busy or starting. Please try again in a moment.",
         ProxyError::Send(SendError::RequestBody(RequestBodyError::TooSlow)) => {
             "The request body did not arrive in time."

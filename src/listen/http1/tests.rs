@@ -116,6 +116,7 @@ async fn world(count: u32) -> World {
         },
         access: Rc::clone(&lines) as Rc<dyn AccessSink>,
         tunnels: tasks.child(),
+        clients: Arc::default(),
         clock: Arc::new(SystemClock),
     });
     World { plane, lines, workers, tasks }
@@ -128,7 +129,7 @@ impl World {
         let address: SocketAddr = listener.local_addr().expect("bound");
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let (stream, peer) = accepted.expect("accepted");
-        let conn = Rc::new(ConnInfo::new(peer, address, None));
+        let conn = Rc::new(ConnInfo::new(peer, address, None, self.plane.clients.represent(peer.ip())));
         let plane = Rc::clone(&self.plane);
         drop(self.tasks.spawn(async move {
             serve_http1(Tcp(stream), conn, plane, Stage::default()).await;
