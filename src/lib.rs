@@ -80,6 +80,8 @@
 //!   worker/servers.rs      P  each server's own way of being told its address
 //!   worker/pidfd.rs           a process by descriptor
 //!   worker/family.rs          everything a worker started
+//!   worker/delegation.rs   P  which control group edge may divide among its workers
+//!   worker/cgroup.rs          a control group for each worker: its limit of memory, its end
 //!   worker/environment.rs     what a worker inherits, and the directory of its sockets
 //!   worker/guard.rs           ends the workers of an edge that was killed
 //!   worker/leftovers.rs       what a killed edge left behind, removed before new workers start

@@ -57,6 +57,7 @@ pub(super) fn worker(
         nice: section.get("nice").and_then(|value| value.parse(nice)),
         ulimits: ulimits(section),
         recycle: recycle(section),
+        memory_limit: memory_limit(section),
         before_start: before_start(section),
         before_start_timeout: section.positive_duration("before_start_timeout"),
         command: command?,
@@ -239,16 +240,29 @@ fn recycle(section: &Section<'_>) -> Recycle {
         let number = scalar::number(text.strip_suffix('%').unwrap_or(text), 0, 100);
         number.map(|number| number as u8).map_err(|_| "is not a share such as `20%`")
     };
-    let memory = |text: &str| match scalar::size(text) {
-        Ok(0) | Err(_) => Err("is not a size such as `512MB`"),
-        Ok(bytes) => Ok(bytes),
-    };
     Recycle {
         max_requests: section.read("max_requests", 0, |text| scalar::number(text, 0, MOST_REQUESTS)),
         jitter_percent: section.read("max_requests_jitter", 0, percent),
         max_lifetime: section.duration("max_lifetime"),
         max_memory: section.get("max_memory").and_then(|value| value.parse(memory)),
     }
+}
+
+fn memory(text: &str) -> Result<u64, &'static str> {
+    scalar::size(text).ok().filter(|bytes| *bytes > 0).ok_or("is not a size such as `512MB`")
+}
+
+fn memory_limit(section: &Section<'_>) -> Option<u64> {
+    let value = section.get("memory_limit")?;
+    let limit = value.parse(memory)?;
+    let replaced_above = section.get("max_memory").and_then(|value| value.parse(memory));
+    if replaced_above.is_some_and(|bytes| bytes >= limit) {
+        value.refuse_with(
+            "`max_memory` is not below it: the kernel would kill a worker before edge replaces it",
+            "leave room between the two, such as `max_memory: 400MB` and `memory_limit: 512MB`",
+        );
+    }
+    Some(limit)
 }
 
 /// Each item is a command of its own.

@@ -198,7 +198,7 @@ fn every_key_of_the_table_changes_something() {
         "apps.NAME.nice" => "5",
         "apps.NAME.max_requests" => "1000",
         "apps.NAME.max_requests_jitter" => "5%",
-        "apps.NAME.max_memory" => "1GB",
+        "apps.NAME.max_memory" | "apps.NAME.memory_limit" => "1GB",
         "apps.NAME.before_start" => "[alembic upgrade head]",
         "apps.NAME.stop_signal" => "SIGINT",
         "apps.NAME.tls" => "internal",

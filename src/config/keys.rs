@@ -448,6 +448,12 @@ pub const KEYS: &[Key] = &[
         "A worker whose processes use more memory than this is replaced; shared memory counts by share.",
     ),
     key(
+        "apps.NAME.memory_limit",
+        Nothing,
+        Worker,
+        "Memory a worker and all it starts may use, kept by the kernel, which kills it beyond; needs a delegated control group, see the README.",
+    ),
+    key(
         "apps.NAME.tls",
         Is("auto"),
         App,

@@ -348,6 +348,8 @@ pub struct WorkerSpec {
     pub ulimits: Vec<Ulimit>,
     /// When a worker that serves is replaced all the same.
     pub recycle: Recycle,
+    /// Bytes of memory the kernel lets a worker and all it starts use, where it can be told to.
+    pub memory_limit: Option<u64>,
     /// Commands run once before the first worker of a generation, each split.
     pub before_start: Vec<Vec<String>>,
     /// How long they may take together.
@@ -377,6 +379,7 @@ impl std::fmt::Debug for WorkerSpec {
             nice,
             ulimits,
             recycle,
+            memory_limit,
             before_start,
             before_start_timeout,
         } = self;
@@ -400,6 +403,7 @@ impl std::fmt::Debug for WorkerSpec {
             .field("nice", nice)
             .field("ulimits", ulimits)
             .field("recycle", recycle)
+            .field("memory_limit", memory_limit)
             .field("before_start", &before_start.len())
             .field("before_start_timeout", before_start_timeout)
             .finish()

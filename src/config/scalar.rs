@@ -121,6 +121,22 @@ pub fn size_within(text: &str, least: u64, most: u64) -> Result<u64, ScalarError
     size.ok_or(ScalarError::SizeWithin(least, most))
 }
 
+/// As an operator would write it: in the largest unit, decimal or binary, that it is a whole number of.
+pub fn size_in_words(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 8] = [
+        (1 << 40, "TiB"),
+        (1_000_000_000_000, "TB"),
+        (1 << 30, "GiB"),
+        (1_000_000_000, "GB"),
+        (1 << 20, "MiB"),
+        (1_000_000, "MB"),
+        (1 << 10, "KiB"),
+        (1000, "KB"),
+    ];
+    let whole = UNITS.iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit));
+    whole.map_or_else(|| format!("{bytes} B"), |(unit, name)| format!("{} {name}", bytes / unit))
+}
+
 /// `true` or `false`; YAML 1.1's `yes`, `no`, `on` and `off` are mistakes more often than meant.
 pub fn boolean(text: &str) -> Result<bool, ScalarError> {
     text.parse().map_err(|_| ScalarError::Boolean)
@@ -308,6 +324,7 @@ mod tests {
             ("1mib", 1 << 20),
         ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
+            assert_eq!(size(&size_in_words(bytes).replace(' ', "")), Ok(bytes), "{text}");
         }
         for text in ["", "KB", "-1", "1.5MB", "1 MB", "1M", "99999999TB", "1e3"] {
             assert!(size(text).is_err(), "{text}");

@@ -201,6 +201,7 @@ impl LiveApp {
             requests: slot.requests(),
             restarts: 0,
             memory_bytes: 0,
+            memory_limit_bytes: None,
             age_s: 0,
             address: slot.address.to_string(),
             last_exit: None,

@@ -150,7 +150,7 @@ fn worker_row(worker: &WorkerStatus, palette: Palette) -> Vec<Cell> {
         Cell::plain(if worker.pid.is_some() { span(worker.age_s) } else { dash() }),
         Cell::plain(worker.in_flight.to_string()),
         Cell::plain(worker.requests.to_string()),
-        Cell::plain(size(worker.memory_bytes)),
+        Cell::plain(memory(worker)),
         Cell::plain(worker.restarts.to_string()),
         Cell::coloured(remark, palette.faint),
     ]
@@ -275,6 +275,13 @@ fn until(at: &str, now: OffsetDateTime) -> String {
     if seconds < 0 { format!("{text} ago") } else { text }
 }
 
+fn memory(worker: &WorkerStatus) -> String {
+    match worker.memory_limit_bytes {
+        Some(limit) => format!("{}/{}", size(worker.memory_bytes), size(limit)),
+        None => size(worker.memory_bytes),
+    }
+}
+
 fn size(bytes: u64) -> String {
     const STEP: f64 = 1024.0;
     if bytes == 0 {
@@ -308,6 +315,7 @@ mod tests {
             requests: 1200,
             restarts: 0,
             memory_bytes: 64 << 20,
+            memory_limit_bytes: None,
             age_s: 7300,
             address: format!("unix:/run/edge/api.{slot}.sock"),
             last_exit: None,
@@ -338,6 +346,7 @@ mod tests {
             requests: 0,
             in_flight: 0,
             memory_bytes: 0,
+            memory_limit_bytes: None,
             last_exit: Some(
                 "exit status 1 after 0.8 s: ModuleNotFoundError: No module named 'stripe'".to_owned(),
             ),
@@ -345,6 +354,7 @@ mod tests {
         };
         let again = WorkerStatus {
             restarts: 1,
+            memory_limit_bytes: Some(512 << 20),
             last_exit: Some("signal 9".to_owned()),
             ..worker(0, WorkerState::Ready)
         };
@@ -382,13 +392,13 @@ mod tests {
 edge 0.1.0  up 12d  pid 34021
 http [::]:80  https [::]:443
 
-APP   STATE      PID  AGE  IN FLIGHT  REQUESTS  MEMORY  RESTARTS
-shop  degraded                     1      1200     64M         8  1 of 2 ready, 2 waiting, held at 2 by `edge scale`
-  1   backoff      -    -          0         0       -         7  unix:/run/edge/api.1.sock
+APP   STATE      PID  AGE  IN FLIGHT  REQUESTS    MEMORY  RESTARTS
+shop  degraded                     1      1200       64M         8  1 of 2 ready, 2 waiting, held at 2 by `edge scale`
+  1   backoff      -    -          0         0         -         7  unix:/run/edge/api.1.sock
     ! exit status 1 after 0.8 s: ModuleNotFoundError: No module named 'stripe'
-  0   ready     4711   2h          1      1200     64M         1  last exit: signal 9
-api   up                           1      1200     64M         0  1 of 1 ready, 1 wanted of 1 to 4 by the load
-  0   ready     4711   2h          1      1200     64M         0  unix:/run/edge/api.0.sock
+  0   ready     4711   2h          1      1200  64M/512M         1  last exit: signal 9
+api   up                           1      1200       64M         0  1 of 1 ready, 1 wanted of 1 to 4 by the load
+  0   ready     4711   2h          1      1200       64M         0  unix:/run/edge/api.0.sock
 
 CERTIFICATE       STATE     EXPIRES  NEXT           ISSUER
 shop.example.com  retrying        -  tries in 5h    -

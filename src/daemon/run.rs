@@ -25,6 +25,7 @@ use crate::scope::Scope;
 use crate::telemetry::log;
 use crate::telemetry::sink::Sink;
 use crate::telemetry::status::ListenerStatus;
+use crate::worker::cgroup::Groups;
 use crate::worker::launch::{Launcher, ProcessLauncher};
 use crate::worker::leftovers;
 use crate::worker::supervisor::Supervisor;
@@ -57,8 +58,8 @@ pub fn run(config: Config) -> ExitCode {
 async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
     let mut signals = Signals::new().map_err(StartError::Threads)?;
     let swept = leftovers::sweep(&config.runtime_dir).await?;
-    // Before there is any other thread: it forks, and it keeps the limits workers are to start with.
-    let launcher = Rc::new(ProcessLauncher::new(config.runtime_dir.clone())?);
+    // Before there is any other thread: it moves edge, forks, and keeps the limits workers are to start with.
+    let launcher = Rc::new(ProcessLauncher::new(config.runtime_dir.clone(), Groups::claim())?);
     raise_descriptor_limit();
     let admin = AdminSocket::bind(&config.admin)?;
     let (listeners, sockets) = Listeners::bind(&config)?;

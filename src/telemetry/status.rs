@@ -94,6 +94,8 @@ pub struct WorkerStatus {
     pub restarts: u64,
     /// Memory of its process tree in bytes.
     pub memory_bytes: u64,
+    /// How many the kernel lets it use, where it keeps a limit.
+    pub memory_limit_bytes: Option<u64>,
     /// Seconds since its spawn.
     pub age_s: u64,
     /// Where it listens.

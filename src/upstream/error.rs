@@ -1,22 +1,27 @@
 //! What can go wrong between choosing a worker and the end of its answer.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// No worker could be had.
 #[derive(Debug, thiserror::Error)]
 pub enum AcquireError {
     /// None was ready, or all were at their limit, for too long.
-    #[error("no worker was free within {}s", waited.as_secs_f64())]
+    #[error("no worker was free within {}s{}", waited.as_secs_f64(), nobody(ended))]
     NoWorker {
         /// How long the request waited.
         waited: Duration,
+        /// How the last worker ended, where none is ready.
+        ended: Option<Arc<String>>,
     },
     /// As many requests as allowed wait already.
-    #[error("{waiting} requests wait for a worker already")]
+    #[error("{waiting} requests wait for a worker already{}", nobody(ended))]
     QueueFull {
         /// How many.
         waiting: u64,
+        /// How the last worker ended, where none is ready.
+        ended: Option<Arc<String>>,
     },
 }
 
@@ -32,6 +37,12 @@ pub enum ClientBodyError {
     /// The client closed or reset its connection.
     #[error("the client closed the connection")]
     Closed(#[source] Option<io::Error>),
+}
+
+fn nobody(ended: &Option<Arc<String>>) -> String {
+    ended
+        .as_ref()
+        .map_or_else(String::new, |ended| format!("; none is ready, the last one ended with: {ended}"))
 }
 
 /// The client's request body failed: never the worker's fault.

@@ -107,7 +107,8 @@ impl Pool {
             }
         };
         let served = tokio::time::timeout_at(start + wish.queue.timeout, served).await;
-        served.ok().flatten().ok_or_else(|| AcquireError::NoWorker { waited: start.elapsed() })
+        let none = || AcquireError::NoWorker { waited: start.elapsed(), ended: self.roster.ended() };
+        served.ok().flatten().ok_or_else(none)
     }
 
     /// Gives what is free to those in line.
@@ -235,7 +236,7 @@ impl<'a> Place<'a> {
         pool.roster.waiting.store(line.len(), Ordering::SeqCst);
         match ticket {
             Some(ticket) => Ok(Self { pool, ticket, lease }),
-            None => Err(AcquireError::QueueFull { waiting: line.len() as u64 }),
+            None => Err(AcquireError::QueueFull { waiting: line.len() as u64, ended: pool.roster.ended() }),
         }
     }
 }

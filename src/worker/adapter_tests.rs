@@ -33,6 +33,7 @@ fn spec(command: &str) -> WorkerSpec {
             max_lifetime: Duration::ZERO,
             max_memory: None,
         },
+        memory_limit: None,
         before_start: Vec::new(),
         before_start_timeout: Duration::from_secs(300),
     }

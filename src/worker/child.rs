@@ -11,21 +11,27 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::net::unix::pipe;
 
 use crate::config::model::Address;
+use crate::config::scalar;
 use crate::worker::adapter::{Place, Wire};
+use crate::worker::cgroup::Leaf;
 use crate::worker::environment;
-use crate::worker::family::{self, Process};
+use crate::worker::family::{self, Mark, Process};
 use crate::worker::pidfd::Handle;
 use crate::worker::registry::Registry;
+use crate::worker::usage;
 
 /// A process edge spawned. If it is dropped alive, its group is killed.
 #[derive(Debug)]
 pub struct Child {
     pid: u32,
-    mark: String,
+    mark: Mark,
+    leaf: Option<Leaf>,
     place: Place,
     handle: Handle,
     output: RefCell<Option<(pipe::Receiver, pipe::Receiver)>>,
     exit: Cell<Option<Exit>>,
+    /// Edge itself has killed it.
+    killed: Cell<bool>,
     /// Who was killed with it.
     seen: RefCell<Vec<Process>>,
     registry: Rc<Registry>,
@@ -38,6 +44,8 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
+    /// By the kernel: it, or all of its control group, needed more memory than this limit or, with none, than there was.
+    OutOfMemory(Option<u64>),
     /// Somebody else took its status.
     Unknown,
 }
@@ -50,6 +58,12 @@ impl fmt::Display for Exit {
                 Ok(signal) => f.write_str(signal.as_str()),
                 Err(_) => write!(f, "signal {number}"),
             },
+            Self::OutOfMemory(None) => {
+                f.write_str("killed by the kernel: out of memory (it has no limit of its own)")
+            }
+            Self::OutOfMemory(Some(limit)) => {
+                write!(f, "killed by the kernel: out of memory (limit {})", scalar::size_in_words(*limit))
+            }
             Self::Unknown => f.write_str("unknown exit status"),
         }
     }
@@ -59,7 +73,7 @@ impl Child {
     /// Takes charge of a child that was just spawned and leads a session of its own.
     pub(super) fn adopt(
         pid: u32,
-        mark: String,
+        (mark, leaf): (Mark, Option<Leaf>),
         place: Place,
         stdout: pipe::Receiver,
         stderr: pipe::Receiver,
@@ -78,10 +92,12 @@ impl Child {
         Ok(Self {
             pid,
             mark,
+            leaf,
             place,
             handle,
             output,
             exit: Cell::new(None),
+            killed: Cell::new(false),
             seen: RefCell::default(),
             registry,
         })
@@ -92,9 +108,15 @@ impl Child {
         self.pid
     }
 
-    /// What marks the environment of everything it starts.
-    pub fn mark(&self) -> &str {
-        &self.mark
+    /// The limit of memory that the kernel keeps for it and all it starts.
+    pub fn memory_limit(&self) -> Option<u64> {
+        self.leaf.as_ref()?.limit()
+    }
+
+    /// Bytes of memory of it and all it starts, read where the event loop does not wait for it.
+    pub async fn memory(&self) -> u64 {
+        let counter = self.leaf.as_ref().and_then(Leaf::counter);
+        usage::memory(self.pid, self.mark, counter).await
     }
 
     /// Where it was told to listen.
@@ -137,7 +159,11 @@ impl Child {
 
     /// Sends SIGKILL to it and everything it started.
     pub fn kill(&self) {
+        self.killed.set(true);
         let family = self.family();
+        if let Some(leaf) = &self.leaf {
+            leaf.kill();
+        }
         self.seen.borrow_mut().extend(&family);
         self.signal(Signal::KILL.as_raw());
         self.kill_group();
@@ -150,7 +176,8 @@ impl Child {
 
     /// Its processes, itself among them.
     pub fn family(&self) -> Vec<Process> {
-        family::of_worker(self.pid, &self.mark)
+        let within = self.leaf.as_ref().map(Leaf::processes).unwrap_or_default();
+        family::of_worker(self.pid, self.mark, &within)
     }
 
     /// After its end: ends and reaps everything it started, removes its socket, strikes it off the record.
@@ -160,6 +187,9 @@ impl Child {
         for stuck in family::end(seen, || self.family()).await {
             let (app, worker) = (&self.place.app, self.place.slot);
             tracing::warn!(%app, worker, pid = stuck.pid, "a worker's process cannot be ended");
+        }
+        if let Some(leaf) = &self.leaf {
+            leaf.remove().await;
         }
         environment::remove(&self.place.socket);
         self.registry.buried(self.pid);
@@ -184,8 +214,25 @@ impl Child {
             },
             Ok(None) | Err(_) => Exit::Unknown,
         };
-        self.exit.set(Some(exit));
+        self.exit.set(Some(self.explained(exit)));
         self.registry.reaped(self.pid);
+    }
+
+    /// The kernel's SIGKILL looks like anybody's; its control group knows better.
+    fn explained(&self, exit: Exit) -> Exit {
+        /// How a shell says that its last command died of SIGKILL.
+        const SHELLS_KILL: i32 = 128 + nix::libc::SIGKILL;
+        let killed = matches!(exit, Exit::Signal(nix::libc::SIGKILL) | Exit::Code(SHELLS_KILL));
+        let ran_out = || self.leaf.as_ref().and_then(Leaf::ran_out);
+        if killed && !self.killed.get() && ran_out() == Some(true) {
+            return Exit::OutOfMemory(self.memory_limit());
+        }
+        exit
+    }
+
+    /// Whether nobody knows if the kernel killed it for lack of memory.
+    pub(super) fn is_uncounted(&self) -> bool {
+        self.leaf.as_ref().and_then(Leaf::ran_out).is_none()
     }
 
     fn kill_group(&self) {

@@ -238,6 +238,7 @@ impl Crew {
             requests: 0,
             restarts: past.map_or(0, |past| past.incarnations.saturating_sub(1)),
             memory_bytes: 0,
+            memory_limit_bytes: None,
             age_s: 0,
             address: String::new(),
             last_exit: past.and_then(|past| past.last_exit.clone()),

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use crate::config::model::Account;
 use crate::name::AppName;
-use crate::worker::family;
 
 /// What a worker gets of edge's own environment: where programs are found, how people write, and where language run-times
 /// look. Everything else stays with edge: its secrets, and what service managers say to edge alone (`NOTIFY_SOCKET`,
@@ -57,13 +56,6 @@ fn is_inherited(name: &str) -> bool {
     ];
     const BEGINNINGS: &[&str] = &["LC_", "NODE_", "PYENV_", "RBENV_", "BUNDLE_", "ASDF_", "NVM_"];
     NAMES.contains(&name) || BEGINNINGS.iter().any(|begin| name.starts_with(begin))
-}
-
-/// How the mark of everything this edge starts begins: it tells edge's life from every other, before and after.
-pub fn edges_mark() -> String {
-    let pid = std::process::id();
-    let start = family::process(pid).map_or(0, |one| one.start);
-    format!("{pid}-{start}/")
 }
 
 /// Makes the runtime directory, if it is missing, so that workers of other accounts can reach their own part of it.

@@ -1,9 +1,10 @@
 //! Everything a worker started: its session, its descendants, and what it left behind when it died.
 //!
 //! A descendant that made itself a session of its own and lost its parent is ours by adoption (edge is a subreaper); it is
-//! known by the mark in its environment.
+//! known by the [`Mark`] it inherited.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -29,8 +30,56 @@ pub struct Process {
     pub zombie: bool,
 }
 
-/// Name of the environment variable that marks everything a worker starts.
-pub const MARK: &str = "EDGE_INSTANCE";
+/// A number that everything a worker starts inherits: its limit of file locks, which Linux has not kept since 2.4.25. Neither
+/// fork nor exec, a session of its own, another user, closed descriptors nor an emptied environment take it away; only a process
+/// with CAP_SYS_RESOURCE can raise it again. The upper bits name the edge, the lower ones count its workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Mark(u64);
+
+/// Bits that count workers. Those above stay below the sign, which some programs print limits with.
+const COUNTED: u32 = 24;
+
+impl Mark {
+    /// One that no other edge has.
+    pub fn of_an_edge(rng: &mut fastrand::Rng) -> Self {
+        Self(rng.u64(1..1 << (63 - COUNTED)) << COUNTED)
+    }
+
+    /// That of this edge's `count`th worker, counted from 1.
+    #[must_use]
+    pub fn worker(self, count: u64) -> Self {
+        Self(self.0 | (count % (1 << COUNTED)))
+    }
+
+    /// Whether a worker of the edge with the mark `edge` has it.
+    pub fn is_of(self, edge: Self) -> bool {
+        self.0 >> COUNTED == edge.0 >> COUNTED
+    }
+
+    /// The limit that says it.
+    pub fn limit(self) -> u64 {
+        self.0
+    }
+
+    /// That of a process.
+    pub fn of_process(pid: u32) -> Option<Self> {
+        Self::parse(&fs::read(format!("/proc/{pid}/limits")).ok()?)
+    }
+
+    /// Reads `/proc/PID/limits` without allocating.
+    pub fn parse(limits: &[u8]) -> Option<Self> {
+        let line =
+            limits.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Max file locks"))?;
+        let soft = std::str::from_utf8(line).ok()?.split_ascii_whitespace().next()?;
+        soft.parse().ok().map(Self)
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
 
 /// Every process of this machine, or of this container.
 pub fn processes() -> Vec<Process> {
@@ -78,24 +127,12 @@ pub fn members(table: &[Process], leader: u32, adopted: impl Fn(&Process) -> boo
     found
 }
 
-/// Whether the environment a process was started with holds `NAME=VALUE…` for the mark.
-pub fn is_marked(pid: u32, mark: &str, whole: bool) -> bool {
-    let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else { return false };
-    environ.split(|byte| *byte == 0).any(|entry| {
-        let value = entry.strip_prefix(MARK.as_bytes()).and_then(|rest| rest.strip_prefix(b"="));
-        value.is_some_and(
-            |value| {
-                if whole { value == mark.as_bytes() } else { value.starts_with(mark.as_bytes()) }
-            },
-        )
-    })
-}
-
-/// The family of a worker of ours, now.
-pub fn of_worker(leader: u32, mark: &str) -> Vec<Process> {
+/// The family of a worker of ours, now; `within` are the processes of its control group.
+pub fn of_worker(leader: u32, mark: Mark, within: &HashSet<u32>) -> Vec<Process> {
     let me = std::process::id();
     // Only orphans are looked into: anybody else is found by descent.
-    members(&processes(), leader, |one| one.parent == me && !one.zombie && is_marked(one.pid, mark, true))
+    let orphan = |one: &Process| one.parent == me && !one.zombie && Mark::of_process(one.pid) == Some(mark);
+    members(&processes(), leader, |one| within.contains(&one.pid) || orphan(one))
 }
 
 /// Kills every process that `find` finds, again and again until there is none, and reaps those of them and of `seen` that are
@@ -156,6 +193,12 @@ fn reap(handle: &Handle) {
     let _not_ours = rustix::process::waitid(WaitId::PidFd(handle.as_fd()), options);
 }
 
+/// How this process is known after its end: its id and start time.
+pub(super) fn this_process() -> (u32, u64) {
+    let pid = std::process::id();
+    (pid, process(pid).map_or(0, |one| one.start))
+}
+
 /// Whether a process of this id and start time exists.
 pub(super) fn lives(pid: u32, start: u64) -> bool {
     process(pid).is_some_and(|one| one.start == start && !one.zombie)
@@ -196,6 +239,22 @@ mod tests {
             members(&table, big + 1, |one| one.pid == big + 6).iter().map(|p| p.pid - big).collect();
         found.sort_unstable();
         assert_eq!(found, [1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_mark_says_which_edge_and_which_worker() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let (edge, other) = (Mark::of_an_edge(&mut rng), Mark::of_an_edge(&mut rng));
+        let (first, second) = (edge.worker(1), edge.worker(2));
+        assert!(first != second && first.is_of(edge) && second.is_of(edge) && !first.is_of(other));
+        assert!(i64::try_from(first.limit()).is_ok());
+        let limits = format!(
+            "Max cpu time  unlimited  unlimited  seconds\nMax file locks   {0}   {0}   locks\n",
+            first.limit()
+        );
+        assert_eq!(Mark::parse(limits.as_bytes()), Some(first));
+        assert_eq!(Mark::parse(b"Max file locks   unlimited   unlimited   locks\n"), None);
+        assert_eq!(Mark::of_process(std::process::id()), None, "nobody marked the tests");
     }
 
     #[test]

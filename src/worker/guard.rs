@@ -4,7 +4,7 @@
 //! The parent-death signal reaches a worker's first process only. A gunicorn or `uvicorn --workers` master that is asked to
 //! end by it takes its children along; one that ignores it, or dies of it without telling them, does not. The guard holds
 //! the other end of a pipe into which edge writes which sessions live. At its end of file it gives them a grace, then kills
-//! what is left of each session and everything that carries edge's mark.
+//! what is left of each session and everything that inherited edge's mark.
 //!
 //! It is forked, not executed, from a process with threads: it must not allocate, lock or touch anything of edge's memory
 //! that another thread may have been changing.
@@ -17,7 +17,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::process::{Pid, Signal};
 
-use crate::worker::family;
+use crate::worker::family::{self, Mark};
 
 /// Sessions watched at once; workers beyond that have the parent-death signal and the next start's sweep.
 const SESSIONS: usize = 4096;
@@ -32,8 +32,8 @@ pub(super) fn message(leader: u32, lives: bool) -> [u8; 4] {
     if lives { leader.to_le_bytes() } else { (-leader).to_le_bytes() }
 }
 
-/// The guard's whole life. `mark` is how the environment of everything edge started begins: `NAME=VALUE`.
-pub(super) fn watch(pipe: BorrowedFd<'_>, mark: &[u8]) {
+/// The guard's whole life.
+pub(super) fn watch(pipe: BorrowedFd<'_>, edge: Mark) {
     let mut sessions = Sessions { leaders: [0; SESSIONS] };
     let mut word = [0; 4];
     // Messages are written in one piece shorter than PIPE_BUF and read in the same pieces.
@@ -50,7 +50,7 @@ pub(super) fn watch(pipe: BorrowedFd<'_>, mark: &[u8]) {
     let mut waited = Duration::ZERO;
     // Bounded: a process stuck in the kernel shall not keep the guard for ever.
     while waited < GRACE * 4 {
-        if !sweep(&sessions, mark, waited >= GRACE) {
+        if !sweep(&sessions, edge, waited >= GRACE) {
             return;
         }
         pause();
@@ -80,7 +80,7 @@ impl Sessions {
 }
 
 /// Whether anybody is left; kills them if `kill`.
-fn sweep(sessions: &Sessions, mark: &[u8], kill: bool) -> bool {
+fn sweep(sessions: &Sessions, edge: Mark, kill: bool) -> bool {
     let Ok(proc) = rustix::fs::open(c"/proc", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) else {
         return false;
     };
@@ -89,7 +89,7 @@ fn sweep(sessions: &Sessions, mark: &[u8], kill: bool) -> bool {
     let mut left = false;
     while let Some(Ok(entry)) = entries.next() {
         let Some(pid) = number(entry.file_name()) else { continue };
-        if belongs(proc.as_fd(), pid, sessions, mark) {
+        if belongs(proc.as_fd(), pid, sessions, edge) {
             left = true;
             if kill && let Some(pid) = Pid::from_raw(pid as i32) {
                 let _gone_already = rustix::process::kill_process(pid, Signal::KILL);
@@ -99,21 +99,18 @@ fn sweep(sessions: &Sessions, mark: &[u8], kill: bool) -> bool {
     left
 }
 
-fn belongs(proc: BorrowedFd<'_>, pid: u32, sessions: &Sessions, mark: &[u8]) -> bool {
-    let mut text = [0; 1024];
+fn belongs(proc: BorrowedFd<'_>, pid: u32, sessions: &Sessions, edge: Mark) -> bool {
+    let mut text = [0; 4096];
     let Some(one) = read(proc, pid, b"/stat", &mut text).and_then(|stat| family::parse(pid, stat)) else {
         return false;
     };
     if one.zombie {
         return false;
     }
-    let mut environ = [0; 32 * 1024];
-    let mut marked = || read(proc, pid, b"/environ", &mut environ).is_some_and(|all| begins(all, mark));
-    sessions.holds(one.session) || sessions.holds(one.group) || marked()
-}
-
-fn begins(environ: &[u8], mark: &[u8]) -> bool {
-    environ.split(|byte| *byte == 0).any(|entry| entry.starts_with(mark))
+    if sessions.holds(one.session) || sessions.holds(one.group) {
+        return true;
+    }
+    read(proc, pid, b"/limits", &mut text).and_then(Mark::parse).is_some_and(|mark| mark.is_of(edge))
 }
 
 /// Reads what fits of `/proc/PID/NAME`.
@@ -182,11 +179,5 @@ mod tests {
         assert!(!sessions.holds(7) && sessions.holds(8) && !sessions.holds(0));
         sessions.note(i32::from_le_bytes(message(8, false)));
         assert!(sessions.is_empty());
-    }
-
-    #[test]
-    fn a_mark_is_a_whole_entrys_beginning() {
-        assert!(begins(b"A=1\0EDGE_INSTANCE=5-6/api/0/1\0", b"EDGE_INSTANCE=5-6/"));
-        assert!(!begins(b"A=EDGE_INSTANCE=5-6/\0EDGE_INSTANCE=5-67/", b"EDGE_INSTANCE=5-6/"));
     }
 }

@@ -1,11 +1,13 @@
 //! Starting worker processes: the only place that spawns, and the only `unsafe` around it.
 //!
-//! A worker leads a session of its own, runs as its account, sees a small environment and no descriptor of edge's but its
-//! output pipes, and is told to end when edge dies.
+//! A worker leads a session of its own, in a control group of its own where there is one, runs as its account, sees a small
+//! environment and no descriptor of edge's but its output pipes, and is told to end when edge dies.
 
 #![expect(unsafe_code, reason = "what happens between fork and exec, and the guard's fork")]
 
+use std::cell::Cell;
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -21,9 +23,11 @@ use tokio::net::unix::pipe;
 use crate::config::model::{Account, Resource as Limited, Ulimit, WorkerSpec};
 use crate::name::WorkerId;
 use crate::worker::adapter::{Place, Plan, Program, Wire};
+use crate::worker::cgroup::{Groups, Leaf};
 use crate::worker::child::Child;
+use crate::worker::delegation::Refusal;
 use crate::worker::environment;
-use crate::worker::family::MARK;
+use crate::worker::family::Mark;
 use crate::worker::guard;
 use crate::worker::journal::Journal;
 use crate::worker::registry::Registry;
@@ -89,6 +93,9 @@ pub enum LaunchError {
         /// Why.
         source: io::Error,
     },
+    /// Its control group cannot be entered.
+    #[error("cannot enter a new control group")]
+    Group(#[source] io::Error),
     /// A value holds a NUL byte.
     #[error("`{what}` holds a NUL byte")]
     Nul {
@@ -117,23 +124,27 @@ pub struct Tools {
 #[derive(Debug)]
 pub struct ProcessLauncher {
     registry: Rc<Registry>,
+    groups: Result<Groups, Refusal>,
+    /// That a limit of memory is not kept has been said.
+    warned: Cell<bool>,
     /// Limits of open files, soft and hard, that edge itself was started with: it raises its own, and programs that use
     /// `select` do not survive a high one.
     open_files: (u64, u64),
 }
 
 impl ProcessLauncher {
-    /// A launcher of workers whose sockets lie below `runtime_dir`, which is made if it is missing. Makes this process the
-    /// one to which orphans fall, and starts the guard.
-    pub fn new(runtime_dir: PathBuf) -> Result<Self, LaunchError> {
-        let mark = environment::edges_mark();
+    /// A launcher of workers whose sockets lie below `runtime_dir`, which is made if it is missing, and who get control groups
+    /// of their own below `groups`. Makes this process the one to which orphans fall, and starts the guard.
+    pub fn new(runtime_dir: PathBuf, groups: Result<Groups, Refusal>) -> Result<Self, LaunchError> {
+        let mark = Mark::of_an_edge(&mut fastrand::Rng::new());
         environment::make_directory(&runtime_dir)
             .map_err(|source| LaunchError::Directory { path: runtime_dir.clone(), source })?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(watch)?;
-        let guard = fork_guard(&mark).map_err(LaunchError::Watch)?;
+        let guard = fork_guard(mark).map_err(LaunchError::Watch)?;
         let open_files =
             getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| LaunchError::Watch(errno.into()))?;
-        Ok(Self { registry: Rc::new(Registry::new(runtime_dir, mark, guard)), open_files })
+        let registry = Rc::new(Registry::new(runtime_dir, mark, guard));
+        Ok(Self { registry, groups, warned: Cell::new(false), open_files })
     }
 
     /// Reaps children that are nobody's: orphans of workers, and in a container everything that falls to process 1. Runs
@@ -173,22 +184,41 @@ impl ProcessLauncher {
             .map_err(|source| LaunchError::WorkingDirectory { path: spec.working_dir.clone(), source })?;
         let (stdout, stdout_end) = output_pipe()?;
         let (stderr, stderr_end) = output_pipe()?;
-        let mark = self.registry.mark_of(order.id);
-        let mut command = command(order, &mark);
+        let mark = self.registry.next_mark();
+        let leaf = self.leaf(order);
+        let entrance = leaf.as_ref().map(Leaf::entrance).transpose().map_err(LaunchError::Group)?;
+        let mut command = command(order);
         command.stdin(Stdio::null()).stdout(stdout_end).stderr(stderr_end);
-        prepare(&mut command, spec, self.open_files)?;
+        prepare(&mut command, spec, Inherited { mark, entrance, open_files: self.open_files })?;
         let spawned = command.spawn().map_err(|source| LaunchError::Spawn {
             program: order.plan.argv.first().cloned().unwrap_or_default(),
             source,
         })?;
         // Dropping std's handle neither waits nor kills: the pidfd takes over.
         let pid = spawned.id();
-        let child = Child::adopt(pid, mark, order.place.clone(), stdout, stderr, Rc::clone(&self.registry));
+        let child =
+            Child::adopt(pid, (mark, leaf), order.place.clone(), stdout, stderr, Rc::clone(&self.registry));
         child.map_err(LaunchError::Watch)
+    }
+
+    /// The control group of a new worker. Where there is none, a limit that was asked for is missed, once and aloud.
+    fn leaf(&self, order: &Order<'_>) -> Option<Leaf> {
+        let limit = order.spec.memory_limit;
+        let made = self.groups.as_ref().map(|groups| (groups.leaf(order.id, limit), groups.without_memory()));
+        let (leaf, refusal) = match made {
+            Ok((Ok(leaf), refusal)) => (Some(leaf), refusal.map(ToString::to_string)),
+            Ok((Err(error), _)) => (None, Some(format!("cannot make a control group for a worker: {error}"))),
+            Err(refusal) => (None, Some(refusal.to_string())),
+        };
+        if let (Some(_), Some(cause), false) = (limit, refusal, self.warned.get()) {
+            self.warned.set(true);
+            tracing::warn!(app = %order.id.app, cause, "`memory_limit` is not kept: workers run without it");
+        }
+        leaf
     }
 }
 
-fn command(order: &Order<'_>, mark: &str) -> Command {
+fn command(order: &Order<'_>) -> Command {
     let argv = &order.plan.argv;
     let named = argv.first().map_or("", String::as_str);
     let mut command = match order.plan.program {
@@ -199,7 +229,7 @@ fn command(order: &Order<'_>, mark: &str) -> Command {
     };
     command.arg0(named).args(argv.iter().skip(1)).env_clear();
     command.envs(environment::inherited(&order.spec.account));
-    command.envs(&order.plan.environment).env(MARK, mark);
+    command.envs(&order.plan.environment);
     command
 }
 
@@ -213,8 +243,17 @@ fn watch(errno: rustix::io::Errno) -> LaunchError {
     LaunchError::Watch(errno.into())
 }
 
+/// What a child gets of its launcher, besides its spec.
+struct Inherited {
+    mark: Mark,
+    /// Of its control group.
+    entrance: Option<File>,
+    open_files: (u64, u64),
+}
+
 /// Arranges what the child does between fork and exec.
-fn prepare(command: &mut Command, spec: &WorkerSpec, open_files: (u64, u64)) -> Result<(), LaunchError> {
+fn prepare(command: &mut Command, spec: &WorkerSpec, inherited: Inherited) -> Result<(), LaunchError> {
+    let Inherited { mark, entrance, open_files } = inherited;
     let directory = CString::new(spec.working_dir.as_os_str().as_bytes())
         .map_err(|_| LaunchError::Nul { what: "working_dir".to_owned() })?;
     let account = match &spec.account {
@@ -224,12 +263,19 @@ fn prepare(command: &mut Command, spec: &WorkerSpec, open_files: (u64, u64)) -> 
     let edge = std::process::id() as libc::pid_t;
     let open_files = libc::rlimit { rlim_cur: open_files.0, rlim_max: open_files.1 };
     let limits: Vec<_> = spec.ulimits.iter().map(kernel_limit).collect();
+    let mark = libc::rlimit { rlim_cur: mark.limit(), rlim_max: mark.limit() };
     let nice = spec.nice;
     let between = move || {
         reset_signals()?;
         // SAFETY: each call is async-signal-safe and gets values made before the fork; nothing allocates or locks.
         unsafe {
+            if let Some(entrance) = &entrance {
+                // Before anything of its own is in memory.
+                check(libc::write(entrance.as_raw_fd(), c"0".as_ptr().cast(), 1) as libc::c_int)?;
+            }
             check(libc::setsid())?;
+            // Refused only to a worker of another edge's worker, which has that one's mark.
+            libc::setrlimit(libc::RLIMIT_LOCKS, &mark);
             // Before the account changes: it need not be allowed to walk there.
             check(libc::chdir(directory.as_ptr()))?;
             libc::umask(0o007);
@@ -297,10 +343,9 @@ fn check(result: libc::c_int) -> io::Result<()> {
 }
 
 /// Forks the guard; the pipe it listens to, and its process id.
-fn fork_guard(mark: &str) -> io::Result<(OwnedFd, u32)> {
+fn fork_guard(mark: Mark) -> io::Result<(OwnedFd, u32)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
-    let entry = format!("{MARK}={mark}");
+    let null = File::options().read(true).write(true).open("/dev/null")?;
     // SAFETY: the child calls only async-signal-safe functions until it exits: its descriptors and signals are set by
     // plain system calls, and `guard::watch` promises not to allocate or lock.
     match unsafe { nix::unistd::fork() }? {
@@ -320,7 +365,7 @@ fn fork_guard(mark: &str) -> io::Result<(OwnedFd, u32)> {
             for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2] {
                 libc::signal(signal, libc::SIG_IGN);
             }
-            guard::watch(BorrowedFd::borrow_raw(GUARD_PIPE), entry.as_bytes());
+            guard::watch(BorrowedFd::borrow_raw(GUARD_PIPE), mark);
             libc::_exit(0)
         },
     }

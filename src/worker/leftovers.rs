@@ -7,15 +7,18 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::name::AppName;
+use crate::worker::cgroup;
 use crate::worker::environment;
-use crate::worker::family::{self, Process};
+use crate::worker::family::{self, Mark, Process};
 
 /// One app's workers as written down by a running edge. The file lies beside the app's directory, not in it: a worker must
 /// not be able to say what the next edge, perhaps root, shall kill.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    /// The writer's mark.
-    edge: String,
+    /// The process id and start time of the writer.
+    edge: (u32, u64),
+    /// What its workers inherited.
+    mark: Mark,
     /// Process id and start time of each worker's first process.
     workers: Vec<(u32, u64)>,
 }
@@ -33,8 +36,8 @@ pub struct InUse {
 /// Ends processes and removes sockets of an edge that is gone. Must come before the first worker is started. How many
 /// processes were ended.
 pub async fn sweep(runtime_dir: &Path) -> Result<usize, InUse> {
-    let mut ended = 0;
-    let Ok(entries) = fs::read_dir(runtime_dir) else { return Ok(0) };
+    let mut ended = cgroup::sweep().await;
+    let Ok(entries) = fs::read_dir(runtime_dir) else { return Ok(ended) };
     for path in entries
         .flatten()
         .map(|entry| entry.path())
@@ -42,7 +45,7 @@ pub async fn sweep(runtime_dir: &Path) -> Result<usize, InUse> {
     {
         let record = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
         if let Some(record) = record {
-            if let Some(pid) = owner(&record.edge) {
+            if let Some(pid) = owner(record.edge) {
                 return Err(InUse { pid, directory: runtime_dir.to_owned() });
             }
             ended += end(&record).await;
@@ -53,8 +56,8 @@ pub async fn sweep(runtime_dir: &Path) -> Result<usize, InUse> {
     Ok(ended)
 }
 
-/// Writes down the living workers of an app; with none, removes the file.
-pub(super) fn write(runtime_dir: &Path, app: &AppName, mark: &str, workers: &[(u32, u64)]) -> io::Result<()> {
+/// Writes down the living workers of an app of the edge with this mark; with none, removes the file.
+pub(super) fn write(runtime_dir: &Path, app: &AppName, mark: Mark, workers: &[(u32, u64)]) -> io::Result<()> {
     let path = runtime_dir.join(format!("{app}.{EXTENSION}"));
     if workers.is_empty() {
         return match fs::remove_file(&path) {
@@ -62,7 +65,7 @@ pub(super) fn write(runtime_dir: &Path, app: &AppName, mark: &str, workers: &[(u
             Ok(()) | Err(_) => Ok(()),
         };
     }
-    let record = Record { edge: mark.to_owned(), workers: workers.to_vec() };
+    let record = Record { edge: family::this_process(), mark, workers: workers.to_vec() };
     let temporary = path.with_extension("new");
     fs::write(&temporary, serde_json::to_vec(&record)?)?;
     // Whole or not at all; it need not survive a power cut, which no process does either.
@@ -71,10 +74,8 @@ pub(super) fn write(runtime_dir: &Path, app: &AppName, mark: &str, workers: &[(u
 
 const EXTENSION: &str = "workers";
 
-/// The edge of this mark, if it lives and is not this one.
-fn owner(mark: &str) -> Option<u32> {
-    let (pid, start) = mark.strip_suffix('/')?.split_once('-')?;
-    let (pid, start) = (pid.parse().ok()?, start.parse().ok()?);
+/// The process id of an edge, if it lives and is not this one.
+fn owner((pid, start): (u32, u64)) -> Option<u32> {
     (pid != std::process::id() && family::lives(pid, start)).then_some(pid)
 }
 
@@ -88,9 +89,10 @@ async fn end(record: &Record) -> usize {
 }
 
 /// A recorded worker counts only if it is the same process still; where it is gone, its session's members do, because no
-/// new process gets an id that names a session. Whatever carries the mark is theirs for sure.
+/// new process gets an id that names a session. Whatever inherited the mark is theirs for sure.
 fn survivors(record: &Record, table: &[Process]) -> Vec<Process> {
-    let marked = |one: &Process| !one.zombie && family::is_marked(one.pid, &record.edge, false);
+    let of_that_edge = |mark: Mark| mark.is_of(record.mark);
+    let marked = |one: &Process| !one.zombie && Mark::of_process(one.pid).is_some_and(of_that_edge);
     let mut found: Vec<Process> = Vec::new();
     for (leader, start) in &record.workers {
         let now = table.iter().find(|one| one.pid == *leader);

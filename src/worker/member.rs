@@ -63,6 +63,7 @@ impl Member {
             requests: self.slot.as_ref().map_or(0, |slot| slot.requests()),
             restarts,
             memory_bytes: self.memory,
+            memory_limit_bytes: self.child.memory_limit(),
             age_s: self.launched_at.elapsed().as_secs(),
             address: self.address.to_string(),
             last_exit,
@@ -91,10 +92,11 @@ impl Member {
         format!("{reason}; it listens on {}: add {hint} to its command", elsewhere.join(", "))
     }
 
-    /// How it ended, in words. Somebody else's SIGKILL is the kernel's where memory ran out in its time.
+    /// How it ended, in words. Where its control group cannot tell, somebody else's SIGKILL is the kernel's if memory ran out
+    /// in its time.
     pub(super) fn ending(&self) -> String {
         let killed = self.exit == Exit::Signal(nix::libc::SIGKILL);
-        if killed && usage::out_of_memory_kills() > self.oom_before {
+        if killed && self.child.is_uncounted() && usage::out_of_memory_kills() > self.oom_before {
             return format!("{} (the kernel ended processes for lack of memory)", self.exit);
         }
         self.exit.to_string()

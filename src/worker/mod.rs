@@ -2,9 +2,11 @@
 
 pub mod adapter;
 mod before_start;
+pub mod cgroup;
 mod change;
 pub mod child;
 mod crew;
+pub mod delegation;
 pub mod environment;
 pub mod family;
 mod flags;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::config::model::Recycle;
 use crate::worker::child::Child;
 use crate::worker::slot::Slot;
-use crate::worker::usage;
 
 /// One worker's share of the limits, jitter drawn: workers started together must not go together.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,7 +65,7 @@ async fn memory(limit: Option<u64>, child: &Child, measured: impl Fn(u64)) -> St
     let mut above = 0;
     loop {
         tokio::time::sleep(MEASURE_EVERY).await;
-        let bytes = usage::memory(child.pid(), child.mark().to_owned()).await;
+        let bytes = child.memory().await;
         measured(bytes);
         above = if bytes > limit { above + 1 } else { 0 };
         if above == 2 {

@@ -1,6 +1,6 @@
 //! The workers that live: who they are, told to the guard and written down for the next edge.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -11,9 +11,10 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-use crate::name::{AppName, WorkerId};
+use crate::name::AppName;
 use crate::scope::Scope;
 use crate::worker::environment;
+use crate::worker::family::Mark;
 use crate::worker::guard;
 use crate::worker::leftovers;
 
@@ -21,8 +22,8 @@ use crate::worker::leftovers;
 #[derive(Debug)]
 pub(super) struct Registry {
     runtime_dir: PathBuf,
-    mark: String,
-    number: u32,
+    mark: Mark,
+    launched: Cell<u64>,
     guard: RefCell<Option<OwnedFd>>,
     guard_pid: u32,
     living: RefCell<BTreeMap<u32, Entry>>,
@@ -39,12 +40,12 @@ struct Entry {
 }
 
 impl Registry {
-    pub(super) fn new(runtime_dir: PathBuf, mark: String, guard: (OwnedFd, u32)) -> Self {
+    pub(super) fn new(runtime_dir: PathBuf, mark: Mark, guard: (OwnedFd, u32)) -> Self {
         let (pipe, guard_pid) = guard;
         Self {
             runtime_dir,
             mark,
-            number: fastrand::u32(..),
+            launched: Cell::new(0),
             guard: RefCell::new(Some(pipe)),
             guard_pid,
             living: RefCell::default(),
@@ -56,9 +57,10 @@ impl Registry {
         &self.runtime_dir
     }
 
-    /// What marks everything this worker starts. The launcher's own number keeps two launchers of one process apart.
-    pub(super) fn mark_of(&self, id: &WorkerId) -> String {
-        format!("{}{:x}/{id}/{}", self.mark, self.number, id.incarnation)
+    /// What everything that the next worker starts inherits.
+    pub(super) fn next_mark(&self) -> Mark {
+        self.launched.set(self.launched.get() + 1);
+        self.mark.worker(self.launched.get())
     }
 
     /// Removes the app's directory if no worker of it lives.
@@ -151,7 +153,7 @@ impl Registry {
         let workers = living.iter().filter(|(_, entry)| entry.app == *app);
         let workers: Vec<_> = workers.map(|(pid, entry)| (*pid, entry.start)).collect();
         self.tidy(app);
-        if let Err(error) = leftovers::write(&self.runtime_dir, app, &self.mark, &workers) {
+        if let Err(error) = leftovers::write(&self.runtime_dir, app, self.mark, &workers) {
             tracing::warn!(%app, %error, "cannot write down which workers live");
         }
     }

@@ -78,7 +78,7 @@ impl Crew {
         for (id, child) in self.running() {
             let events = self.events.clone();
             self.tasks.spawn(async move {
-                let bytes = usage::memory(child.pid(), child.mark().to_owned()).await;
+                let bytes = child.memory().await;
                 let _nobody_listens = events.send(Event::Measured(id, bytes));
             });
         }

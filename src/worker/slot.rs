@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -211,6 +211,7 @@ impl Slot {
 #[derive(Debug, Default)]
 pub struct Roster {
     slots: ArcSwap<Vec<Arc<Slot>>>,
+    ended: ArcSwapOption<String>,
     changed: Notify,
     /// Requests in line for a slot, kept by the app's pool.
     pub waiting: AtomicUsize,
@@ -226,6 +227,16 @@ impl Roster {
     pub fn publish(&self, slots: Vec<Arc<Slot>>) {
         self.slots.store(Arc::new(slots));
         self.changed.notify_waiters();
+    }
+
+    /// Notes how a worker ended that was not asked to, or could not be started.
+    pub fn note_end(&self, how: &str) {
+        self.ended.store(Some(Arc::new(how.to_owned())));
+    }
+
+    /// How the last worker ended, while nobody takes requests.
+    pub fn ended(&self) -> Option<Arc<String>> {
+        if self.load().is_empty() { self.ended.load_full() } else { None }
     }
 
     /// The list now. The guard must not be held over an await.

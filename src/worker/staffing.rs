@@ -64,6 +64,7 @@ impl Crew {
         self.headcount.failed();
         let cause = Report(&error).to_string();
         tracing::error!(app = %self.app().name, worker = seat.slot, error = %cause, "cannot start a worker");
+        self.roster.note_end(&cause);
         self.past.entry(seat.slot).or_default().last_exit = Some(cause.clone());
         self.changes.failed(seat, RollError::because(cause));
         Some(rollout::Input::Died(seat))
@@ -186,7 +187,7 @@ impl Crew {
             let measured = |bytes| {
                 let _nobody_listens = events.send(Event::Measured(id.clone(), bytes));
             };
-            measured(usage::memory(child.pid(), child.mark().to_owned()).await);
+            measured(child.memory().await);
             let reason = limits.reached(slot, child, measured).await;
             let _nobody_listens = events.send(Event::Due(id.clone(), reason));
         });
@@ -222,6 +223,7 @@ impl Crew {
             let seconds = worker.setup.spec.start_timeout.as_secs_f64();
             tracing::error!(%app, worker = at.slot, pid, %reason, seconds, "worker was not ready in time");
             let reason = format!("not ready in {seconds} s: {reason}");
+            self.roster.note_end(&reason);
             self.past.entry(at.slot).or_default().last_exit = Some(reason.clone());
             self.changes.failed(at, RollError { reason, last_lines: worker.tail.last(output::REPORTED) });
         }
@@ -281,6 +283,9 @@ impl Crew {
             }
             Why::Hung => past.last_exit = Some(format!("{} because it hung", worker.exit)),
             Why::DiedServing => past.last_exit = Some(format!("{} while it served", worker.ending())),
+        }
+        if let (Why::DiedStarting | Why::Hung | Why::DiedServing, Some(how)) = (why, &past.last_exit) {
+            self.roster.note_end(how);
         }
         self.burials.insert(at);
         let events = self.events.clone();

@@ -20,7 +20,6 @@ pub use crate::worker::change::RollError;
 use crate::worker::crew::{Crew, Event};
 use crate::worker::launch::Tools;
 use crate::worker::slot::{Roster, Slot};
-use crate::worker::usage;
 
 /// One app's workers, kept running. Clones are handles to the same.
 #[derive(Clone)]
@@ -86,7 +85,7 @@ impl Supervisor {
     pub async fn measure(&self) {
         let running = self.crew.borrow().running();
         for (id, child) in running {
-            let bytes = usage::memory(child.pid(), child.mark().to_owned()).await;
+            let bytes = child.memory().await;
             self.crew.borrow_mut().measured(&id, bytes);
         }
     }

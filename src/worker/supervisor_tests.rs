@@ -11,9 +11,11 @@ use crate::config::model::{
 };
 use crate::telemetry::status::{AppState, WorkerState};
 use crate::worker::adapter::{self, Wire};
+use crate::worker::delegation::Refusal;
 use crate::worker::family;
 use crate::worker::launch::{LaunchError, Launcher, Order, ProcessLauncher};
 use crate::worker::leftovers;
+use crate::worker::usage;
 
 #[path = "roll_tests.rs"]
 mod roll;
@@ -61,7 +63,7 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let root = tempfile::tempdir().expect("temporary directory");
-        let launcher = ProcessLauncher::new(root.path().join("run")).expect("a launcher");
+        let launcher = ProcessLauncher::new(root.path().join("run"), Err(Refusal::Root)).expect("a launcher");
         Self { root, scope: Scope::new(), launcher: Rc::new(launcher), roster: Roster::new() }
     }
 
@@ -150,6 +152,7 @@ fn spec(root: &Path, command: Vec<String>) -> WorkerSpec {
             max_lifetime: Duration::ZERO,
             max_memory: None,
         },
+        memory_limit: None,
         before_start: Vec::new(),
         before_start_timeout: Duration::from_secs(300),
     }
@@ -433,7 +436,8 @@ async fn edge_to_be_killed() {
     let Some(root) = std::env::var_os("EDGE_TEST_ROOT").map(PathBuf::from) else { return };
     LocalSet::new()
         .run_until(async {
-            let launcher = Rc::new(ProcessLauncher::new(root.join("run")).expect("a launcher"));
+            let launcher = ProcessLauncher::new(root.join("run"), Err(Refusal::Root));
+            let launcher = Rc::new(launcher.expect("a launcher"));
             let tools = Tools {
                 launcher,
                 rng: fastrand::Rng::new(),

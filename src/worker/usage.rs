@@ -1,14 +1,21 @@
-//! Memory of a worker: its whole family, shared pages counted by share.
+//! Memory of a worker: what its control group counts or, without one, its whole family, shared pages counted by share.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use crate::worker::family;
+use crate::worker::cgroup::{self, Counter};
+use crate::worker::delegation;
+use crate::worker::family::{self, Mark};
 
 /// Bytes of memory of everything the worker started, read where the event loop does not wait for it: the kernel walks a
 /// process's mappings to add this up.
-pub async fn memory(leader: u32, mark: String) -> u64 {
-    let sum = move || family::of_worker(leader, &mark).iter().map(|one| of_process(one.pid)).sum();
+pub(super) async fn memory(leader: u32, mark: Mark, counter: Option<Counter>) -> u64 {
+    let sum = move || {
+        let family =
+            || family::of_worker(leader, mark, &HashSet::new()).iter().map(|one| of_process(one.pid)).sum();
+        counter.and_then(|counter| counter.bytes()).unwrap_or_else(family)
+    };
     tokio::task::spawn_blocking(sum).await.unwrap_or(0)
 }
 
@@ -32,31 +39,23 @@ pub fn room(available: Option<u64>, largest: u64) -> u32 {
 /// How many processes the kernel has ended for lack of memory: in our control group where it says so, on the machine
 /// otherwise.
 pub fn out_of_memory_kills() -> u64 {
-    let count =
-        |text: &str| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
-    let group = || {
-        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let events = Path::new("/sys/fs/cgroup").join(path).join("memory.events");
-        count(&fs::read_to_string(events).ok()?)
-    };
+    let count = |text: &str| delegation::number(text, "oom_kill");
+    let group = || count(&fs::read_to_string(cgroup::own_group().ok()?.join("memory.events")).ok()?);
     let machine = || count(&fs::read_to_string("/proc/vmstat").ok()?);
     group().or_else(machine).unwrap_or(0)
 }
 
 /// What the tightest of our control groups (version 2) leaves. Cached files do not count as used: the kernel lets go of them.
 fn group_available() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let root = Path::new("/sys/fs/cgroup");
+    let own = cgroup::own_group().ok()?;
     let left = |group: &Path| {
-        let number = |file| fs::read_to_string(group.join(file)).ok()?.trim().parse::<u64>().ok();
-        let cached = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
-        let cached = cached.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok());
-        let used: u64 = number("memory.current")?;
-        Some(number("memory.max")?.saturating_sub(used.saturating_sub(cached.unwrap_or(0))))
+        let read = |file| fs::read_to_string(group.join(file)).ok();
+        let number = |file| read(file)?.trim().parse::<u64>().ok();
+        let cached = delegation::number(&read("memory.stat")?, "inactive_file").unwrap_or(0);
+        Some(number("memory.max")?.saturating_sub(number("memory.current")?.saturating_sub(cached)))
     };
-    root.join(path).ancestors().take_while(|group| group.starts_with(root)).filter_map(left).min()
+    // Above the mount there is no such file.
+    own.ancestors().filter_map(left).min()
 }
 
 /// Proportional share where it may be read, resident size otherwise.
@@ -99,7 +98,8 @@ mod tests {
         let me = std::process::id();
         assert!(of_process(me) > 1024 * 1024);
         assert!(available().is_none_or(|bytes| bytes > 0));
-        assert_eq!(memory(0x3fff_ffff, "nobody".into()).await, 0);
+        let nobody = Mark::of_an_edge(&mut fastrand::Rng::with_seed(7));
+        assert_eq!(memory(0x3fff_ffff, nobody, None).await, 0);
         assert_eq!(kilobytes("Rss:  1 kB\nPss:     17 kB\n", "Pss:"), Some(17));
     }
 }

@@ -19,6 +19,7 @@ mod config;
 mod early_answers;
 mod hostile;
 mod http1;
+mod hygiene;
 mod limits;
 mod operations;
 mod proxying;

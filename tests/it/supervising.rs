@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::support::client::{Connection, Wire};
 use crate::support::edge::{Edge, Setup};
 use crate::support::load::{Client, Load};
-use crate::support::{full_length, processes, until};
+use crate::support::{full_length, until};
 
 const HELLO: &str = "domains: [a.test]\ncommand: edge hello\n";
 
@@ -271,39 +271,5 @@ async fn limits_and_priority_reach_the_worker() {
     let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap();
     let after = stat.rsplit_once(')').unwrap().1;
     assert_eq!(after.split_whitespace().nth(16), Some("5"), "{stat}");
-    edge.stop().await;
-}
-
-#[tokio::test]
-async fn a_worker_of_another_user_reaches_no_key_no_admin_socket_and_no_other_apps_sockets() {
-    if !processes::root() {
-        return;
-    }
-    let setup = Setup::new();
-    let (dir, script) = (setup.dir().display().to_string(), setup.dir().join("snoop.sh"));
-    // The second list proves that the looks see something where there is something to see.
-    let text = format!(
-        "sleep 3\n\
-         found=$(find {dir}/storage -type f -readable 2>/dev/null)\n\
-         for f in {dir}/run/admin.sock {dir}/run/a {dir}/run/a/*; do\n  \
-         if test -r $f || test -w $f || test -x $f; then found=\"$found $f\"; fi\ndone\n\
-         own=$(test -x {dir}/run/b && echo yes)\n\
-         echo \"looked as $(id -un): own $own, others' [$found], secrets [$(env | grep -c TOP_SECRET)]\"\nexec sleep 1000\n"
-    );
-    std::fs::write(&script, text).unwrap();
-    let snoop = format!(
-        "domains: [b.test]\nworkers: 1\ncommand: sh {}\nuser: nobody\ntransport: unix",
-        script.display()
-    );
-    let edge = setup
-        .environment("TOP_SECRET", "x")
-        .app("a", &format!("{HELLO}workers: 1"))
-        .app("b", &snoop)
-        .start()
-        .await;
-    edge.wait_until_up("a").await;
-    let line = edge.wait_for_log("what it saw", |line| line.to_string().contains("looked as")).await;
-    let text = line.to_string();
-    assert!(text.contains("looked as nobody: own yes, others' [], secrets [0]"), "{text}");
     edge.stop().await;
 }

@@ -105,7 +105,12 @@ async fn a_request_waits_for_a_worker_but_not_for_ever() {
     assert_eq!(pool.waiting(), 0);
     roster.publish(Vec::new());
     let refused = pool.acquire(&wish).await;
-    assert!(matches!(refused, Err(AcquireError::NoWorker { waited }) if waited >= QUEUE.timeout));
+    assert!(
+        matches!(refused, Err(AcquireError::NoWorker { waited, ended: None }) if waited >= QUEUE.timeout)
+    );
+    roster.note_end("SIGSEGV while it served");
+    let why = pool.acquire(&wish).await.expect_err("nobody is there").to_string();
+    assert!(why.ends_with("; none is ready, the last one ended with: SIGSEGV while it served"), "{why}");
 }
 
 #[tokio::test]
@@ -116,7 +121,7 @@ async fn the_line_is_bounded_and_who_leaves_gives_the_place_up() {
     for waiting in &mut line {
         assert!(futures_util::poll!(waiting.as_mut()).is_pending());
     }
-    assert!(matches!(pool.acquire(&wish).await, Err(AcquireError::QueueFull { waiting: 100 })));
+    assert!(matches!(pool.acquire(&wish).await, Err(AcquireError::QueueFull { waiting: 100, ended: None })));
     drop(line);
     assert_eq!(pool.waiting(), 0);
 }

@@ -66,6 +66,24 @@ pub(crate) fn children_of(parent: u32) -> Vec<(u32, char)> {
     found
 }
 
+/// Every process of the process namespace that `one` is in, zombies included, with their state.
+pub(crate) fn beside(one: u32) -> Vec<(u32, char)> {
+    let space = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let ours = space(one).expect("the process lives");
+    let mut found = Vec::new();
+    let mut parents = vec![one];
+    // The namespace of a zombie cannot be asked for: it is found by descent from the first process.
+    while let Some(parent) = parents.pop() {
+        for (pid, state) in children_of(parent) {
+            if state == 'Z' || space(pid).is_none_or(|space| space == ours) {
+                found.push((pid, state));
+                parents.push(pid);
+            }
+        }
+    }
+    found
+}
+
 /// Sends `signal`; a process that is gone already is fine.
 pub(crate) fn signal(pid: u32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
