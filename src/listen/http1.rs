@@ -239,12 +239,12 @@ impl<S: Client + 'static> Talk<S> {
 
     fn poll_answer(&mut self, cx: &mut Context<'_>, answer: &mut Answer) -> Poll<Result<(), End>> {
         if self.stage.step() == Step::Aborting {
-            return Poll::Ready(Err(End::Abort));
+            return Poll::Ready(Err(answer.torn(End::Abort)));
         }
         if let Poll::Ready(end) = answer.poll(cx, &self.wire) {
             return Poll::Ready(end);
         }
-        self.poll_meanwhile(cx).map(Err)
+        self.poll_meanwhile(cx).map(|end| Err(answer.torn(end)))
     }
 
     /// While a request is open: whether its client is gone, or its time is over.
@@ -385,16 +385,20 @@ impl Answer {
                 }
             }
             if self.over {
-                return Poll::Ready(match (self.cut, self.framing) {
-                    (false, _) => Ok(()),
-                    (true, Framing::UntilClose) => Err(End::Reset),
-                    (true, Framing::None | Framing::Length(_) | Framing::Chunked) => Err(End::Close),
-                });
+                return Poll::Ready(if self.cut { Err(self.torn(End::Close)) } else { Ok(()) });
             }
             if waiting {
                 return Poll::Pending;
             }
             waiting = self.poll_piece(cx).is_pending();
+        }
+    }
+
+    /// How the connection ends where the rest of the answer is not sent: by `end`, if the client can tell from that alone.
+    fn torn(&self, end: End) -> End {
+        match self.framing {
+            Framing::UntilClose => End::Reset,
+            Framing::None | Framing::Length(_) | Framing::Chunked => end,
         }
     }
 

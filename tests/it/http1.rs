@@ -192,6 +192,29 @@ async fn h04_an_answer_that_ends_with_its_connection_is_reset_where_it_broke_off
 }
 
 #[tokio::test]
+async fn h04_an_answer_that_ends_with_its_connection_is_reset_where_its_client_stalls() {
+    let origin = Origin::start(async |mut peer| {
+        if peer.head().await.is_some() {
+            peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+            // More than all buffers on the way hold.
+            for _ in 0..64 {
+                peer.write(format!("100000\r\n{}\r\n", "x".repeat(0x10_0000))).await;
+            }
+        }
+    })
+    .await;
+    let yaml = format!("domains: [a.test]\nhttp: serve\n{}", origin.upstream());
+    let edge = Setup::new().top("timeouts: {write: 1s}").app("a", &yaml).start().await;
+    let mut client = TcpStream::connect(edge.http).await.expect("edge listens");
+    client.write_all(b"GET /endless HTTP/1.0\r\nHost: a.test\r\n\r\n").await.expect("written");
+    edge.wait_for_access("/endless").await;
+    let mut text = Vec::new();
+    let read = within(PATIENCE, "the end", client.read_to_end(&mut text)).await;
+    assert_eq!(read.expect_err("no clean end").kind(), std::io::ErrorKind::ConnectionReset);
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn d02_a_head_that_does_not_end_is_408_with_a_line_in_the_log() {
     let origin = Origin::mirror().await;
     let yaml = format!("domains: [a.test]\n{}", origin.upstream());
