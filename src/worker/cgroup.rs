@@ -180,7 +180,14 @@ pub(super) async fn sweep() -> usize {
 
 fn look(dir: &Path) -> Seen {
     let may_write = |path: &Path| accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok();
+    let noted = |name: &str| {
+        let mut text = [0; 64];
+        let length = rustix::fs::getxattr(dir, name, &mut text).ok()?;
+        text.get(..length).map(<[u8]>::to_vec)
+    };
     Seen {
+        // Since 251, systemd notes both at every group it makes; an older one, or another, is believed.
+        withheld: noted("user.invocation_id").is_some() && noted("user.delegate").as_deref() != Some(b"1"),
         // Every other group has it.
         root: !dir.join("cgroup.type").exists(),
         writable: may_write(dir) && may_write(&dir.join(PROCESSES)) && may_write(&dir.join(CONTROL)),

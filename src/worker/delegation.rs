@@ -12,6 +12,8 @@ use crate::name::WorkerId;
 pub(super) struct Seen {
     /// It is the machine's own root, which nobody can give away.
     pub(super) root: bool,
+    /// The service manager that made it says that it was not given away: it would take the controllers back at any time.
+    pub(super) withheld: bool,
     /// Edge may make groups below it and move its processes there.
     pub(super) writable: bool,
     /// Nobody but edge runs in it.
@@ -81,9 +83,11 @@ fn mount(line: &str) -> Option<(&str, &str)> {
 pub(super) fn judge(dir: &Path, seen: Seen) -> Result<(), Refusal> {
     match seen {
         Seen { root: true, .. } => Err(Refusal::Root),
-        Seen { writable: false, .. } => Err(Refusal::NotDelegated(dir.to_owned())),
+        Seen { withheld: true, .. } | Seen { writable: false, .. } => {
+            Err(Refusal::NotDelegated(dir.to_owned()))
+        }
         Seen { alone: false, .. } => Err(Refusal::Shared(dir.to_owned())),
-        Seen { root: false, writable: true, alone: true } => Ok(()),
+        Seen { root: false, withheld: false, writable: true, alone: true } => Ok(()),
     }
 }
 
@@ -138,7 +142,9 @@ mod tests {
     #[test]
     fn a_group_is_divided_only_if_it_was_given_away_and_nobody_else_is_in_it() {
         let dir = Path::new("/sys/fs/cgroup/x");
-        let judged = |root, writable, alone| judge(dir, Seen { root, writable, alone });
+        let judged = |root, writable, alone| judge(dir, Seen { root, withheld: false, writable, alone });
+        let withheld = Seen { root: false, withheld: true, writable: true, alone: true };
+        assert_eq!(judge(dir, withheld), Err(Refusal::NotDelegated(dir.into())));
         assert_eq!(judged(false, true, true), Ok(()));
         assert_eq!(judged(true, true, true), Err(Refusal::Root));
         assert_eq!(judged(false, false, true), Err(Refusal::NotDelegated(dir.into())));

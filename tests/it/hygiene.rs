@@ -88,7 +88,8 @@ async fn a_worker_of_another_user_reaches_no_key_no_admin_socket_and_no_other_ap
     let state = edge.wait_until_up("a").await;
     let theirs = state["workers"][0]["address"].as_str().unwrap().strip_prefix("unix:").unwrap().to_owned();
     let mut targets = files_below(&edge.dir().join("storage"));
-    assert!(targets.iter().any(|path| path.contains("key")), "there is a key to be read: {targets:?}");
+    let holds_key = |path: &String| fs::read_to_string(path).is_ok_and(|text| text.contains("PRIVATE KEY"));
+    assert!(targets.iter().any(holds_key), "there is a key to be read: {targets:?}");
     targets.extend([
         theirs,
         edge.dir().join("run/admin.sock").display().to_string(),
