@@ -29,8 +29,10 @@ pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize
         SendError::Connect(_) | SendError::Closed { sent: false, .. } => true,
         // The worker may have acted on what it got; and a request that kills must not go from worker to worker.
         SendError::Closed { sent: true, .. } => method.is_idempotent() && fatal <= 1,
-        // What blocked one worker would block the next. What a hanging worker left unread comes as `Closed`.
+        // What blocked one worker would block the next. What a hanging worker left unread comes as `Closed`, or earlier as this:
+        // it may read the request yet, after all.
         SendError::Hung => false,
+        SendError::Unread => method.is_idempotent(),
         // It answered, or may be working still: asking again would double the load of a struggling app.
         SendError::BadResponse(_) | SendError::TimedOut => false,
         SendError::Unwritable(_) | SendError::RequestBody(_) => false,
@@ -72,6 +74,8 @@ mod tests {
             (connect(), &get, true, 2, Retry),
             (connect(), &get, true, 3, GiveUp),
             (SendError::Hung, &get, true, 1, GiveUp),
+            (SendError::Unread, &get, true, 1, Retry),
+            (SendError::Unread, &post, true, 1, GiveUp),
             (SendError::TimedOut, &get, true, 1, GiveUp),
             (SendError::BadResponse("x"), &get, true, 1, GiveUp),
             (RequestBodyError::TooSlow.into(), &get, true, 1, GiveUp),

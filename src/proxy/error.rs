@@ -133,7 +133,7 @@ impl ProxyError {
                 | SendError::BadResponse(_),
             ) => (Worker, StatusCode::BAD_GATEWAY),
             Self::Send(SendError::Unwritable(_)) => (Client, StatusCode::BAD_REQUEST),
-            Self::Send(SendError::TimedOut) => (Worker, StatusCode::GATEWAY_TIMEOUT),
+            Self::Send(SendError::Unread | SendError::TimedOut) => (Worker, StatusCode::GATEWAY_TIMEOUT),
             Self::Send(SendError::RequestBody(RequestBodyError::TooLarge { .. })) => {
                 (Client, StatusCode::PAYLOAD_TOO_LARGE)
             }
@@ -174,6 +174,7 @@ impl ProxyError {
                 | SendError::Closed { .. }
                 | SendError::Hung
                 | SendError::BadResponse(_)
+                | SendError::Unread
                 | SendError::TimedOut,
             )
             | Self::BadUpgrade(_) => false,
@@ -217,6 +218,7 @@ mod tests {
             (ProxyError::Send(closed), Side::Worker, 502),
             (ProxyError::Send(SendError::BadResponse("x")), Side::Worker, 502),
             (ProxyError::Send(SendError::TimedOut), Side::Worker, 504),
+            (ProxyError::Send(SendError::Unread), Side::Worker, 504),
             // A09, A11: the client's bad framing is never the worker's fault.
             (ProxyError::Send(RequestBodyError::TooSlow.into()), Side::Client, 408),
             (ProxyError::Send(RequestBodyError::TooLarge { limit: 1 }.into()), Side::Client, 413),

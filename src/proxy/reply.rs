@@ -135,7 +135,9 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
         ProxyError::Send(SendError::RequestBody(RequestBodyError::Broken(_))) => {
             "The request body was cut or malformed."
         }
-        ProxyError::Send(SendError::TimedOut) => "The application did not answer in time.",
+        ProxyError::Send(SendError::Unread | SendError::TimedOut) => {
+            "The application did not answer in time."
+        }
         ProxyError::Send(
             SendError::Connect(_) | SendError::Closed { .. } | SendError::Hung | SendError::BadResponse(_),
         )

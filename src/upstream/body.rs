@@ -83,11 +83,15 @@ impl Watch {
         self.deadline.poll_passed(cx)
     }
 
+    /// How long the worker may be silent.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// How long the worker may be silent from now on.
-    pub(super) fn with_patience(mut self, patience: Duration) -> Self {
+    pub(super) fn be_patient(&mut self, patience: Duration) {
         self.stop();
         self.patience = patience;
-        self
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::model::Address;
 use crate::inflow;
+use crate::worker::unread;
 
 /// First and longest pause while a worker's backlog is full.
 const BACKLOG_PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
@@ -59,6 +60,14 @@ impl Connection {
     /// Whether the worker has neither closed nor said anything. Costs no system call unless something arrived.
     pub fn is_quiet(&self) -> bool {
         matches!(self.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Whether the worker has left unread what it was sent. Only a unix socket tells.
+    pub(super) fn is_unread(&self) -> bool {
+        match &self.stream {
+            Stream::Unix(stream) => unread::of_unix(stream).is_ok_and(|bytes| bytes > 0),
+            Stream::Tcp(_) => false,
+        }
     }
 
     /// Reads at most `size` bytes; none is the end.

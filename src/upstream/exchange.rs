@@ -6,11 +6,13 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 use http_body::Body;
+use tokio::time::Instant;
 
 use crate::config::limits::{Limits, ResponseLimits, Timeouts};
 use crate::config::model::Address;
@@ -30,6 +32,9 @@ use crate::upstream::wire::{
     Asked, Malformed, RequestFraming, RequestHead, ResponseHead, parse_response_head, write_request_head,
 };
 use crate::worker::slot::Slot;
+
+/// How often a request that waits for a worker looks whether to wait any longer.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What one data-plane thread needs to reach workers. Cheap to clone.
 #[derive(Clone)]
@@ -128,23 +133,26 @@ pub async fn exchange(
         asked: Asked { head: *head.method == Method::HEAD, upgrade: head.upgrade },
         limits: reach.limits.response,
         interim: 0,
-        watch: Watch::new(deadline, reach.timeouts.first_byte),
+        may_leave: head.method.is_idempotent() && framing == RequestFraming::None,
+        watch: Watch::new(deadline, LOOK.min(reach.timeouts.first_byte)),
+        first_byte: reach.timeouts.first_byte,
+        silent_since: None,
     };
     if framing != RequestFraming::None {
         attempt.upload.attach(body.take());
     }
-    let mut answer = poll_fn(|cx| attempt.poll_answer(cx)).await;
+    let mut answer = poll_fn(|cx| attempt.poll_answer(cx, lease.slot())).await;
     if let Err(SendError::Closed { reused: true, sent, .. }) = answer
         && !lease.slot().is_stuck()
         && attempt.may_send_again(head.method)
     {
         // Whatever else is idle is as old, so the second try is on a connection of its own.
         let deadline = reach.deadlines.deadline();
-        attempt.watch.stop();
+        attempt.moved();
         match connect(reach, &lease.slot().address, &deadline).await {
             Ok(connection) => {
                 attempt.connection = connection;
-                answer = poll_fn(|cx| attempt.poll_answer(cx)).await;
+                answer = poll_fn(|cx| attempt.poll_answer(cx, lease.slot())).await;
             }
             // It was no idle connection's end but the worker's, and this request may have been the reason.
             Err(_) if sent => {}
@@ -194,7 +202,14 @@ struct Attempt {
     limits: ResponseLimits,
     /// Interim responses so far.
     interim: u32,
+    /// Another worker may be asked for the same.
+    may_leave: bool,
+    /// Until the next look.
     watch: Watch,
+    /// How long the worker may be silent.
+    first_byte: Duration,
+    /// Since when it is, known at the first look.
+    silent_since: Option<Instant>,
 }
 
 /// A final head, and what was read after it.
@@ -202,10 +217,10 @@ type Begun = (ResponseHead, Bytes);
 
 impl Attempt {
     /// Sends and reads until a final head is there. Reads while it sends: an answer may come before the body is all sent.
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Begun, SendError>> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>, slot: &Slot) -> Poll<Result<Begun, SendError>> {
         let (state, moved) = self.upload.drive(cx, &mut self.connection)?;
         if moved {
-            self.watch.stop();
+            self.moved();
         }
         if state == UploadState::Refused && self.connection.is_used() && !self.upload.any_sent() {
             // Whatever the worker said before it closed an idle connection, it is not the answer to this request.
@@ -224,12 +239,39 @@ impl Attempt {
         }
         match state {
             UploadState::OnClient => {
-                self.watch.stop();
+                self.moved();
                 Poll::Pending
             }
             UploadState::Sent | UploadState::OnWorker | UploadState::Refused => {
-                self.watch.poll_passed(cx).map(|()| Err(SendError::TimedOut))
+                self.poll_silence(cx, slot).map(Err)
             }
+        }
+    }
+
+    /// Something moved, or it is not the worker who is waited for.
+    fn moved(&mut self) {
+        if self.silent_since.take().is_some() {
+            self.watch.be_patient(LOOK.min(self.first_byte));
+        } else {
+            self.watch.stop();
+        }
+    }
+
+    /// Waits for a silent worker as long as it may be silent, or until it is found to hang with this request unread.
+    fn poll_silence(&mut self, cx: &mut Context<'_>, slot: &Slot) -> Poll<SendError> {
+        loop {
+            ready!(self.watch.poll_passed(cx));
+            let now = Instant::now();
+            let since = now.checked_sub(self.watch.patience()).unwrap_or(now);
+            let since = *self.silent_since.get_or_insert(since);
+            if self.may_leave && slot.is_forsaken() && self.connection.is_unread() {
+                return Poll::Ready(SendError::Unread);
+            }
+            let left = self.first_byte.saturating_sub(now - since);
+            if left.is_zero() {
+                return Poll::Ready(SendError::TimedOut);
+            }
+            self.watch.be_patient(left.min(LOOK));
         }
     }
 
@@ -295,6 +337,8 @@ impl Attempt {
             let stream = Prefixed::new(input, self.connection);
             return Answer::Upgraded { head: response, tunnel: Tunnel { lease, stream } };
         }
+        let mut watch = self.watch;
+        watch.be_patient(reach.timeouts.upstream_idle);
         let request_bytes = self.upload.received();
         let upload = (!self.upload.is_sent()).then(|| Box::new(self.upload));
         let transfer = Transfer {
@@ -304,7 +348,7 @@ impl Attempt {
             input,
             decoder: BodyDecoder::new(framing, &reach.limits.chunks),
             reusable: head.reusable,
-            watch: self.watch.with_patience(reach.timeouts.upstream_idle),
+            watch,
             pool: Rc::clone(&reach.idle),
             streams_ended: None,
         };

@@ -33,6 +33,6 @@ mod setup;
 pub mod slot;
 mod staffing;
 pub mod supervisor;
-mod unread;
+pub mod unread;
 pub mod usage;
 mod watchdog;

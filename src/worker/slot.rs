@@ -42,6 +42,7 @@ pub struct Slot {
     word: AtomicU64,
     stuck: AtomicBool,
     requests: AtomicU64,
+    forsaken: AtomicBool,
     idle: Notify,
     streams: CancellationToken,
 }
@@ -67,6 +68,7 @@ impl Slot {
             word: AtomicU64::new(0),
             stuck: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            forsaken: AtomicBool::new(false),
             idle: Notify::new(),
             streams: CancellationToken::new(),
         })
@@ -135,9 +137,20 @@ impl Slot {
         self.close();
     }
 
+    /// Its worker reads nothing and another takes requests: from now on what it has not read is asked of others.
+    pub fn forsake(&self) {
+        self.forsaken.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was said, and the slot was not resumed since.
+    pub fn is_forsaken(&self) -> bool {
+        self.forsaken.load(Ordering::Relaxed)
+    }
+
     /// Takes requests again. Not for a slot that somebody waits to see [`Self::emptied`].
     pub fn resume(&self) {
         self.stuck.store(false, Ordering::Relaxed);
+        self.forsaken.store(false, Ordering::Relaxed);
         self.word.fetch_and(!CLOSED, Ordering::AcqRel);
     }
 

@@ -243,6 +243,9 @@ impl Crew {
         let (app, pid, in_flight) = (&worker.id.app, slot.pid, slot.in_flight());
         if suspended {
             slot.suspend();
+            if self.workers.values().filter_map(|other| other.slot.as_ref()).any(|other| other.is_open()) {
+                slot.forsake();
+            }
             tracing::warn!(%app, worker = at.slot, pid, in_flight, "worker reads nothing: it gets no new requests until it does");
         } else {
             slot.resume();
@@ -258,6 +261,8 @@ impl Crew {
         let (app, pid) = (&worker.id.app, worker.child.pid());
         tracing::error!(%app, worker = at.slot, pid, seconds, "worker has read nothing for too long: aborting it");
         worker.child.signal(nix::libc::SIGABRT);
+        // One that was stopped hears of nothing else.
+        worker.child.signal(nix::libc::SIGCONT);
     }
 
     pub(super) fn kill(&mut self, at: Seat) {

@@ -9,7 +9,7 @@ use nix::libc;
 
 /// Of a unix socket's peer, whether it has accepted the connection or not: the kernel charges the sender until the receiver
 /// reads.
-pub(super) fn of_unix(stream: &impl AsFd) -> io::Result<u64> {
+pub fn of_unix(stream: &impl AsFd) -> io::Result<u64> {
     let mut count: libc::c_int = 0;
     // SAFETY: the descriptor is borrowed for the call, which writes one c_int where it is told to.
     let result = unsafe { libc::ioctl(stream.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
