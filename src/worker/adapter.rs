@@ -231,6 +231,8 @@ impl Draft<'_> {
         }
         self.set("WEB_CONCURRENCY", "1");
         self.set("PYTHONUNBUFFERED", "1");
+        // What hangs is aborted, and then Python says where it was.
+        self.set("PYTHONFAULTHANDLER", "1");
     }
 
     pub(super) fn address(&mut self, name: &str, value: impl Into<String>) {

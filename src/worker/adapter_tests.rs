@@ -45,7 +45,8 @@ fn planned(spec: &WorkerSpec) -> Plan {
 }
 
 fn shown(plan: &Plan) -> (String, Vec<String>) {
-    const ALWAYS: [&str; 4] = ["EDGE_APP", "EDGE_WORKER", "WEB_CONCURRENCY", "PYTHONUNBUFFERED"];
+    const ALWAYS: [&str; 5] =
+        ["EDGE_APP", "EDGE_WORKER", "WEB_CONCURRENCY", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"];
     let added = plan.environment.iter().filter(|(name, _)| !ALWAYS.contains(&name.as_str()));
     (plan.argv.join(" "), added.map(|(name, value)| format!("{name}={value}")).collect())
 }

@@ -52,6 +52,9 @@ pub enum NotReady {
 
 /// How long one answer may take; servers that load late accept early and are asked again.
 const ATTEMPT: Duration = Duration::from_secs(10);
+/// Between two looks whether anybody listens: they cost the worker nothing, and requests may be waiting for it.
+const LISTEN_PAUSE: Duration = Duration::from_millis(10);
+/// Between two questions that were asked in vain, growing.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 
@@ -78,16 +81,22 @@ impl Question {
         Self { request, path: path.to_owned(), picky: healthcheck_path.is_some() }
     }
 
-    /// Asks until the answer counts; `missed` hears of every attempt that does not. Cancel-safe.
+    /// Asks until the answer counts; `missed` hears why it does not, once for each reason in a row. Cancel-safe.
     pub async fn until_ready(&self, address: &Address, mut missed: impl FnMut(NotReady)) {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            match self.ask(address).await {
-                Ok(()) => return,
-                Err(reason) => missed(reason),
+        let (mut pause, mut told) = (FIRST_PAUSE, None);
+        while let Err(reason) = self.ask(address).await {
+            let rest = match reason {
+                NotReady::Unreachable { .. } => LISTEN_PAUSE,
+                NotReady::Silent { .. } | NotReady::NotHttp { .. } | NotReady::Status { .. } => {
+                    let longer = (pause * 3 / 2).min(LAST_PAUSE);
+                    std::mem::replace(&mut pause, longer)
+                }
+            };
+            if told.as_ref() != Some(&reason) {
+                missed(reason.clone());
+                told = Some(reason);
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 3 / 2).min(LAST_PAUSE);
+            tokio::time::sleep(rest).await;
         }
     }
 
@@ -194,6 +203,16 @@ mod tests {
         ] {
             assert_eq!(answered(false, answer).await, Err(NotReady::NotHttp { path: "/".into() }));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_nobody_listens_it_is_looked_often_and_told_once() {
+        let nowhere = Address::Unix("/nowhere/x.sock".into());
+        let mut told = 0;
+        let question = question(false);
+        let asking = question.until_ready(&nowhere, |_| told += 1);
+        assert!(tokio::time::timeout(Duration::from_secs(60), asking).await.is_err());
+        assert_eq!(told, 1);
     }
 
     #[tokio::test]
