@@ -1,12 +1,29 @@
-"""The application behind the ASGI servers: tells what it sees, takes and gives bytes, streams, echoes, waits."""
+"""The application behind the ASGI servers: tells what it sees, takes and gives bytes, streams, echoes, waits, blocks."""
 
 import asyncio
+import contextlib
 import os
+import time
 
 from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 
-app = FastAPI()
+
+def note(what):
+    """Appends what becomes of this worker, and when, to the file that APP_DIARY names."""
+    if diary := os.environ.get("APP_DIARY"):
+        with open(diary, "a") as out:
+            out.write(f"{what} {os.getpid()} {time.time():.3f}\n")
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_app):
+    note("up")
+    yield
+    note("down")
+
+
+app = FastAPI(lifespan=lifespan)
 PATTERN = bytes(range(256)) * 256
 
 
@@ -64,6 +81,23 @@ async def events():
 async def slow(ms: int):
     await asyncio.sleep(ms / 1000)
     return {"slept_ms": ms, "worker": os.environ.get("EDGE_WORKER")}
+
+
+@app.get("/cpu/{ms}")
+async def cpu(ms: int):
+    """Computes, and lets nobody else in meanwhile."""
+    end = time.thread_time() + ms / 1000
+    while time.thread_time() < end:
+        pass
+    return {"computed_ms": ms}
+
+
+@app.get("/block/{ms}")
+async def block(ms: int):
+    """The mistake of asynchronous handlers: nobody else is served meanwhile."""
+    note("blocked")
+    time.sleep(ms / 1000)
+    return {"blocked_ms": ms}
 
 
 @app.websocket("/ws")

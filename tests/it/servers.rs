@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::client::{Connection, PATIENCE, Wire, empty, next_chunk, tcp_from, tls_over, websocket};
 use crate::support::edge::{Edge, Setup};
-use crate::support::{until, within};
+use crate::support::{full_length, until, within};
 
 /// What a server's application can learn and do.
 struct Server {
@@ -240,7 +240,8 @@ async fn echoes_messages(edge: &Edge) {
 
 async fn stops_gracefully(edge: Edge) {
     let mut connection = Connection::open(&edge, "app.test", Wire::H2).await;
-    let request = connection.request("GET", "/slow/2000").body(empty()).unwrap();
+    let millis = if full_length() { 5000 } else { 2000 };
+    let request = connection.request("GET", &format!("/slow/{millis}")).body(empty()).unwrap();
     let asking = tokio::spawn(async move { connection.exchange(request).await });
     until(PATIENCE, "the request is in flight", async || {
         let status = edge.status().await;
@@ -248,8 +249,10 @@ async fn stops_gracefully(edge: Edge) {
         workers.iter().any(|worker| worker["in_flight"].as_u64() > Some(0)).then_some(())
     })
     .await;
+    let begun = Instant::now();
     edge.stop().await;
+    println!("figure: stopped {:?} after SIGTERM with a request of {millis} ms just begun", begun.elapsed());
     let answer = asking.await.unwrap().expect("the whole answer");
     assert_eq!(answer.status, 200);
-    assert_eq!(answer.json()["slept_ms"], 2000);
+    assert_eq!(answer.json()["slept_ms"], millis);
 }

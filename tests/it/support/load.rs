@@ -19,14 +19,24 @@ pub(crate) struct Tally {
     pub(crate) handshakes: u64,
     /// The longest any request took.
     pub(crate) slowest: Duration,
+    /// What each of them took.
+    took: Vec<Duration>,
 }
 
 impl Tally {
+    /// What the quickest `share` of the requests took at most.
+    pub(crate) fn at(&self, share: f64) -> Duration {
+        let mut took = self.took.clone();
+        took.sort_unstable();
+        took.get((took.len() as f64 * share) as usize).copied().unwrap_or_default()
+    }
+
     fn add(&mut self, other: Self) {
         self.good += other.good;
         self.failed.extend(other.failed);
         self.handshakes += other.handshakes;
         self.slowest = self.slowest.max(other.slowest);
+        self.took.extend(other.took);
     }
 }
 
@@ -98,7 +108,9 @@ async fn work(client: Client, enough: CancellationToken) -> Tally {
             Ok(answer) => tally.failed.push(format!("{}: {}", answer.status, answer.text())),
             Err(error) => tally.failed.push(format!("{error}")),
         }
-        tally.slowest = tally.slowest.max(begun.elapsed());
+        let took = begun.elapsed();
+        tally.slowest = tally.slowest.max(took);
+        tally.took.push(took);
         tokio::time::sleep(client.pause).await;
     }
     tally

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -36,6 +37,22 @@ pub(crate) fn is_alive(pid: u32) -> bool {
         .ok()
         .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| !rest.starts_with(['Z', 'X'])))
         .unwrap_or(false)
+}
+
+/// What a process has used of a CPU, its threads included, its children not.
+pub(crate) fn cpu(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives");
+    let (_, rest) = stat.rsplit_once(") ").expect("a name in parentheses");
+    let ticks = rest.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("a number"));
+    // Linux counts a hundred a second, on every architecture.
+    Duration::from_millis(ticks.sum::<u64>() * 10)
+}
+
+/// Resident memory of a process, in KiB.
+pub(crate) fn memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS line");
+    resident.split_whitespace().next().expect("a number").parse().expect("a number")
 }
 
 /// Effective user id of a process.

@@ -1,0 +1,332 @@
+//! What the servers people run are put through at its worst: killed, deployed broken, blocked, stopped. Nobody outside notices.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::client::{Connection, Trust, Wire, empty};
+use crate::support::edge::{Edge, Setup};
+use crate::support::load::{Client, Load};
+use crate::support::{full_length, processes, python, until};
+
+/// Clients that ask for `paths` in turn, half of them by HTTP/2.
+fn clients(edge: &Edge, trust: &Trust, count: usize, paths: &[&'static str], pause: u64) -> Load {
+    Load::start((0..count).map(|at| Client {
+        address: edge.https,
+        host: "a.test".into(),
+        path: paths[at % paths.len()],
+        wire: if at % 2 == 0 { Wire::H1 } else { Wire::H2 },
+        trust: trust.clone(),
+        per_connection: 100,
+        pause: Duration::from_millis(pause),
+    }))
+}
+
+/// Writes down each POST before it answers.
+const RECORDING: &str = r#"
+import asyncio, os
+record = os.open(os.environ['RECORD'], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+async def serve(reader, writer):
+    try:
+        while True:
+            head = await reader.readuntil(b'\r\n\r\n')
+            method, path, _ = head.split(b' ', 2)
+            if method == b'POST':
+                os.write(record, path + b'\n')
+            await asyncio.sleep(0.005)
+            writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok')
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+async def main():
+    server = await asyncio.start_unix_server(serve, os.environ['EDGE_SOCKET'])
+    await server.serve_forever()
+asyncio.run(main())
+"#;
+
+#[tokio::test]
+async fn a_storm_of_kills_costs_no_get_and_executes_no_post_twice() {
+    const POSTERS: usize = 4;
+    let setup = Setup::new();
+    let (script, record) = (setup.dir().join("worker.py"), setup.dir().join("record"));
+    std::fs::write(&script, RECORDING).unwrap();
+    let yaml = format!(
+        "domains: [a.test]\nworkers: 4\ntransport: unix\ncommand: python3 {}\nenvironment: {{RECORD: {}}}",
+        script.display(),
+        record.display()
+    );
+    let edge = setup.app("a", &yaml).start().await;
+    edge.wait_until_up("a").await;
+    let trust = edge.trust().await;
+    let enough = CancellationToken::new();
+    let posters: Vec<_> = (0..POSTERS)
+        .map(|number| tokio::spawn(post(edge.https, trust.clone(), number, enough.clone())))
+        .collect();
+    let load = clients(&edge, &trust, 16, &["/"], 4);
+    let (begun, mut kills) = (Instant::now(), 0);
+    let length = Duration::from_secs(if full_length() { 60 } else { 8 });
+    while begun.elapsed() < length {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if let Some(victim) = fastrand::choice(edge.workers("a").await) {
+            processes::signal(victim, Signal::SIGKILL);
+            kills += 1;
+        }
+    }
+    let took = begun.elapsed().as_secs_f64();
+    let tally = load.stop().await;
+    enough.cancel();
+    let (mut posted, mut refused) = (0, 0);
+    for poster in posters {
+        let (good, failed) = poster.await.unwrap();
+        (posted, refused) = (posted + good, refused + failed);
+    }
+    let mut executed = BTreeMap::new();
+    for line in std::fs::read_to_string(&record).unwrap().lines() {
+        *executed.entry(line.to_owned()).or_insert(0) += 1;
+    }
+    let twice: Vec<_> = executed.iter().filter(|(_, times)| **times > 1).collect();
+    println!(
+        "figure: {kills} kills, {:.0} GET/s, {} failed, p99 {:?}, slowest {:?}; {posted} POSTs answered, {refused} not, {} executed twice",
+        tally.good as f64 / took,
+        tally.failed.len(),
+        tally.at(0.99),
+        tally.slowest,
+        twice.len()
+    );
+    assert!(tally.failed.is_empty(), "{:#?}", tally.failed);
+    assert!(twice.is_empty(), "{twice:?}");
+    assert!(kills > 10 && posted > 100, "{kills} kills, {posted} POSTs prove little");
+    assert!(refused <= kills * POSTERS, "{refused} POSTs failed by {kills} kills");
+    edge.stop().await;
+}
+
+/// POSTs, each to a path of its own: answered ones, and others.
+async fn post(
+    address: std::net::SocketAddr,
+    trust: Trust,
+    number: usize,
+    enough: CancellationToken,
+) -> (usize, usize) {
+    let (mut good, mut failed) = (0, 0);
+    let mut connection = Connection::to(address, "a.test", Wire::H2, &trust).await.expect("a connection");
+    while !enough.is_cancelled() {
+        let request = connection.request("POST", &format!("/{number}-{}", good + failed)).body(empty());
+        match connection.exchange(request.unwrap()).await {
+            Ok(answer) if answer.status == 200 => good += 1,
+            Ok(_) => failed += 1,
+            Err(error) => panic!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    (good, failed)
+}
+
+#[tokio::test]
+async fn killed_uvicorns_are_back_in_a_second_and_cost_no_get() {
+    let edge = python::setup().app("a", &python::app("uvicorn main:app", "workers: 4")).start().await;
+    edge.wait_until_up("a").await;
+    let trust = edge.trust().await;
+    let load = clients(&edge, &trust, 8, &["/", "/slow/20"], 30);
+    let begun = Instant::now();
+    let mut back = Vec::new();
+    for _ in 0..if full_length() { 60 } else { 3 } {
+        let before = edge.workers("a").await;
+        let victim = fastrand::choice(before.iter().copied()).expect("all are ready");
+        processes::signal(victim, Signal::SIGKILL);
+        let killed = Instant::now();
+        until(Duration::from_secs(20), "a successor", async || {
+            let now = edge.workers("a").await;
+            (now.len() == 4 && !now.contains(&victim)).then_some(())
+        })
+        .await;
+        back.push(killed.elapsed());
+        tokio::time::sleep(
+            Duration::from_secs(if full_length() { 5 } else { 1 }).saturating_sub(killed.elapsed()),
+        )
+        .await;
+    }
+    let took = begun.elapsed().as_secs_f64();
+    let tally = load.stop().await;
+    back.sort();
+    println!(
+        "figure: {} kills, {:.0} requests/s, {} failed, p99 {:?}, slowest {:?}; ready again after {:?}, at the longest {:?}",
+        back.len(),
+        tally.good as f64 / took,
+        tally.failed.len(),
+        tally.at(0.99),
+        tally.slowest,
+        back[back.len() / 2],
+        back[back.len() - 1]
+    );
+    assert!(tally.failed.is_empty(), "{:#?}", tally.failed);
+    edge.stop().await;
+}
+
+const LIFESPAN: &str = r#"
+import contextlib, fastapi
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    raise RuntimeError("no database")
+    yield
+app = fastapi.FastAPI(lifespan=lifespan)
+"#;
+
+const ELSEWHERE: &str = r#"
+import http.server
+http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler).serve_forever()
+"#;
+
+#[tokio::test]
+async fn a_broken_deploy_leaves_the_old_workers_and_says_why() {
+    let setup = python::setup();
+    let dir = setup.dir().display().to_string();
+    for (name, text) in
+        [("imports", "import no_such_module\n"), ("fails", LIFESPAN), ("elsewhere", ELSEWHERE)]
+    {
+        std::fs::write(format!("{dir}/{name}.py"), text).unwrap();
+    }
+    let more = "workers: 2\nstart_timeout: 8s";
+    let edge = setup.app("a", &python::app("uvicorn main:app", more)).start().await;
+    edge.wait_until_up("a").await;
+    let before = edge.workers("a").await;
+    let trust = edge.trust().await;
+    let load = clients(&edge, &trust, 4, &["/"], 20);
+    let good = "command: uvicorn main:app";
+    for (broken, word) in [
+        (
+            format!("uvicorn --app-dir {dir} imports:app"),
+            "ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        (format!("uvicorn --app-dir {dir} fails:app"), "RuntimeError: no database"),
+        (format!("python3 {dir}/elsewhere.py"), "127.0.0.1:"),
+        ("sleep 1000".to_owned(), "not ready in 8"),
+    ] {
+        let command = format!("command: {broken}");
+        edge.edit(good, &command);
+        let begun = Instant::now();
+        let (status, errors) = edge.failing(&["reload"]).await;
+        println!("figure: {broken:?} refused after {:?}", begun.elapsed());
+        assert_eq!(status, 1, "{errors}");
+        assert!(begun.elapsed() < Duration::from_secs(8 + 5), "{:?}", begun.elapsed());
+        assert!(errors.contains(word), "{broken}: {word:?} not in {errors}");
+        assert_eq!(edge.workers("a").await, before, "{broken}");
+        edge.edit(&command, good);
+    }
+    let tally = load.stop().await;
+    assert!(tally.failed.is_empty(), "{:#?}", tally.failed);
+    edge.stop().await;
+}
+
+/// Sees one of three workers hang in whatever way `hang` brings about, and be replaced, while clients go on asking.
+async fn hangs(server: &str, seconds: u64, slowest: u64, hang: impl AsyncFnOnce(&Edge)) -> Edge {
+    let yaml = python::app(server, &format!("workers: 3\nhang_timeout: {seconds}s"));
+    let edge = python::setup().app("a", &yaml).start().await;
+    edge.wait_until_up("a").await;
+    let before = edge.workers("a").await;
+    let trust = edge.trust().await;
+    let load = clients(&edge, &trust, 6, &["/"], 20);
+    let begun = Instant::now();
+    hang(&edge).await;
+    until(Duration::from_secs(25), "a suspect", async || {
+        edge.log().contains("it gets no new requests").then_some(())
+    })
+    .await;
+    let avoided = begun.elapsed();
+    until(Duration::from_secs(seconds + 20), "a replacement", async || {
+        let now = edge.workers("a").await;
+        (now.len() == 3 && now.iter().filter(|pid| before.contains(pid)).count() == 2).then_some(())
+    })
+    .await;
+    let replaced = begun.elapsed();
+    let tally = load.stop().await;
+    println!(
+        "figure: {server}: avoided after {avoided:?}, replaced after {replaced:?}; {} answers, {} failed, p99 {:?}, slowest {:?}",
+        tally.good,
+        tally.failed.len(),
+        tally.at(0.99),
+        tally.slowest
+    );
+    assert!(tally.failed.is_empty(), "{:#?}", tally.failed);
+    assert!(tally.slowest < Duration::from_secs(slowest), "{:?}", tally.slowest);
+    edge
+}
+
+/// A request that blocks its worker, and whose answer nobody expects.
+async fn block(edge: &Edge) {
+    let mut victim = Connection::open(edge, "a.test", Wire::H1).await;
+    tokio::spawn(async move { drop(victim.try_get("/block/120000").await) });
+}
+
+fn patience() -> u64 {
+    if full_length() { 30 } else { 8 }
+}
+
+#[tokio::test]
+async fn requests_that_a_blocked_uvicorn_has_not_read_go_to_others_and_its_stack_is_logged() {
+    // Others are asked long before the worker is ended.
+    let edge = hangs("uvicorn main:app", patience(), 6, block).await;
+    edge.wait_for_log("where it hung", |line| line.to_string().contains("in block")).await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_stopped_uvicorn_is_replaced() {
+    let stop = async |edge: &Edge| processes::signal(edge.workers("a").await[0], Signal::SIGSTOP);
+    // One that was being answered waits for the end of its worker.
+    hangs("uvicorn main:app", 8, 19, stop).await.stop().await;
+}
+
+#[tokio::test]
+async fn a_blocked_granian_is_found_by_asking_it() {
+    // It has read what waits, so that waits for its end.
+    hangs("granian --interface asgi main:app", 4, 19, block).await.stop().await;
+}
+
+#[tokio::test]
+async fn an_asynchronous_handler_that_takes_long_is_not_touched() {
+    let more = "workers: 2\nhang_timeout: 3s";
+    let edge = python::setup().app("a", &python::app("uvicorn main:app", more)).start().await;
+    edge.wait_until_up("a").await;
+    let before = edge.workers("a").await;
+    let millis = if full_length() { 19_000 } else { 9_000 };
+    let answer = Connection::open(&edge, "a.test", Wire::H2).await.get(&format!("/slow/{millis}")).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(edge.workers("a").await, before);
+    assert!(!edge.log().contains("reads nothing"));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn an_app_that_crashes_at_every_start_costs_next_to_nothing_and_is_back_soon_after_its_repair() {
+    let setup = Setup::new();
+    let repaired = setup.dir().join("repaired");
+    let yaml = format!(
+        "domains: [a.test]\nworkers: 2\nserver: generic\n\
+         command: sh -c 'test -e {} || exit 3; exec edge hello'",
+        repaired.display()
+    );
+    let edge = setup.app("a", &yaml).start().await;
+    let length = Duration::from_secs(if full_length() { 600 } else { 12 });
+    tokio::time::sleep(length).await;
+    let cpu = processes::cpu(edge.pid()).as_secs_f64() / length.as_secs_f64();
+    let status = edge.status().await;
+    let workers = status["apps"]["a"]["workers"].as_array().unwrap();
+    let spawns: Vec<u64> = workers.iter().map(|worker| worker["restarts"].as_u64().unwrap() + 1).collect();
+    assert_eq!(status["apps"]["a"]["state"], "failed");
+    std::fs::write(&repaired, "").unwrap();
+    let begun = Instant::now();
+    edge.wait_until_up("a").await;
+    println!(
+        "figure: in {length:?}, spawns by slot {spawns:?}, {:.2} % of a CPU; served again {:?} after the repair",
+        cpu * 100.0,
+        begun.elapsed()
+    );
+    assert!(spawns.iter().all(|spawns| *spawns < 40), "{spawns:?}");
+    assert!(cpu < 0.01 || !full_length(), "{cpu}");
+    assert!(begun.elapsed() < Duration::from_secs(32), "{:?}", begun.elapsed());
+    edge.stop().await;
+}
