@@ -377,8 +377,9 @@ impl Name {
             _ if expired => CertificateState::Expired,
             _ if last_error.is_some() && parked => CertificateState::Parked,
             _ if last_error.is_some() => CertificateState::Retrying,
-            Some(_) => CertificateState::Valid,
-            None => CertificateState::Pending,
+            // What is issued is stored before it is served.
+            Some(_) if self.served.is_some() => CertificateState::Valid,
+            Some(_) | None => CertificateState::Pending,
         };
         let renewal = self.bundle.as_ref().and(history.renew_at);
         CertificateStatus {

@@ -116,7 +116,7 @@ pub struct Tools {
     pub rng: fastrand::Rng,
     /// Keeps what the workers print.
     pub journal: Rc<Journal>,
-    /// Bytes of memory that new workers may use, where that is known: [`usage::available`].
+    /// Bytes of memory that new workers may use, where that is known: [`crate::worker::usage::available`].
     pub available: fn() -> Option<u64>,
 }
 

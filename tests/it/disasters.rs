@@ -221,14 +221,18 @@ async fn a_broken_deploy_leaves_the_old_workers_and_says_why() {
     edge.stop().await;
 }
 
-/// Sees one of three workers hang in whatever way `hang` brings about, and be replaced, while clients go on asking.
-async fn hangs(server: &str, seconds: u64, slowest: u64, hang: impl AsyncFnOnce(&Edge)) -> Edge {
+/// Clients that ask while a worker hangs.
+const CLIENTS: usize = 6;
+
+/// Sees one of three workers hang in whatever way `hang` brings about, and be replaced, while clients go on asking. `lost` is how
+/// many requests the worker may have read, and so may be answered 502.
+async fn hangs(server: &str, seconds: u64, slowest: u64, lost: usize, hang: impl AsyncFnOnce(&Edge)) -> Edge {
     let yaml = python::app(server, &format!("workers: 3\nhang_timeout: {seconds}s"));
     let edge = python::setup().app("a", &yaml).start().await;
     edge.wait_until_up("a").await;
     let before = edge.workers("a").await;
     let trust = edge.trust().await;
-    let load = clients(&edge, &trust, 6, &["/"], 20);
+    let load = clients(&edge, &trust, CLIENTS, &["/"], 20);
     let begun = Instant::now();
     hang(&edge).await;
     until(Duration::from_secs(25), "a suspect", async || {
@@ -250,7 +254,8 @@ async fn hangs(server: &str, seconds: u64, slowest: u64, hang: impl AsyncFnOnce(
         tally.at(0.99),
         tally.slowest
     );
-    assert!(tally.failed.is_empty(), "{:#?}", tally.failed);
+    let read = tally.failed.iter().filter(|failure| failure.starts_with("502 ")).count();
+    assert!(read <= lost && read == tally.failed.len(), "{:#?}", tally.failed);
     assert!(tally.slowest < Duration::from_secs(slowest), "{:?}", tally.slowest);
     edge
 }
@@ -268,7 +273,7 @@ fn patience() -> u64 {
 #[tokio::test]
 async fn requests_that_a_blocked_uvicorn_has_not_read_go_to_others_and_its_stack_is_logged() {
     // Others are asked long before the worker is ended.
-    let edge = hangs("uvicorn main:app", patience(), 6, block).await;
+    let edge = hangs("uvicorn main:app", patience(), 6, 0, block).await;
     edge.wait_for_log("where it hung", |line| line.to_string().contains("in block")).await;
     edge.stop().await;
 }
@@ -276,14 +281,15 @@ async fn requests_that_a_blocked_uvicorn_has_not_read_go_to_others_and_its_stack
 #[tokio::test]
 async fn a_stopped_uvicorn_is_replaced() {
     let stop = async |edge: &Edge| processes::signal(edge.workers("a").await[0], Signal::SIGSTOP);
-    // One that was being answered waits for the end of its worker.
-    hangs("uvicorn main:app", 8, 19, stop).await.stop().await;
+    // What was being answered waits for the end of its worker.
+    hangs("uvicorn main:app", 8, 19, CLIENTS, stop).await.stop().await;
 }
 
 #[tokio::test]
 async fn a_blocked_granian_is_found_by_asking_it() {
-    // It has read what waits, so that waits for its end.
-    hangs("granian --interface asgi main:app", 4, 19, block).await.stop().await;
+    // It reads what it cannot answer, one request of each client at most: that waits for its end, and is not given to another,
+    // which it might block as well.
+    hangs("granian --interface asgi main:app", 4, 19, CLIENTS, block).await.stop().await;
 }
 
 #[tokio::test]
