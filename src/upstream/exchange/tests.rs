@@ -1,4 +1,4 @@
-//! Exchanges with scripted workers on unix sockets; uploads come through hyper's server, as they do in earnest.
+//! Exchanges with scripted workers on unix sockets; uploads come through hyper's server, as those of HTTP/2 do in earnest.
 
 use std::cell::RefCell;
 use std::os::fd::AsFd;
