@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use crate::ca::free_port;
+use crate::ca::pebble::Terms;
 use crate::support::client::{Connection, Trust, Wire, tls};
 use crate::support::edge::{Edge, Setup};
 use crate::support::load::{Client, Load};
-use crate::support::pebble::{Pebble, free_port};
 use crate::support::{full_length, until};
 
 const TWO_APPS: [(&str, &str); 2] = [("one", "one.acme.example"), ("two", "two.acme.example")];
-const DAY: Duration = Duration::from_secs(86_400);
 
 fn python() -> (String, String) {
     let root = env!("CARGO_MANIFEST_DIR");
@@ -28,8 +28,8 @@ async fn served(edge: &Edge, host: &str, trust: &Trust, limit: Duration) {
 #[tokio::test]
 async fn two_names_are_served_soon_after_a_cold_start_and_at_once_after_a_restart_without_the_ca() {
     let (http, https) = (free_port(), free_port());
-    let mut pebble = Pebble::start(http, DAY).await;
-    let issued = pebble.issued().await;
+    let mut pebble = Terms::at(http).start().await;
+    let issued = Trust::issued_by(&pebble).await;
     let (venv, apps) = python();
     let mut setup = Setup::new().ports(http, https).top(&pebble.keys());
     for (name, host) in TWO_APPS {
@@ -71,8 +71,8 @@ async fn two_names_are_served_soon_after_a_cold_start_and_at_once_after_a_restar
 #[tokio::test]
 async fn sixty_second_certificates_are_renewed_under_load_without_a_failure() {
     let (http, https) = (free_port(), free_port());
-    let pebble = Pebble::start(http, Duration::from_secs(60)).await;
-    let issued = pebble.issued().await;
+    let pebble = Terms::at(http).validity(Duration::from_secs(60)).start().await;
+    let issued = Trust::issued_by(&pebble).await;
     let mut setup = Setup::new().ports(http, https).top(&pebble.keys());
     for (name, host) in TWO_APPS {
         setup = setup.app(name, &format!("domains: [{host}]\ntls: auto\ncommand: edge hello\nworkers: 2"));
@@ -169,7 +169,7 @@ async fn a_name_that_does_not_exist_is_said_to_be_so_and_no_ca_is_asked() {
 async fn a_validation_that_fails_is_shown_with_the_cas_own_words_and_tried_again() {
     let (http, https) = (free_port(), free_port());
     // The CA asks a port where nobody answers.
-    let pebble = Pebble::start(free_port(), DAY).await;
+    let pebble = Terms::at(free_port()).start().await;
     let edge = Setup::new()
         .ports(http, https)
         .top(&pebble.keys())
@@ -197,8 +197,8 @@ async fn what_is_stored_is_private_and_not_ordered_again() {
     use std::os::unix::fs::PermissionsExt;
 
     let (http, https) = (free_port(), free_port());
-    let pebble = Pebble::start(http, DAY).await;
-    let issued = pebble.issued().await;
+    let pebble = Terms::at(http).start().await;
+    let issued = Trust::issued_by(&pebble).await;
     let mut edge = Setup::new()
         .ports(http, https)
         .top(&pebble.keys())

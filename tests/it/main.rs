@@ -11,6 +11,9 @@
 )]
 #![allow(clippy::large_futures, reason = "a few tests at a time: their size costs nothing")]
 
+#[path = "../ca/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests inside the crate use other parts of it")]
+mod ca;
 mod support;
 
 mod access_log;

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use http::header::LOCATION;
 
+use crate::ca::free_port;
 use crate::support::client::{Connection, Wire, by_frames, empty, full, raw, tls};
 use crate::support::edge::Setup;
 use crate::support::origin::Origin;
-use crate::support::pebble::free_port;
 
 #[tokio::test]
 async fn plain_http_is_redirected_to_https_with_308() {

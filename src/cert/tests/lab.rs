@@ -5,11 +5,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
-use super::pebble::answer_http01;
+use super::ca::stub::{Step, Stub};
 use super::setup::{LOCAL, SetClock, app, config, provider};
-use super::stub::{Step, Stub};
 use crate::cert::challenge::Challenges;
 use crate::cert::driver::Seams;
 use crate::cert::issuer::AcmeIssuer;
@@ -160,6 +160,37 @@ impl Running {
         self.scope.abort();
         self.scope.close(Duration::ZERO).await;
     }
+}
+
+/// Answers HTTP-01 from `challenges` on a free port of loopback and returns the port.
+pub(super) async fn answer_http01(challenges: Arc<Challenges>, scope: &Scope) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    let scope_of_task = scope.clone();
+    scope.spawn(async move {
+        loop {
+            tokio::select! {
+                () = scope_of_task.aborted() => return,
+                Ok((stream, _)) = listener.accept() => answer(stream, &challenges).await,
+            }
+        }
+    });
+    port
+}
+
+async fn answer(mut stream: TcpStream, challenges: &Challenges) {
+    let mut head = [0; 4096];
+    let read = stream.read(&mut head).await.unwrap_or(0);
+    let text = String::from_utf8_lossy(&head[..read]);
+    let token = text.split(' ').nth(1).and_then(|path| path.strip_prefix("/.well-known/acme-challenge/"));
+    let reply = match token.and_then(|token| challenges.http01(token)) {
+        Some(answer) => format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{answer}",
+            answer.len()
+        ),
+        None => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned(),
+    };
+    drop(stream.write_all(reply.as_bytes()).await);
 }
 
 /// Handshakes as edge makes them, on a free port of loopback.

@@ -1,12 +1,14 @@
 //! Promises of this folder that need several of its files, a disk or a real CA.
 
+#[path = "../../../tests/ca/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests of the real process use other parts of it")]
+mod ca;
+
 mod handshake;
 mod lab;
 mod manager;
-mod pebble;
 mod real_ca;
 mod scenarios;
 mod schedule;
 mod setup;
 mod store;
-mod stub;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
-use super::pebble::{Pebble, answer_http01};
+use super::ca::pebble::{Pebble, Terms};
+use super::lab::answer_http01;
 use super::setup::{LOCAL, app, config, host, pattern, provider};
 use crate::cert::challenge::Challenges;
 use crate::cert::manager::{self, Manager};
@@ -71,11 +72,11 @@ struct Rig {
 }
 
 impl Rig {
-    async fn start(validity: u64, environment: &[(&'static str, &str)]) -> Self {
+    async fn start(terms: impl FnOnce(Terms) -> Terms) -> Self {
         let challenges = Challenges::new();
         let http = Scope::new();
         let port = answer_http01(Arc::clone(&challenges), &http).await;
-        let pebble = Pebble::start(port, validity, environment).await;
+        let pebble = terms(Terms::at(port)).start().await;
         Self { pebble, challenges, storage: tempfile::tempdir().expect("temporary directory"), http }
     }
 
@@ -97,7 +98,7 @@ impl Rig {
 async fn names_are_issued_at_a_cold_start_and_served_at_once_after_a_restart_without_the_ca() {
     LocalSet::new()
         .run_until(async {
-            let mut rig = Rig::start(3600, &[]).await;
+            let mut rig = Rig::start(|terms| terms).await;
             let config = Arc::new(rig.config(&["a.example.com", "b.example.com"]));
             let running = run(&config, &rig.challenges);
             let reason = running.certificates.pending(&host("a.example.com")).expect("pending");
@@ -124,7 +125,10 @@ async fn names_are_issued_at_a_cold_start_and_served_at_once_after_a_restart_wit
 async fn a_certificate_of_seconds_is_renewed_before_it_ends() {
     LocalSet::new()
         .run_until(async {
-            let rig = Rig::start(10, &[("PEBBLE_AUTHZREUSE", "100")]).await;
+            let rig = Rig::start(|terms| {
+                terms.validity(Duration::from_secs(10)).environment("PEBBLE_AUTHZREUSE", "100")
+            })
+            .await;
             let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
             let first = running.until_valid().await;
             let mut expired = false;
@@ -145,7 +149,7 @@ async fn a_certificate_of_seconds_is_renewed_before_it_ends() {
 async fn refused_nonces_cost_no_attempt() {
     LocalSet::new()
         .run_until(async {
-            let rig = Rig::start(3600, &[("PEBBLE_WFE_NONCEREJECT", "70")]).await;
+            let rig = Rig::start(|terms| terms.environment("PEBBLE_WFE_NONCEREJECT", "70")).await;
             let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
             running
                 .until("issued", |all| {
@@ -163,7 +167,7 @@ async fn refused_nonces_cost_no_attempt() {
 async fn a_name_that_leads_elsewhere_says_what_the_ca_saw_and_is_tried_again() {
     LocalSet::new()
         .run_until(async {
-            let mut rig = Rig::start(3600, &[]).await;
+            let mut rig = Rig::start(|terms| terms).await;
             // The CA asks a port that answers 404: what the manager publishes goes nowhere.
             rig.challenges = Challenges::new();
             let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
@@ -184,7 +188,7 @@ async fn a_name_that_leads_elsewhere_says_what_the_ca_saw_and_is_tried_again() {
 async fn a_ca_that_forgot_the_account_gets_the_same_key_again() {
     LocalSet::new()
         .run_until(async {
-            let mut rig = Rig::start(3600, &[]).await;
+            let mut rig = Rig::start(|terms| terms).await;
             let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
             running.until_valid().await;
             running.stop().await;
@@ -206,7 +210,7 @@ async fn a_ca_that_forgot_the_account_gets_the_same_key_again() {
 async fn every_key_type_is_accepted() {
     LocalSet::new()
         .run_until(async {
-            let rig = Rig::start(3600, &[]).await;
+            let rig = Rig::start(|terms| terms).await;
             // Lengths of a public key of each kind in DER.
             for (key_type, name, length) in
                 [(KeyType::P384, "p384.example.com", 120), (KeyType::Rsa2048, "rsa.example.com", 294)]

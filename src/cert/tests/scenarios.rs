@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::task::LocalSet;
 
+use super::ca::stub::{Ari, Fault, Step};
 use super::lab::{Lab, Running};
 use super::setup::LOCAL;
-use super::stub::{Ari, Fault, Step};
 use crate::cert::self_check::SelfCheck;
 use crate::config::model::{ChallengeKind, Eab};
 use crate::telemetry::status::CertificateState;

@@ -28,6 +28,7 @@ use tokio_tungstenite::WebSocketStream;
 
 use super::edge::Edge;
 use super::within;
+use crate::ca::pebble::Pebble;
 
 /// How long any single step of a client may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -72,6 +73,11 @@ impl Trust {
             roots.add(certificate.ok()?).ok()?;
         }
         (!roots.is_empty()).then(|| Self(Arc::new(roots)))
+    }
+
+    /// What clients must trust to accept the certificates this CA issues.
+    pub(crate) async fn issued_by(ca: &Pebble) -> Self {
+        Self::in_pem(ca.issuing_root(0).await.as_bytes()).expect("a root")
     }
 
     /// A client configuration that offers `alpn` and both TLS versions.

@@ -4,7 +4,6 @@ pub(crate) mod client;
 pub(crate) mod edge;
 pub(crate) mod load;
 pub(crate) mod origin;
-pub(crate) mod pebble;
 pub(crate) mod processes;
 pub(crate) mod python;
 

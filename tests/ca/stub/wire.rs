@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,29 +16,22 @@ use tokio::sync::oneshot::Receiver;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::super::https;
 use super::books::{Books, Reply};
 use super::validate::validate;
 use super::{Fault, Step};
 
-/// The certificate of its own https, whose root is written to `ca.pem`.
+/// What it serves its own https with; the root is written to `ca.pem`.
 pub(super) fn own_certificate(dir: &Path) -> Arc<ServerConfig> {
-    let ca_key = KeyPair::generate().expect("a key");
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "root of the stub's https");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let root = params.self_signed(&ca_key).expect("signed");
-    let issuer = Issuer::new(params, ca_key);
-    let key = KeyPair::generate().expect("a key");
-    let leaf = CertificateParams::new(vec!["localhost".to_owned()]).expect("valid");
-    let leaf = leaf.signed_by(&key, &issuer).expect("signed");
-    std::fs::write(dir.join("ca.pem"), root.pem()).expect("written");
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    https::write_certificates(dir);
+    let chain = CertificateDer::from_pem_file(dir.join("srv.pem")).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(dir.join("srv.key")).expect("a key");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()
-        .with_single_cert(vec![leaf.der().clone()], key)
+        .with_single_cert(vec![chain], key)
         .expect("a certificate");
     Arc::new(config)
 }
