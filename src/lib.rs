@@ -3,9 +3,9 @@
 //!
 //! One process. Its main thread is the control plane: supervisors, certificates, admin socket, signals. Each further thread is
 //! a data plane of its own, with its listening sockets, connections and idle worker connections; a request that finds a worker
-//! waits for no other thread. An HTTP/2 stream has a task of its own; an HTTP/1.1 request, and a WebSocket after it, have their
-//! connection's. A request that has to wait for a worker stands in a line behind a short lock; a synchronous worker's answer
-//! that is longer than one read has a task that reads it ahead of the client.
+//! waits for no other thread. An HTTP/2 stream, and a WebSocket on one, has a task of its own; an HTTP/1.1 request, and a
+//! WebSocket after it, have their connection's. A request that has to wait for a worker stands in a line behind a short lock; a
+//! synchronous worker's answer that is longer than one read has a task that reads it ahead of the client.
 //!
 //! # Three ways
 //! - **A request:** `listen/accept` → `listen/tls` → `listen/http1` or `http2` → `proxy/handle`, which asks `proxy/route` for the app,

@@ -1,4 +1,5 @@
-//! HTTP/2 with a client: hyper's server under the connection's time-outs, closed gracefully at drain.
+//! HTTP/2 with a client: hyper's server under the connection's time-outs, closed gracefully at drain. A stream may become a
+//! WebSocket (RFC 8441).
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -8,10 +9,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::Method;
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -23,8 +27,13 @@ use crate::listen::watch::{Seen, Verdict, Watch};
 use crate::proxy::conn::{ConnInfo, Turn};
 use crate::proxy::handle::handle;
 use crate::proxy::plane::Plane;
+use crate::proxy::target::Extended;
+use crate::proxy::upgrade::Switch;
 use crate::scope::Scope;
 use crate::upstream::client_body::{ClientBody, ReadOn};
+
+/// How long an aborted connection stays for its WebSockets, which say why they end.
+const FAREWELL: Duration = Duration::from_millis(700);
 
 /// Serves HTTP/2 on `stream` until it ends.
 pub async fn serve_http2<S>(stream: S, conn: Rc<ConnInfo>, plane: Rc<Plane>, stage: Stage, scope: Scope)
@@ -33,10 +42,12 @@ where
 {
     let (stream, meter) = Metered::new(stream);
     let deadline = plane.reach.deadlines.deadline();
-    let service = service(&conn, &plane);
+    let tunnels = Tunnels::default();
+    let service = service(&conn, &plane, &tunnels);
     let limits = plane.reach.limits;
     let mut connection = Box::pin(
         http2::Builder::new(Streams::new(&conn, &plane, &scope))
+            .enable_connect_protocol()
             .max_concurrent_streams(limits.streams)
             .initial_stream_window_size(limits.window)
             .initial_connection_window_size(limits.connection_window)
@@ -46,11 +57,21 @@ where
     let timeouts = plane.reach.timeouts;
     let (mut watch, first) = Watch::new(true, timeouts, &limits, deadline.now());
     deadline.set(first);
-    let mut finishing = false;
+    let (mut finishing, mut parting) = (false, false);
     let ended = poll_fn(|cx: &mut Context<'_>| {
         let step = stage.step();
         if step == Step::Aborting {
-            return Poll::Ready(Ok(()));
+            if tunnels.none_open() && !parting {
+                return Poll::Ready(Ok(()));
+            }
+            if !std::mem::replace(&mut parting, true) {
+                deadline.set(FAREWELL);
+            }
+            if let Poll::Ready(outcome) = connection.as_mut().poll(cx) {
+                return Poll::Ready(outcome);
+            }
+            // What the last one said is written by now.
+            return if tunnels.none_open() { Poll::Ready(Ok(())) } else { deadline.poll_passed(cx).map(Ok) };
         }
         if !finishing && step == Step::Draining {
             finishing = true;
@@ -145,21 +166,73 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     }
 }
 
+/// How many streams of a connection are WebSockets. Clones are handles to the same.
+#[derive(Clone, Default)]
+struct Tunnels(Rc<Cell<u32>>);
+
+impl Tunnels {
+    fn none_open(&self) -> bool {
+        self.0.get() == 0
+    }
+
+    /// Carries what `switch` stands for, once the client's 200 is out.
+    async fn carry(self, client: OnUpgrade, switch: Switch, plane: Rc<Plane>) {
+        let _open = Open::among(&self);
+        match client.await {
+            Ok(client) => switch.carry(&mut TokioIo::new(client), &plane).await,
+            Err(_) => switch.abandon("the client was gone before the WebSocket was open"),
+        }
+    }
+}
+
+/// Counts one until it is dropped.
+struct Open(Tunnels);
+
+impl Open {
+    fn among(tunnels: &Tunnels) -> Self {
+        tunnels.0.set(tunnels.0.get() + 1);
+        Self(tunnels.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.0.set(self.0.0.get() - 1);
+    }
+}
+
+/// The client's end of what an extended CONNECT asks for.
+fn connected(request: &mut http::Request<Incoming>) -> Option<OnUpgrade> {
+    if request.method() != Method::CONNECT {
+        return None;
+    }
+    if let Some(protocol) = request.extensions_mut().remove::<Protocol>() {
+        let websocket = protocol.as_str() == "websocket";
+        request.extensions_mut().insert(if websocket { Extended::WebSocket } else { Extended::Other });
+    }
+    Some(hyper::upgrade::on(request))
+}
+
 type Answer = Result<http::Response<crate::proxy::body::Body>, Infallible>;
 
 fn service(
     conn: &Rc<ConnInfo>,
     plane: &Rc<Plane>,
+    tunnels: &Tunnels,
 ) -> impl Fn(http::Request<Incoming>) -> Pin<Box<dyn Future<Output = Answer>>> + 'static {
-    let (conn, plane) = (Rc::clone(conn), Rc::clone(plane));
-    move |request| {
-        let (conn, plane) = (Rc::clone(&conn), Rc::clone(&plane));
+    let (conn, plane, tunnels) = (Rc::clone(conn), Rc::clone(plane), tunnels.clone());
+    move |mut request| {
+        let (conn, plane, tunnels) = (Rc::clone(&conn), Rc::clone(&plane), tunnels.clone());
+        let client = connected(&mut request);
         // Boxed, so that an idle connection does not hold room for a request.
         Box::pin(async move {
             let (parts, incoming) = request.into_parts();
             let read_on = ReadOn { tasks: plane.tunnels.clone(), deadlines: plane.reach.deadlines.clone() };
             let reply = handle(parts, ClientBody::new(incoming, Some(read_on)), &conn, &plane).await;
-            // A handshake of HTTP/1.1 is none in HTTP/2, so there is no switch.
+            if let (Some(client), Some(switch)) = (client, reply.switch) {
+                let tasks = plane.tunnels.clone();
+                drop(tasks.spawn(tunnels.carry(client, switch, plane)));
+            }
             Ok(reply.response)
         })
     }

@@ -16,6 +16,9 @@ pub enum ProxyError {
     /// A method that no gateway forwards.
     #[error("the method is not forwarded")]
     MethodRefused,
+    /// An extended CONNECT to something else than a WebSocket (RFC 8441 §4).
+    #[error("the request asks for a protocol that is not spoken")]
+    ProtocolUnsupported,
     /// A transfer coding other than `chunked`.
     #[error("the request uses a transfer coding that is not supported")]
     CodingUnsupported,
@@ -110,7 +113,7 @@ impl ProxyError {
         match self {
             Self::Malformed(_) => (Client, StatusCode::BAD_REQUEST),
             Self::MethodRefused => (Client, StatusCode::METHOD_NOT_ALLOWED),
-            Self::CodingUnsupported => (Client, StatusCode::NOT_IMPLEMENTED),
+            Self::ProtocolUnsupported | Self::CodingUnsupported => (Client, StatusCode::NOT_IMPLEMENTED),
             Self::ExpectationUnsupported => (Client, StatusCode::EXPECTATION_FAILED),
             Self::VersionUnsupported => (Client, StatusCode::HTTP_VERSION_NOT_SUPPORTED),
             Self::HeadTooSlow => (Client, StatusCode::REQUEST_TIMEOUT),
@@ -160,6 +163,7 @@ impl ProxyError {
             | Self::HeadTooSlow
             | Self::BodyTooLarge { .. }
             | Self::MethodRefused
+            | Self::ProtocolUnsupported
             | Self::Send(SendError::Unwritable(_) | SendError::RequestBody(_)) => true,
             Self::WebSocketVersion
             | Self::UnknownHost

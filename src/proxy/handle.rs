@@ -23,7 +23,7 @@ use crate::proxy::reply;
 use crate::proxy::route::{self, Asked, Decision, Secured, Site};
 use crate::proxy::sticky;
 use crate::proxy::target::{self, Authority, Target};
-use crate::proxy::upgrade::{self, Switch};
+use crate::proxy::upgrade::{self, Switch, Translated};
 use crate::upstream::affinity::Home;
 use crate::upstream::body::ResponseBody;
 use crate::upstream::client_body::ClientBody;
@@ -38,7 +38,7 @@ use crate::upstream::wire::RequestHead;
 pub struct Reply {
     /// The response.
     pub response: Response<Body>,
-    /// With a 101: what the connection is from then on.
+    /// With a 101, or the 200 of a CONNECT: what the connection, or the stream, is from then on.
     pub switch: Option<Switch>,
 }
 
@@ -169,6 +169,8 @@ impl<'a> Passage<'a> {
             request_id: self.entry.record.request_id,
         };
         headers::request(&mut self.parts.headers, self.parts.version);
+        let translated = upgrade::translate(&mut self.parts)?;
+        let is_handshake = is_handshake || translated.is_some();
 
         let mut body = has_body.then(|| {
             let reach = &self.plane.reach;
@@ -185,9 +187,18 @@ impl<'a> Passage<'a> {
             answer.headers_mut().append(SET_COOKIE, cookie);
         }
         match answer {
-            Answer::Response(response) => Ok(Outcome::Answer(self.passed_on(site, response).await)),
+            Answer::Response(response) => {
+                if translated.is_some() {
+                    Translated::check_declined(response.status())?;
+                }
+                Ok(Outcome::Answer(self.passed_on(site, response).await))
+            }
             Answer::Upgraded { head, tunnel } => {
-                Ok(Outcome::Tunnel { head: upgrade::switch(head), worker: tunnel })
+                let head = match &translated {
+                    Some(translated) => translated.open(head)?,
+                    None => upgrade::switch(head),
+                };
+                Ok(Outcome::Tunnel { head, worker: tunnel })
             }
         }
     }

@@ -24,6 +24,15 @@ pub enum Target {
     Server,
 }
 
+/// What an extended CONNECT asks for (RFC 8441 §4). Its connection puts it among the request's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extended {
+    /// A WebSocket.
+    WebSocket,
+    /// Any other protocol.
+    Other,
+}
+
 /// A host and port as a client wrote them: `host [":" port]` of RFC 3986 §3.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Authority<'a> {
@@ -88,8 +97,15 @@ pub fn check_size(parts: &Parts, limits: &Limits) -> Result<(), ProxyError> {
 
 /// Refuses methods and targets that are never forwarded. `secure` says that the connection is TLS.
 pub fn check_target(parts: &Parts, secure: bool) -> Result<Target, ProxyError> {
-    if parts.method == Method::CONNECT || parts.method == Method::TRACE {
+    if parts.method == Method::TRACE {
         return Err(ProxyError::MethodRefused);
+    }
+    if parts.method == Method::CONNECT {
+        match parts.extensions.get() {
+            Some(Extended::WebSocket) => {}
+            Some(Extended::Other) => return Err(ProxyError::ProtocolUnsupported),
+            None => return Err(ProxyError::MethodRefused),
+        }
     }
     if parts.method.as_str().len() > METHOD_SIZE {
         return Err(ProxyError::Malformed("its method is too long"));
@@ -281,6 +297,28 @@ mod tests {
         ] {
             let parts = request(method, uri, Version::HTTP_11, &["a.test"]);
             assert_eq!(check_target(&parts, false).ok(), expected, "{id}");
+        }
+    }
+
+    #[test]
+    fn f10_only_a_websocket_is_connected_to() {
+        for (asked, expected) in [
+            (None, Err(405)),
+            (Some(Extended::Other), Err(501)),
+            (Some(Extended::WebSocket), Ok(Target::Path)),
+        ] {
+            let mut parts = request("CONNECT", "https://a.test/ws", Version::HTTP_2, &[]);
+            parts.extensions.extend(
+                asked
+                    .map(|asked| {
+                        let mut extensions = http::Extensions::new();
+                        extensions.insert(asked);
+                        extensions
+                    })
+                    .unwrap_or_default(),
+            );
+            let found = check_target(&parts, true).map_err(|error| error.status().as_u16());
+            assert_eq!(found, expected, "{asked:?}");
         }
     }
 

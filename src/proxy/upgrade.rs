@@ -1,12 +1,14 @@
-//! WebSocket over HTTP/1.1 (RFC 6455): which handshakes are passed on, and the tunnel after one. Nothing is tunnelled before
-//! the worker's 101.
+//! WebSocket over HTTP/1.1 (RFC 6455) and HTTP/2 (RFC 8441): which handshakes are passed on, how one of HTTP/2 is translated
+//! for a worker, and the tunnel after it. Nothing is tunnelled before the worker's 101.
 
 use std::rc::Rc;
 
-use http::header::{CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::proxy::entry::Entry;
 use crate::proxy::error::ProxyError;
@@ -28,13 +30,58 @@ pub fn is_handshake(parts: &Parts, has_body: bool) -> Result<bool, ProxyError> {
     if parts.version != Version::HTTP_11 || parts.method != Method::GET || has_body {
         return Err(ProxyError::Malformed("a WebSocket begins with a GET of HTTP/1.1 without a body"));
     }
-    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version.as_bytes().trim_ascii() != b"13") {
-        return Err(ProxyError::WebSocketVersion);
-    }
+    check_version(headers)?;
     let mut keys = headers.get_all(SEC_WEBSOCKET_KEY).iter();
     match (keys.next(), keys.next()) {
         (Some(key), None) if is_key(key.as_bytes().trim_ascii()) => Ok(true),
         _ => Err(ProxyError::Malformed("its Sec-WebSocket-Key is missing or wrong")),
+    }
+}
+
+/// A handshake of HTTP/1.1 that edge made for a client of HTTP/2, which has no key of its own.
+pub struct Translated {
+    /// What proves that the worker read the key.
+    accept: String,
+}
+
+/// Makes the handshake of an extended CONNECT into one that workers know (RFC 8441 §5); `None` for other requests. To be called
+/// after the fields of one hop are gone.
+pub fn translate(parts: &mut Parts) -> Result<Option<Translated>, ProxyError> {
+    if parts.method != Method::CONNECT {
+        return Ok(None);
+    }
+    check_version(&parts.headers)?;
+    let key = generate_key();
+    let accept = derive_accept_key(key.as_bytes());
+    parts.method = Method::GET;
+    let key = HeaderValue::try_from(key).expect("base64 is a field value");
+    parts.headers.insert(SEC_WEBSOCKET_KEY, key);
+    Ok(Some(Translated { accept }))
+}
+
+impl Translated {
+    /// The client's 200, made from the worker's 101: subprotocol and extensions are the client's to see, the rest was between
+    /// edge and the worker.
+    pub fn open(&self, worker: Response<()>) -> Result<Response<()>, ProxyError> {
+        let mut response = worker;
+        let accepted = response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+        if accepted.is_none_or(|accepted| accepted.as_bytes().trim_ascii() != self.accept.as_bytes()) {
+            return Err(ProxyError::BadUpgrade("its Sec-WebSocket-Accept does not fit the key"));
+        }
+        response.headers_mut().remove(UPGRADE);
+        *response.status_mut() = StatusCode::OK;
+        *response.version_mut() = Version::HTTP_11;
+        Ok(response)
+    }
+
+    /// A worker may decline, but not with a success: to the client that would be an open WebSocket.
+    pub fn check_declined(status: StatusCode) -> Result<(), ProxyError> {
+        if status.is_success() {
+            return Err(ProxyError::BadUpgrade(
+                "it answers a WebSocket handshake with a success other than 101",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -83,6 +130,14 @@ impl Switch {
             End::Failed(error) => format!("the WebSocket broke off: {error}"),
         };
         self.entry.blame(|| why);
+    }
+}
+
+/// RFC 6455 §4.4.
+fn check_version(headers: &HeaderMap) -> Result<(), ProxyError> {
+    match headers.get(SEC_WEBSOCKET_VERSION) {
+        Some(version) if version.as_bytes().trim_ascii() == b"13" => Ok(()),
+        Some(_) | None => Err(ProxyError::WebSocketVersion),
     }
 }
 
@@ -158,5 +213,39 @@ mod tests {
             assert_eq!(found, expected, "{id}");
         }
         assert!(is_handshake(&handshake(|_| ()), true).is_err(), "G3u with a body");
+    }
+
+    fn connect(version: &str) -> Parts {
+        let request = Request::builder().method("CONNECT").uri("https://a.test/ws").version(Version::HTTP_2);
+        let request = request.header(SEC_WEBSOCKET_VERSION, version).header(SEC_WEBSOCKET_KEY, KEY).body(());
+        request.expect("well formed").into_parts().0
+    }
+
+    fn switched(accept: &str) -> Response<()> {
+        let response = Response::builder().status(101).header(UPGRADE, "websocket");
+        let response = response.header(SEC_WEBSOCKET_ACCEPT, accept).header("sec-websocket-protocol", "chat");
+        response.body(()).expect("well formed")
+    }
+
+    #[test]
+    fn a_connect_becomes_a_handshake_with_a_key_of_edges_own() {
+        let mut parts = connect("13");
+        let translated = translate(&mut parts).expect("a handshake").expect("a CONNECT");
+        assert_eq!(parts.method, Method::GET);
+        let key = parts.headers[SEC_WEBSOCKET_KEY].as_bytes();
+        assert!(is_key(key) && key != KEY.as_bytes(), "{key:?}");
+        let open = translated.open(switched(&derive_accept_key(key))).expect("the key fits");
+        assert_eq!(open.status(), 200);
+        assert_eq!(open.headers()["sec-websocket-protocol"], "chat");
+        assert_eq!(open.headers().len(), 1);
+        let wrong = translated.open(switched(&derive_accept_key(KEY.as_bytes()))).map(drop);
+        assert_eq!(wrong.expect_err("another key").status(), 502);
+        let old = translate(&mut connect("8")).map(drop);
+        assert_eq!(old.expect_err("another version").status(), 426);
+        assert!(translate(&mut handshake(|_| ())).is_ok_and(|made| made.is_none()));
+        for (status, passes) in [(200, false), (204, false), (302, true), (403, true), (426, true)] {
+            let status = StatusCode::from_u16(status).expect("valid");
+            assert_eq!(Translated::check_declined(status).is_ok(), passes, "{status}");
+        }
     }
 }

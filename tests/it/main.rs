@@ -38,4 +38,5 @@ mod status;
 mod supervising;
 mod tls;
 mod upgrades;
+mod websockets;
 mod workers;

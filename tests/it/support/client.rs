@@ -15,6 +15,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::{http1, http2};
+use hyper::ext::Protocol;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -25,6 +27,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::edge::Edge;
 use super::within;
@@ -380,6 +383,30 @@ pub(crate) async fn websocket(edge: &Edge, host: &str, path: &str) -> WebSocketS
         .expect("the server switches protocols");
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     socket
+}
+
+/// A WebSocket on a stream of an HTTP/2 connection that has carried a request before (RFC 8441).
+pub(crate) type SharedSocket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// The head of a WebSocket's handshake over HTTP/2, to be completed.
+pub(crate) fn connect(connection: &Connection, path: &str) -> http::request::Builder {
+    let mut builder = connection.request("CONNECT", path).header("sec-websocket-version", "13");
+    let extensions = builder.extensions_mut().expect("a request");
+    extensions.insert(Protocol::from_static("websocket"));
+    builder
+}
+
+/// Opens a WebSocket on `connection`, with the answer's head.
+pub(crate) async fn shared_websocket(
+    connection: &mut Connection,
+    request: http::request::Builder,
+) -> (SharedSocket, HeaderMap) {
+    let mut response = connection.send(request.body(empty()).expect("a request")).await.expect("an answer");
+    assert_eq!(response.status(), StatusCode::OK);
+    let upgraded = within(PATIENCE, "the stream is open", hyper::upgrade::on(&mut response)).await;
+    let stream = TokioIo::new(upgraded.expect("an open stream"));
+    let headers = response.headers().clone();
+    (WebSocketStream::from_raw_socket(stream, Role::Client, None).await, headers)
 }
 
 /// A TLS connection to `edge` that carries whatever bytes the test writes.
