@@ -69,6 +69,8 @@ struct UnderWay {
     reply: Reply,
     /// The worker that ended it.
     culprit: Option<Seat>,
+    /// All workers are of the new generation.
+    completed: bool,
 }
 
 impl Changes {
@@ -83,7 +85,7 @@ impl Changes {
             return None;
         }
         let (wish, reply) = self.line.pop_front()?;
-        self.under_way = Some(UnderWay { reply, culprit: None });
+        self.under_way = Some(UnderWay { reply, culprit: None, completed: false });
         Some(wish)
     }
 
@@ -96,9 +98,16 @@ impl Changes {
         self.begun = generation;
     }
 
-    /// All workers are of the new generation.
+    /// All workers are of the new generation. Whoever waits is told once [`Self::cleared`].
     pub(super) fn completed(&mut self) {
-        if let Some(under_way) = self.under_way.take() {
+        if let Some(under_way) = &mut self.under_way {
+            under_way.completed = true;
+        }
+    }
+
+    /// Nothing is left of any worker that ended.
+    pub(super) fn cleared(&mut self) {
+        if let Some(under_way) = self.under_way.take_if(|under_way| under_way.completed) {
             let _nobody_waits = under_way.reply.send(Ok(()));
         }
     }

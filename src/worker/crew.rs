@@ -170,8 +170,12 @@ impl Crew {
                 self.look_at_load();
             }
         }
+        let cleared = self.burials.is_empty();
+        if cleared {
+            self.changes.cleared();
+        }
         self.begin_change();
-        if self.rollout.is_settled() {
+        if cleared && self.rollout.is_settled() {
             self.changes.settled();
         }
     }
