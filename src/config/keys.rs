@@ -239,7 +239,12 @@ pub const KEYS: &[Key] = &[
         Global,
         "Most header fields of a worker's answer; 502 beyond.",
     ),
-    key("limits.interim_responses", Is("10"), Global, "Interim (1xx) answers to one request; 502 beyond."),
+    key(
+        "limits.interim_responses",
+        Is("10"),
+        Global,
+        "Interim (1xx) answers to one request; 502 beyond. Clients of HTTP/1.1 get them, but for 100, which edge sends itself; over HTTP/2 they are dropped.",
+    ),
     key(
         "limits.early_response_drain",
         Is("64KB"),

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::request::Parts;
-use http::{Method, Response};
+use http::{HeaderMap, Method, Response, StatusCode, Version};
 use http_body::{Body as _, Frame};
 
 use crate::deadline::{Deadline, Spare};
@@ -192,7 +192,13 @@ impl<S: Client + 'static> Talk<S> {
             Next::Request(head) => {
                 let asked = Asked::of(&head.parts, head.takes_trailers);
                 let body = self.body(head.framing, head.expects_continue);
-                let mut asking = pin!(handle(head.parts, body, &conn, &plane));
+                let wire = Rc::clone(&self.wire);
+                let early = |status: StatusCode, fields: &HeaderMap| {
+                    wire.borrow_mut().put_interim(|out| response::write_interim(out, status, fields));
+                };
+                // RFC 9110 §15.2: never to a client of HTTP/1.0, which would take it for the answer.
+                let early = (asked.version == Version::HTTP_11).then_some(&early as &dyn Fn(_, &_));
+                let mut asking = pin!(handle(head.parts, body, &conn, &plane, early));
                 let reply = poll_fn(|cx| self.poll_reply(cx, asking.as_mut())).await?;
                 (asked, head.persistent, reply)
             }
@@ -233,6 +239,9 @@ impl<S: Client + 'static> Talk<S> {
         }
         if let Poll::Ready(reply) = asking.poll(cx) {
             return Poll::Ready(Ok(reply));
+        }
+        if let Poll::Ready(Err(_)) = self.wire.borrow_mut().poll_interim(cx) {
+            return Poll::Ready(Err(End::Abort));
         }
         self.poll_meanwhile(cx).map(Err)
     }
@@ -291,7 +300,11 @@ impl<S: Client + 'static> Talk<S> {
                 return Poll::Ready(Err("edge ended before the switch of protocols"));
             }
             let mut wire = self.wire.borrow_mut();
-            let written = match out.poll_write(cx, &mut wire.stream) {
+            let written = match wire.poll_interim(cx) {
+                Poll::Ready(Ok(())) => out.poll_write(cx, &mut wire.stream),
+                other => other,
+            };
+            let written = match written {
                 Poll::Ready(Ok(())) => wire.poll_flush(cx),
                 other => other,
             };

@@ -228,7 +228,9 @@ fn service(
         Box::pin(async move {
             let (parts, incoming) = request.into_parts();
             let read_on = ReadOn { tasks: plane.tunnels.clone(), deadlines: plane.reach.deadlines.clone() };
-            let reply = handle(parts, ClientBody::new(incoming, Some(read_on)), &conn, &plane).await;
+            let body = ClientBody::new(incoming, Some(read_on));
+            // Interim answers end here: hyper's server keeps the stream's sending half to itself until there is a final one.
+            let reply = handle(parts, body, &conn, &plane, None).await;
             if let (Some(client), Some(switch)) = (client, reply.switch) {
                 let tasks = plane.tunnels.clone();
                 drop(tasks.spawn(tunnels.carry(client, switch, plane)));

@@ -85,13 +85,18 @@ pub fn write_head(
     (framing, !close)
 }
 
-/// Appends a 101 as it is: from here on the connection is a tunnel.
-pub fn write_switch(out: &mut Vec<u8>, head: &response::Parts) {
-    put_status(out, head.status);
-    for (name, value) in &head.headers {
+/// Appends an interim answer.
+pub fn write_interim(out: &mut Vec<u8>, status: StatusCode, fields: &HeaderMap) {
+    put_status(out, status);
+    for (name, value) in fields {
         put(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
     put(out, &[b"\r\n"]);
+}
+
+/// Appends a 101 as it is: from here on the connection is a tunnel.
+pub fn write_switch(out: &mut Vec<u8>, head: &response::Parts) {
+    write_interim(out, head.status, &head.headers);
 }
 
 /// Follows a chunk.

@@ -21,6 +21,9 @@ use crate::upstream::wire::{Malformed, RequestFraming};
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
+/// Bytes of interim answers that wait for a client that takes none; more are dropped, being hints.
+const MOST_INTERIM: usize = 64 * 1024;
+
 /// The connection. It holds no buffer of its own: what was read is a slice of the thread's, and nothing while it is idle.
 pub struct Wire<S> {
     /// The stream.
@@ -30,8 +33,9 @@ pub struct Wire<S> {
     /// The last read filled its room.
     bulk: bool,
     reception: Reception,
-    /// What is left of an interim answer on its way.
-    interim: &'static [u8],
+    /// Interim answers on their way; without memory while there are none.
+    interim: Vec<u8>,
+    interim_sent: usize,
 }
 
 /// How far the body of the request is that is being answered.
@@ -53,7 +57,8 @@ enum Reception {
 impl<S: Client> Wire<S> {
     /// A connection on which nothing was said.
     pub fn new(stream: Metered<S>) -> Self {
-        Self { stream, input: Bytes::new(), bulk: false, reception: Reception::Whole, interim: b"" }
+        let (input, interim) = (Bytes::new(), Vec::new());
+        Self { stream, input, bulk: false, reception: Reception::Whole, interim, interim_sent: 0 }
     }
 
     /// Reads more once `input` is used up; 0 is the end.
@@ -105,18 +110,28 @@ impl<S: Client> Wire<S> {
         }
     }
 
-    /// Gets an interim answer out of the way. Nothing else may be written before.
+    /// Takes an interim answer, which `write` appends, to be sent by [`Self::poll_interim`].
+    pub fn put_interim(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.interim.len() < MOST_INTERIM {
+            write(&mut self.interim);
+        }
+    }
+
+    /// Gets interim answers out of the way. Nothing else may be written before.
     pub fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.interim.is_empty() {
-            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, self.interim))?;
+        if self.interim.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while self.interim_sent < self.interim.len() {
+            let rest = &self.interim[self.interim_sent..];
+            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.interim = &self.interim[count..];
-            if self.interim.is_empty() {
-                ready!(self.poll_flush(cx))?;
-            }
+            self.interim_sent += count;
         }
+        ready!(self.poll_flush(cx))?;
+        (self.interim, self.interim_sent) = (Vec::new(), 0);
         Poll::Ready(Ok(()))
     }
 
@@ -151,7 +166,7 @@ impl<S: Client> Wire<S> {
                 }
             }
             if std::mem::take(expects_continue) {
-                self.interim = CONTINUE;
+                self.interim.extend_from_slice(CONTINUE);
             }
             let read = match ready!(self.poll_interim(cx)) {
                 Ok(()) => ready!(self.poll_input(cx)),

@@ -28,7 +28,7 @@ use crate::upstream::affinity::Home;
 use crate::upstream::body::ResponseBody;
 use crate::upstream::client_body::ClientBody;
 use crate::upstream::error::SendError;
-use crate::upstream::exchange::{Answer, Tunnel, exchange};
+use crate::upstream::exchange::{Answer, Interim, Tunnel, exchange};
 use crate::upstream::pool::{self, Wish};
 use crate::upstream::request_body::RequestBody;
 use crate::upstream::spool::spool;
@@ -42,11 +42,17 @@ pub struct Reply {
     pub switch: Option<Switch>,
 }
 
-/// Answers one request. The future must be dropped when the client is gone.
-pub async fn handle(parts: Parts, incoming: ClientBody, conn: &Rc<ConnInfo>, plane: &Rc<Plane>) -> Reply {
+/// Answers one request. The future must be dropped when the client is gone. A worker's interim answers go to `early`, at once.
+pub async fn handle(
+    parts: Parts,
+    incoming: ClientBody,
+    conn: &Rc<ConnInfo>,
+    plane: &Rc<Plane>,
+    early: Interim<'_>,
+) -> Reply {
     let mut passage = Passage::begin(parts, conn, plane);
     let outcome = match passage.decide() {
-        Ok(Step::Forward { site, host }) => passage.forward(&site, &host, incoming).await,
+        Ok(Step::Forward { site, host }) => passage.forward(&site, &host, incoming, early).await,
         Ok(Step::Answer(response)) => Ok(Outcome::Answer(response)),
         Err(error) => Err(error),
     };
@@ -155,11 +161,13 @@ impl<'a> Passage<'a> {
         site: &Site,
         host: &HeaderValue,
         incoming: ClientBody,
+        early: Interim<'_>,
     ) -> Result<Outcome, ProxyError> {
         target::check_announced_length(&self.parts.headers, site.app.max_body)?;
         self.entry.enter(self.conn).await?;
         let has_body = !incoming.is_end_stream();
-        let is_handshake = upgrade::is_handshake(&self.parts, has_body)?;
+        let translated = upgrade::translate(&mut self.parts)?;
+        let is_handshake = translated.is_some() || upgrade::is_handshake(&self.parts, has_body)?;
 
         let about = Forwarding {
             client: self.conn.client_ip(),
@@ -167,17 +175,16 @@ impl<'a> Passage<'a> {
             secure: self.conn.tls.is_some(),
             host,
             request_id: self.entry.record.request_id,
+            trailers: !is_handshake && headers::takes_trailers(&self.parts.headers),
         };
         headers::request(&mut self.parts.headers, self.parts.version);
-        let translated = upgrade::translate(&mut self.parts)?;
-        let is_handshake = is_handshake || translated.is_some();
 
         let mut body = has_body.then(|| {
             let reach = &self.plane.reach;
             RequestBody::new(incoming, reach.deadlines.deadline(), reach.bounds(site.app.max_body))
         });
         let home = sticky::home(&site.app, &self.parts.headers, self.conn.client_ip());
-        let answer = self.ask(site, &about, home, is_handshake, &mut body).await;
+        let answer = self.ask(site, &about, home, is_handshake, &mut body, early).await;
         if let Some(unsent) = &body {
             self.entry.record.bytes_in = unsent.received();
         }
@@ -221,6 +228,7 @@ impl<'a> Passage<'a> {
         home: Home,
         upgrade: bool,
         body: &mut Option<RequestBody>,
+        early: Interim<'_>,
     ) -> Result<Answer, ProxyError> {
         if let Some(body) = body.as_mut().filter(|_| site.synchronous) {
             let taken = body.take_in(&self.plane.reach.budget).await;
@@ -253,7 +261,7 @@ impl<'a> Passage<'a> {
             record.worker = Some((lease.slot().id.slot, lease.slot().pid));
             tried[made] = (lease.slot().id.slot, lease.slot().id.incarnation);
 
-            let answer = exchange(&self.plane.reach, lease, &head, body).await;
+            let answer = exchange(&self.plane.reach, lease, &head, body, early).await;
             let took = asked.elapsed();
             record.upstream = Some(took);
             let error = match answer {

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use http::header::{CONNECTION, COOKIE};
+use http::header::{CONNECTION, COOKIE, TE};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 /// What a worker learns of the client from edge alone.
@@ -20,6 +20,8 @@ pub struct Forwarding<'a> {
     pub host: &'a HeaderValue,
     /// Identifies the request in logs.
     pub request_id: u64,
+    /// Whether the client takes trailers; a worker may keep them to itself otherwise (RFC 9110 §6.5.1).
+    pub trailers: bool,
 }
 
 /// Takes out of a client's fields what must not reach a worker, `Host` and framing excepted: those the exchange leaves out.
@@ -30,6 +32,12 @@ pub fn request(headers: &mut HeaderMap, version: Version) {
     if version == Version::HTTP_2 {
         join_cookies(headers);
     }
+}
+
+/// Whether a client's fields say that it takes trailers. To be asked before they are taken out.
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut listed = headers.get_all(TE).iter().flat_map(|list| list.as_bytes().split(|b| *b == b','));
+    listed.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
 }
 
 /// Appends the lines that tell a worker of the client. Not by way of the map: seven fields a request would be its largest cost.
@@ -66,6 +74,10 @@ pub fn forwarding(out: &mut Vec<u8>, about: &Forwarding<'_>) {
         scheme,
         b"\r\n",
     ]);
+    if about.trailers {
+        // RFC 9110 §10.1.4: a field of one hop, named as such.
+        line(&[b"te: trailers\r\nconnection: te\r\n"]);
+    }
 }
 
 /// Drops from a worker's trailers what has no meaning there and could change how the message is read (RFC 9110 §6.5.1).

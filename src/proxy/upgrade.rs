@@ -44,8 +44,7 @@ pub struct Translated {
     accept: String,
 }
 
-/// Makes the handshake of an extended CONNECT into one that workers know (RFC 8441 §5); `None` for other requests. To be called
-/// after the fields of one hop are gone.
+/// Makes the handshake of an extended CONNECT into one that workers know (RFC 8441 §5); `None` for other requests.
 pub fn translate(parts: &mut Parts) -> Result<Option<Translated>, ProxyError> {
     if parts.method != Method::CONNECT {
         return Ok(None);

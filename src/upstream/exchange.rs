@@ -99,7 +99,11 @@ pub struct Tunnel {
     pub stream: Prefixed<Connection>,
 }
 
-/// Sends one request and reads the head of its answer.
+/// Takes interim answers, status and fields, that are meant for the client; `None` where it cannot be told of them. 100 is not
+/// among them: edge itself asks a client to go on.
+pub type Interim<'a> = Option<&'a dyn Fn(StatusCode, &HeaderMap)>;
+
+/// Sends one request and reads the head of its answer. Interim answers before it go to `early`.
 ///
 /// `body` is `None` where the request has none. It is taken out only once the exchange begins to read it, so after an error a
 /// body still there is untouched. Dropping the future closes the worker's connection, which cancels the request there.
@@ -109,6 +113,7 @@ pub async fn exchange(
     mut lease: Lease,
     head: &RequestHead<'_>,
     body: &mut Option<RequestBody>,
+    early: Interim<'_>,
 ) -> Result<Answer, SendError> {
     if body.as_ref().is_some_and(|body| !body.is_short()) {
         // It may be the client who is waited for.
@@ -133,6 +138,7 @@ pub async fn exchange(
         asked: Asked { head: *head.method == Method::HEAD, upgrade: head.upgrade },
         limits: reach.limits.response,
         interim: 0,
+        early,
         may_leave: head.method.is_idempotent() && framing == RequestFraming::None,
         watch: Watch::new(deadline, LOOK.min(reach.timeouts.first_byte)),
         first_byte: reach.timeouts.first_byte,
@@ -193,7 +199,7 @@ async fn connect(reach: &Reach, address: &Address, deadline: &Deadline) -> Resul
 }
 
 /// A request on a connection whose answer has not begun or is not complete.
-struct Attempt {
+struct Attempt<'a> {
     connection: Connection,
     upload: Upload,
     /// An incomplete head.
@@ -202,6 +208,8 @@ struct Attempt {
     limits: ResponseLimits,
     /// Interim responses so far.
     interim: u32,
+    /// Who takes them.
+    early: Interim<'a>,
     /// Another worker may be asked for the same.
     may_leave: bool,
     /// Until the next look.
@@ -215,7 +223,7 @@ struct Attempt {
 /// A final head, and what was read after it.
 type Begun = (ResponseHead, Bytes);
 
-impl Attempt {
+impl Attempt<'_> {
     /// Sends and reads until a final head is there. Reads while it sends: an answer may come before the body is all sent.
     fn poll_answer(&mut self, cx: &mut Context<'_>, slot: &Slot) -> Poll<Result<Begun, SendError>> {
         let (state, moved) = self.upload.drive(cx, &mut self.connection)?;
@@ -300,6 +308,9 @@ impl Attempt {
             self.interim += 1;
             if self.interim > self.limits.interim {
                 return Err(Malformed("it has too many interim responses"));
+            }
+            if let Some(early) = self.early.filter(|_| head.status != StatusCode::CONTINUE) {
+                early(head.status, &head.headers);
             }
             if block.is_empty() {
                 return Ok(None);

@@ -221,9 +221,11 @@ async fn h07_h10_what_a_worker_may_answer_is_configured() {
     })
     .await;
     let edge = edge(&origin, "limits: {interim_responses: 2, response_header_fields: 10}").await;
-    let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
-    for (path, status) in [("/", 200), ("/interim", 502), ("/fields", 502)] {
-        assert_eq!(connection.get(path).await.status, status, "{path}");
+    for wire in Wire::BOTH {
+        let mut connection = Connection::open(&edge, "a.test", wire).await;
+        for (path, status) in [("/", 200), ("/interim", 502), ("/fields", 502)] {
+            assert_eq!(connection.get(path).await.status, status, "{path} {wire:?}");
+        }
     }
     edge.stop().await;
 }

@@ -189,7 +189,8 @@ async fn trailers_pass_both_ways() {
     let origin = Origin::start(move |mut peer| {
         let report = report.clone();
         async move {
-            while peer.head().await.is_some() {
+            while let Some(head) = peer.head().await {
+                assert_eq!((head.header("te"), head.header("connection")), (Some("trailers"), Some("te")));
                 while peer.chunk().await.is_some_and(|chunk| !chunk.is_empty()) {}
                 report.send(peer.trailers().await.unwrap_or_default()).expect("the test listens");
                 peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n").await;
@@ -219,6 +220,84 @@ async fn trailers_pass_both_ways() {
         let sent = within(PATIENCE, "the request's trailers", seen.recv()).await.expect("trailers");
         assert_eq!(sent.to_ascii_lowercase().trim(), "x-check: 7", "{wire:?}");
     }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a12_trailers_reach_nobody_who_did_not_ask_for_them_or_whom_they_could_mislead() {
+    let (report, mut seen) = mpsc::unbounded_channel();
+    let origin = Origin::start(move |mut peer| {
+        let report = report.clone();
+        async move {
+            while let Some(head) = peer.head().await {
+                assert_eq!(head.header("te"), None);
+                while peer.chunk().await.is_some_and(|chunk| !chunk.is_empty()) {}
+                report.send(peer.trailers().await.unwrap_or_default()).expect("the test listens");
+                peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n").await;
+                peer.write("X-Sum: 42\r\nSet-Cookie: a=b\r\nContent-Length: 7\r\n\r\n").await;
+            }
+        }
+    })
+    .await;
+    let edge = Setup::new().app("a", &format!("domains: [a.test]\n{}", origin.upstream())).start().await;
+    for wire in Wire::BOTH {
+        let mut connection = Connection::open(&edge, "a.test", wire).await;
+        let (frames, body) = by_frames();
+        let fields =
+            [("x-check", "7"), ("x-forwarded-for", "9.9.9.9"), ("host", "b.test"), ("cookie", "a=b")];
+        let trailers = fields.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        frames.send(Frame::data(Bytes::from_static(b"data"))).unwrap();
+        frames.send(Frame::trailers(trailers.collect())).unwrap();
+        drop(frames);
+        // Without it this client of HTTP/1.1 sends none.
+        let announced = "x-check, x-forwarded-for, host, cookie";
+        let request = connection.request("POST", "/").header("trailer", announced).body(body).unwrap();
+        let answer = connection.exchange(request).await.unwrap();
+        assert_eq!(answer.text(), "ok");
+        // HTTP/2 has a place for trailers in every answer, HTTP/1.1 only for clients that say so.
+        let names =
+            answer.trailers.map(|trailers| trailers.keys().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(names, (wire == Wire::H2).then(|| vec!["x-sum".to_owned()]), "{wire:?}");
+        let sent = within(PATIENCE, "the request's trailers", seen.recv()).await.expect("trailers");
+        assert_eq!(sent.to_ascii_lowercase().trim(), "x-check: 7", "{wire:?}");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn early_hints_reach_clients_of_http_1_1_at_once_and_nobody_else() {
+    let go_on = Arc::new(Notify::new());
+    let wait = Arc::clone(&go_on);
+    let origin = Origin::start(move |mut peer| {
+        let wait = Arc::clone(&wait);
+        async move {
+            while let Some(head) = peer.head().await {
+                peer.write("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n")
+                    .await;
+                peer.write("Connection: x-hop\r\nX-Hop: 1\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n").await;
+                if head.request_line().contains("wait") {
+                    wait.notified().await;
+                }
+                peer.answer("200 OK", "", "page").await;
+            }
+        }
+    })
+    .await;
+    let edge = Setup::new().app("a", &format!("domains: [a.test]\n{}", origin.upstream())).start().await;
+    let mut client = raw(&edge, "a.test").await;
+    for _ in 0..2 {
+        client.write("GET /wait HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+        let hints = client.read_to("\r\n\r\n").await;
+        assert_eq!(hints, "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n");
+        assert_eq!(client.read_to("\r\n\r\n").await, "HTTP/1.1 102 Processing\r\n\r\n");
+        go_on.notify_one();
+        assert!(client.read_to("page").await.starts_with("HTTP/1.1 200 OK\r\n"));
+    }
+    client.write("GET / HTTP/1.0\r\nHost: a.test\r\n\r\n").await;
+    assert!(client.read_to_close().await.starts_with("HTTP/1.1 200 OK\r\n"));
+    // hyper's server gives nobody the means to send an interim answer over HTTP/2, where they are dropped.
+    let answer = Connection::open(&edge, "a.test", Wire::H2).await.get("/").await;
+    assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "page"));
     edge.stop().await;
 }
 

@@ -128,7 +128,7 @@ impl Rig {
             add: &|_| {},
             upgrade,
         };
-        exchange(&self.reach, self.lease(), &head, body).await
+        exchange(&self.reach, self.lease(), &head, body, None).await
     }
 
     async fn response(&self, method: Method) -> Result<Response<ResponseBody>, SendError> {
