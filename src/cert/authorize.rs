@@ -120,9 +120,10 @@ impl Authorizer<'_> {
         digest: &[u8],
     ) -> Result<Published, String> {
         match kind {
-            ChallengeKind::Http01 => {
-                self.challenges.publish_http01(token, key_authorization).map_err(|error| error.to_string())
-            }
+            ChallengeKind::Http01 => self
+                .challenges
+                .publish_http01(self.host(), token, key_authorization)
+                .map_err(|error| error.to_string()),
             ChallengeKind::TlsAlpn01 => {
                 let host = self.host().ok_or_else(|| format!("{} is no host name", self.name))?;
                 let config = tls_alpn::answer(self.provider, host, digest, self.clock.now())

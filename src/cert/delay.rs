@@ -27,25 +27,40 @@ pub fn delay(
         let asked = asked.min(8 * DAY);
         return asked + (asked / 10).min(10 * MINUTE).mul_f64(rng.f64());
     }
-    let plain = table_delay(failure.class, count, installed.map(|validity| validity.life())).unwrap_or(DAY);
-    let plain = match installed {
-        Some(validity) if failure.class == Class::Transient && validity.left(now) < validity.life() / 20 => {
-            plain.min(15 * MINUTE)
-        }
-        Some(_) | None => plain,
-    };
+    let life = installed.map(|validity| validity.life());
+    let plain = table_delay(failure.class, count, life).unwrap_or(DAY);
+    let left = installed.map(|validity| validity.left(now)).filter(|left| !left.is_zero());
+    // However hopeless it looks: whatever is repaired before the end is noticed before the end.
+    let closing = left.map_or(Duration::MAX, |left| (left / 4).max(15 * MINUTE));
+    let plain = plain.min(closing);
     match failure.class {
         // The table is what the CA would say, so it is a floor as well.
-        Class::Limited => plain + plain.mul_f64(rng.f64() * 0.1),
-        Class::Transient
-        | Class::Validation
-        | Class::Caa
-        | Class::Order
-        | Class::Account
-        | Class::Permanent
-        | Class::Action
-        | Class::Store => plain.mul_f64(0.8 + rng.f64() * 0.4),
+        Class::Limited => plain.mul_f64(1.0 + rng.f64() * 0.1),
+        // Once a day means once a day.
+        Class::Permanent | Class::Action => plain.mul_f64(1.0 + rng.f64() * 0.2),
+        Class::Transient if left.zip(life).is_some_and(|(left, life)| left < life / 20) => {
+            plain.min(15 * MINUTE).mul_f64(0.8 + rng.f64() * 0.4)
+        }
+        Class::Transient | Class::Validation | Class::Caa | Class::Order | Class::Account | Class::Store => {
+            plain.mul_f64(0.8 + rng.f64() * 0.4)
+        }
     }
+}
+
+/// How many attempts that may each cost an order a name has in an hour, whatever they fail of.
+pub const PER_HOUR: usize = 4;
+
+/// How long at least to wait after the last of the attempts that failed at the moments `spent`, so that no hour has more than
+/// [`PER_HOUR`] of them. Classes take turns, and the table counts each by itself.
+pub fn budget(spent: &[SystemTime], life: Option<Duration>, now: SystemTime) -> Duration {
+    let first = spent.len().checked_sub(PER_HOUR).and_then(|at| spent.get(at));
+    let until = first.map_or(now, |first| *first + HOUR);
+    until.duration_since(now).unwrap_or_default().min(longest(life))
+}
+
+/// A certificate that lives for minutes is retried within them; for one of months this is no limit.
+fn longest(life: Option<Duration>) -> Duration {
+    life.map_or(Duration::MAX, |life| (life / 20).max(SECOND))
 }
 
 /// The table of delays. `None`: park, and look again after a day.
@@ -66,7 +81,5 @@ pub fn table_delay(class: Class, count: u32, life: Option<Duration>) -> Option<D
         Class::Permanent | Class::Action => return None,
         Class::Store => nth(&[30 * SECOND, MINUTE, 2 * MINUTE, 5 * MINUTE], 10 * MINUTE),
     };
-    // A certificate that lives for minutes is retried within them; for one of months this is no limit.
-    let cap = life.map_or(Duration::MAX, |life| (life / 20).max(SECOND));
-    Some(plain.min(cap))
+    Some(plain.min(longest(life)))
 }

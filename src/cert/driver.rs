@@ -228,7 +228,12 @@ impl Driver {
         let now = self.seams.clock.now();
         match event {
             Event::Ended(id, end) => {
-                self.gate.release();
+                let cost = match &end {
+                    Ok(_) => true,
+                    Err(NotObtained::Failed(failure)) => failure.class.may_cost_an_order(),
+                    Err(NotObtained::Cancelled | NotObtained::Unready(_)) => false,
+                };
+                self.gate.release(cost, now);
                 match self.index(id) {
                     Some(index) => self.ended(index, end, now),
                     None => tracing::info!("an order ended for a name that is not configured any more"),
@@ -394,7 +399,7 @@ impl Driver {
                 Source::Files(..) | Source::Off => false,
             })
             .filter_map(|name| name.machine.wake_at(now));
-        let next = wake.chain(self.gate.opens_at()).min();
+        let next = wake.chain(self.gate.opens_at(now)).min();
         let sleep = next.map_or(longest, |at| at.duration_since(now).unwrap_or_default());
         // Never a spin, should a wake-up ever not lead to a change.
         sleep.clamp(Duration::from_millis(10), longest)

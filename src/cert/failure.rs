@@ -28,6 +28,19 @@ pub enum Class {
     Store,
 }
 
+impl Class {
+    /// Whether what failed so may have cost an order at the CA, which counts against its limits. An attempt that broke off
+    /// goes on with the same order.
+    pub fn may_cost_an_order(self) -> bool {
+        match self {
+            Self::Transient | Self::Limited | Self::Store => false,
+            Self::Validation | Self::Caa | Self::Order | Self::Account | Self::Permanent | Self::Action => {
+                true
+            }
+        }
+    }
+}
+
 /// How much one failure stands in the way of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {

@@ -9,31 +9,57 @@ use crate::cert::validity::Validity;
 #[derive(Debug, Clone, Default)]
 pub struct Gate {
     in_flight: usize,
+    /// When attempts were let through lately.
     started: VecDeque<SystemTime>,
+    /// When those ended that may have cost an order.
+    orders: VecDeque<SystemTime>,
 }
 
 impl Gate {
     const AT_ONCE: usize = 4;
-    const PER_WINDOW: usize = 10;
-    const WINDOW: Duration = Duration::from_secs(10);
+    /// A burst that no CA minds.
+    const BURST: (usize, Duration) = (10, Duration::from_secs(10));
+    /// What Let's Encrypt lets one account order.
+    const ORDERS: (usize, Duration) = (300, Duration::from_secs(3 * 3600));
+    /// Between two renewals: nobody waits for one.
+    const SPACING: Duration = Duration::from_secs(1);
+
+    /// One before which certificates came at these moments.
+    pub fn after(obtained: impl IntoIterator<Item = SystemTime>) -> Self {
+        let mut orders: Vec<_> = obtained.into_iter().collect();
+        orders.sort_unstable();
+        Self { orders: orders.into(), ..Self::default() }
+    }
 
     /// Which of `waiting` (an index and what is installed) may start now. Nothing installed and little time left come first.
     pub fn admit(&mut self, waiting: &[(usize, Option<Validity>)], now: SystemTime) -> Vec<usize> {
         // Both conditions, so that a clock set back does not shut the gate.
-        self.started.retain(|at| *at <= now && *at + Self::WINDOW > now);
-        let rate = Self::PER_WINDOW - self.started.len().min(Self::PER_WINDOW);
-        let room = (Self::AT_ONCE - self.in_flight.min(Self::AT_ONCE)).min(rate);
+        let within = |window: Duration| move |at: &SystemTime| *at <= now && *at + window > now;
+        self.started.retain(within(Self::BURST.1));
+        self.orders.retain(within(Self::ORDERS.1));
         let mut order: Vec<_> = waiting.to_vec();
         order.sort_by_key(|(index, installed)| (rank(*installed, now), *index));
-        order.truncate(room);
-        self.in_flight += order.len();
-        self.started.extend(order.iter().map(|_| now));
-        order.into_iter().map(|(index, _)| index).collect()
+        let mut admitted = Vec::new();
+        for (index, installed) in order {
+            if self.in_flight >= Self::AT_ONCE || self.full_until(now).is_some() {
+                break;
+            }
+            if installed.is_some() && self.rests_until(now).is_some() {
+                continue;
+            }
+            self.in_flight += 1;
+            self.started.push_back(now);
+            admitted.push(index);
+        }
+        admitted
     }
 
-    /// One that was admitted has ended.
-    pub fn release(&mut self) {
+    /// One that was admitted has ended; `cost` is whether there may be one order more at the CA.
+    pub fn release(&mut self, cost: bool, now: SystemTime) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        if cost {
+            self.orders.push_back(now);
+        }
     }
 
     /// Orders that run.
@@ -41,12 +67,26 @@ impl Gate {
         self.in_flight
     }
 
-    /// When a full window has room again; `None` while only the end of an order helps.
-    pub fn opens_at(&self) -> Option<SystemTime> {
-        if self.in_flight >= Self::AT_ONCE || self.started.len() < Self::PER_WINDOW {
+    /// When the next may start that could not start now for its time alone; `None` while only the end of an order helps.
+    pub fn opens_at(&self, now: SystemTime) -> Option<SystemTime> {
+        if self.in_flight >= Self::AT_ONCE {
             return None;
         }
-        self.started.front().map(|at| *at + Self::WINDOW)
+        self.full_until(now).max(self.rests_until(now))
+    }
+
+    /// Until when a window is full. What runs counts as ordered.
+    fn full_until(&self, now: SystemTime) -> Option<SystemTime> {
+        let full = |times: &VecDeque<SystemTime>, running: usize, (most, window): (usize, Duration)| {
+            let first = times.get((times.len() + running).checked_sub(most)?)?;
+            Some(*first + window).filter(|until| *until > now)
+        };
+        full(&self.started, 0, Self::BURST).max(full(&self.orders, self.in_flight, Self::ORDERS))
+    }
+
+    /// Until when no renewal starts.
+    fn rests_until(&self, now: SystemTime) -> Option<SystemTime> {
+        self.started.back().map(|last| *last + Self::SPACING).filter(|until| *until > now)
     }
 }
 

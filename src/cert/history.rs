@@ -35,9 +35,14 @@ pub struct History {
     pub obtained_at: Option<SystemTime>,
     /// What the CA said about its renewal.
     pub advised: Advised,
-    /// Until when the CA wants no order of this account.
+    /// Until when the CA wants no order; nothing but time and a certificate end this wait.
     #[serde(with = "seconds")]
-    pub account_until: Option<SystemTime>,
+    pub limited_until: Option<SystemTime>,
+    /// Whether the CA said so of the whole account.
+    pub limits_account: bool,
+    /// When the last attempts failed that may each have cost an order at the CA, the newest last.
+    #[serde(with = "seconds::list")]
+    pub spent: Vec<SystemTime>,
     /// When another CA than the first was last asked.
     #[serde(with = "seconds")]
     pub fallback_at: Option<SystemTime>,

@@ -84,6 +84,8 @@ pub fn start_with(
     }
     let internal = uses_internal(config).then(|| open_internal(&seams, now)).flatten();
     let names = Names::load(config, &seams.provider, &*seams.store, internal.as_ref(), &mut rng)?;
+    let ordered = names.iter().filter(|name| matches!(name.source, Source::Acme(_)));
+    let gate = Gate::after(ordered.filter_map(|name| name.machine.history().obtained_at));
     let names = Rc::new(RefCell::new(names));
     let (sender, events) = mpsc::unbounded_channel();
     let manager = Manager {
@@ -95,7 +97,7 @@ pub fn start_with(
     let mut driver = Driver {
         names,
         certificates,
-        gate: Gate::default(),
+        gate,
         rng,
         owner,
         internal,

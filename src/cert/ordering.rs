@@ -261,7 +261,7 @@ impl Driver {
             let names = self.names.borrow();
             let limited = |name: &Name| {
                 let history = name.machine.history();
-                (history.last_class == Some(Class::Limited)).then_some(history.account_until?)
+                history.limits_account.then_some(history.limited_until?)
             };
             names.iter().filter_map(limited).filter(|until| *until > now).max()
         };

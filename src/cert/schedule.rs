@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use fastrand::Rng;
 
 use crate::cert::advice::{Advice, Advised, NoAdvice};
-use crate::cert::delay::{delay, table_delay};
+use crate::cert::delay::{PER_HOUR, budget, delay, table_delay};
 use crate::cert::failure::{Class, Failure, Reach};
 use crate::cert::history::History;
 use crate::cert::seconds;
@@ -169,20 +169,15 @@ impl Certificate {
     }
 
     fn forgive(&mut self) {
-        if self.history.last_class == Some(Class::Limited) {
-            return;
-        }
-        self.history.account_until = None;
         self.history.failures.retain(|class, _| *class == Class::Limited);
-        self.history.next_attempt = None;
+        self.history.next_attempt = self.history.limited_until;
         self.history.anyway_at = None;
+        self.history.spent.clear();
     }
 
     /// Until when the CA's own wait stands in the way of an order that is forced.
     pub fn limited_until(&self, now: SystemTime) -> Option<SystemTime> {
-        let limited = self.history.last_class == Some(Class::Limited);
-        let until = self.history.next_attempt.max(self.history.account_until);
-        until.filter(|until| limited && *until > now)
+        self.history.limited_until.filter(|until| *until > now)
     }
 
     /// Takes one input. Inputs that do not fit the state change nothing; a certificate that came fits every state.
@@ -245,8 +240,9 @@ impl Certificate {
                     self.history.begun = None;
                     self.count(&failure, now, rng);
                     self.look_again(now);
-                    if failure.reach == Reach::Account {
-                        self.history.account_until = self.history.next_attempt;
+                    if failure.class == Class::Limited {
+                        self.history.limited_until = self.history.next_attempt;
+                        self.history.limits_account = failure.reach == Reach::Account;
                     }
                     vec![Action::Remember]
                 }
@@ -360,8 +356,12 @@ impl Certificate {
             to.unwrap_or(at)
         };
         let history = &mut self.history;
-        for at in [&mut history.next_attempt, &mut history.account_until, &mut history.anyway_at] {
+        let waits = [&mut history.next_attempt, &mut history.limited_until, &mut history.anyway_at];
+        for at in waits.into_iter().chain([&mut history.begun]) {
             *at = at.map(moved);
+        }
+        for at in &mut history.spent {
+            *at = moved(*at);
         }
         if let State::Unsaved { retry_at } = &mut self.state {
             *retry_at = moved(*retry_at);
@@ -373,8 +373,8 @@ impl Certificate {
         if self.history.next_attempt.is_some_and(|at| at > now + LONGEST_WAIT) {
             self.history.next_attempt = Some(now + DAY);
         }
-        if self.history.account_until.is_some_and(|at| at <= now || at > now + LONGEST_WAIT) {
-            self.history.account_until = None;
+        if self.history.limited_until.is_some_and(|at| at <= now || at > now + LONGEST_WAIT) {
+            self.history.limited_until = None;
         }
         match self.state {
             State::Resting => {
@@ -404,7 +404,10 @@ impl Certificate {
     fn hold(&mut self, until: SystemTime, class: Class, message: String) -> Vec<Action> {
         match self.state {
             State::Resting | State::Due => {
-                self.history.account_until = Some(seconds::whole(until));
+                if class == Class::Limited {
+                    self.history.limited_until = self.history.limited_until.max(Some(seconds::whole(until)));
+                    self.history.limits_account = true;
+                }
                 if class == Class::Account {
                     // Another CA may be asked for this name as well.
                     self.history.failures.entry(class).or_insert(1);
@@ -425,7 +428,14 @@ impl Certificate {
     fn count(&mut self, failure: &Failure, at: SystemTime, rng: &mut Rng) {
         let count = self.history.failures.entry(failure.class).or_default();
         *count = count.saturating_add(1);
-        let wait = delay(failure, *count, self.installed, at, rng);
+        let mut wait = delay(failure, *count, self.installed, at, rng);
+        if failure.class.may_cost_an_order() {
+            let life = self.life();
+            let spent = &mut self.history.spent;
+            spent.push(seconds::whole(at));
+            spent.drain(..spent.len().saturating_sub(PER_HOUR));
+            wait = wait.max(budget(spent, life, at));
+        }
         self.history.last_class = Some(failure.class);
         self.history.last_error = Some(failure.message.clone());
         self.history.next_attempt = Some(seconds::whole(at + wait));
@@ -434,10 +444,7 @@ impl Certificate {
     /// When it wants to order next; `None` is at once.
     pub fn due_at(&self) -> Option<SystemTime> {
         let renewal = self.installed.and(self.history.renew_at);
-        match (renewal, self.history.next_attempt) {
-            (Some(renewal), Some(attempt)) => Some(renewal.max(attempt)),
-            (renewal, attempt) => renewal.or(attempt),
-        }
+        renewal.max(self.history.next_attempt).max(self.history.limited_until)
     }
 
     /// When it must see a `Tick` at the latest; `None` while it waits for something other than time.

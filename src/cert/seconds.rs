@@ -15,11 +15,35 @@ pub fn whole(at: SystemTime) -> SystemTime {
 
 /// For `#[serde(with = …)]`.
 pub fn serialize<S: Serializer>(at: &Option<SystemTime>, to: S) -> Result<S::Ok, S::Error> {
-    at.map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()).serialize(to)
+    at.map(written).serialize(to)
 }
 
 /// For `#[serde(with = …)]`.
 pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SystemTime>, D::Error> {
-    let seconds = Option::<u64>::deserialize(from)?;
-    Ok(seconds.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds.min(LAST))))
+    Ok(Option::<u64>::deserialize(from)?.map(read))
+}
+
+/// For `#[serde(with = …)]` of several.
+pub mod list {
+    use std::time::SystemTime;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// For `#[serde(with = …)]`.
+    pub fn serialize<S: Serializer>(all: &[SystemTime], to: S) -> Result<S::Ok, S::Error> {
+        all.iter().map(|at| crate::cert::seconds::written(*at)).collect::<Vec<_>>().serialize(to)
+    }
+
+    /// For `#[serde(with = …)]`.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SystemTime>, D::Error> {
+        Ok(Vec::<u64>::deserialize(from)?.into_iter().map(crate::cert::seconds::read).collect())
+    }
+}
+
+fn written(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn read(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds.min(LAST))
 }

@@ -87,7 +87,7 @@ impl SelfCheck {
         let token = format!("edge-self-check-{:016x}", fastrand::u64(..));
         let answer = format!("{token}.{:016x}", fastrand::u64(..));
         // The token is edge's own, and of the right alphabet.
-        let Ok(_published) = self.challenges.publish_http01(&token, &answer) else {
+        let Ok(_published) = self.challenges.publish_http01(None, &token, &answer) else {
             return Verdict::Unsure("the name could not be looked at".to_owned());
         };
         let looks = addresses.iter().take(MOST_ADDRESSES).map(|address| async {

@@ -5,13 +5,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{SET_COOKIE, STRICT_TRANSPORT_SECURITY};
+use http::header::{HOST, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, Version};
 use http_body::Body as _;
 
 use crate::cert::challenge::Challenges;
 use crate::config::model::Tls;
+use crate::name::HostName;
 use crate::proxy::attempt::{self, Verdict};
 use crate::proxy::body::{Body, Content};
 use crate::proxy::conn::ConnInfo;
@@ -320,7 +321,14 @@ fn pending_challenge(parts: &Parts, challenges: &Challenges) -> Option<Response<
         Method::GET | Method::HEAD => {}
         _ => return None,
     }
-    challenges.http01(token).map(|answer| reply::challenge(&answer, parts))
+    challenges.http01(token, asked_host(parts).as_ref()).map(|answer| reply::challenge(&answer, parts))
+}
+
+/// The host that was written, if it can be one: nothing is refused for it here.
+fn asked_host(parts: &Parts) -> Option<HostName> {
+    let written = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let written = written.or_else(|| parts.uri.authority().map(|authority| authority.as_str()))?;
+    HostName::parse(Authority::parse(written).ok()?.host).ok()
 }
 
 /// The origin form of the target: what the client wrote, byte for byte.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::LocalSet;
 
 use super::ca::stub::{Step, Stub};
 use super::setup::{LOCAL, SetClock, app, config, provider};
@@ -19,8 +20,28 @@ use crate::cert::self_check::SelfCheck;
 use crate::cert::store::DirStore;
 use crate::config::model::{Config, Tls};
 use crate::listen::tls;
+use crate::name::HostName;
 use crate::scope::Scope;
 use crate::telemetry::status::{CertificateState, CertificateStatus};
+
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+
+/// Whether tests run at the length of the promise.
+pub(super) fn full_length() -> bool {
+    std::env::var_os("EDGE_TEST_FULL").is_some_and(|value| value == "1")
+}
+
+/// Runs a test that has a manager on its thread.
+pub(super) async fn local(test: impl Future<Output = ()>) {
+    LocalSet::new().run_until(test).await;
+}
+
+/// Whether all of them can be used.
+pub(super) fn valid(all: &[CertificateStatus]) -> bool {
+    all.iter().all(|one| one.state == CertificateState::Valid)
+}
 
 pub(super) struct Lab {
     pub(super) stub: Stub,
@@ -111,6 +132,12 @@ impl Lab {
         panic!("never: {:?}", running.manager.status());
     }
 
+    /// Lets time pass in steps until one certificate more was issued and is in use.
+    pub(super) async fn renewed(&self, running: &Running, step: Duration) {
+        let issued = self.stub.books().issued;
+        self.pass_until(running, step, |all| self.stub.books().issued > issued && valid(all)).await;
+    }
+
     /// Waits until the CA has seen `wanted` requests of this kind.
     pub(super) async fn until_asked(&self, step: Step, wanted: usize) {
         for _ in 0..4000 {
@@ -148,7 +175,7 @@ impl Running {
     }
 
     pub(super) async fn until_valid(&self) {
-        self.until("valid", |all| all.iter().all(|one| one.state == CertificateState::Valid)).await;
+        self.until("valid", valid).await;
     }
 
     pub(super) async fn stop(self) {
@@ -183,7 +210,8 @@ async fn answer(mut stream: TcpStream, challenges: &Challenges) {
     let read = stream.read(&mut head).await.unwrap_or(0);
     let text = String::from_utf8_lossy(&head[..read]);
     let token = text.split(' ').nth(1).and_then(|path| path.strip_prefix("/.well-known/acme-challenge/"));
-    let reply = match token.and_then(|token| challenges.http01(token)) {
+    let host = text.split("Host: ").nth(1).and_then(|rest| HostName::parse(rest.lines().next()?).ok());
+    let reply = match token.and_then(|token| challenges.http01(token, host.as_ref())) {
         Some(answer) => format!(
             "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{answer}",
             answer.len()

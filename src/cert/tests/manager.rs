@@ -11,8 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, SystemTime};
 
-use tokio::task::LocalSet;
-
+use super::lab::local;
 use super::setup::{LOCAL, SetClock, app, config, handshake, host, now, pattern, provider};
 use crate::cert::advice::{Advice, NoAdvice};
 use crate::cert::bundle::CertBundle;
@@ -203,10 +202,6 @@ impl Running {
     async fn stop(self) {
         assert!(self.scope.close(Duration::from_secs(10)).await, "it drains by itself");
     }
-}
-
-async fn local(test: impl Future<Output = ()>) {
-    LocalSet::new().run_until(test).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,11 +4,16 @@
 #[allow(dead_code, unused_imports, reason = "the tests of the real process use other parts of it")]
 mod ca;
 
+mod clocks;
+mod faults;
 mod handshake;
 mod lab;
+mod limits;
 mod manager;
+mod proofs;
 mod real_ca;
-mod scenarios;
+mod renewals;
 mod schedule;
 mod setup;
 mod store;
+mod traces;

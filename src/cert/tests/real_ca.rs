@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::LocalSet;
 use tokio::time::Instant;
 
 use super::ca::pebble::{Pebble, Terms};
-use super::lab::answer_http01;
+use super::lab::{answer_http01, local};
 use super::setup::{LOCAL, app, config, host, pattern, provider};
 use crate::cert::challenge::Challenges;
 use crate::cert::manager::{self, Manager};
@@ -96,140 +95,134 @@ impl Rig {
 
 #[tokio::test]
 async fn names_are_issued_at_a_cold_start_and_served_at_once_after_a_restart_without_the_ca() {
-    LocalSet::new()
-        .run_until(async {
-            let mut rig = Rig::start(|terms| terms).await;
-            let config = Arc::new(rig.config(&["a.example.com", "b.example.com"]));
-            let running = run(&config, &rig.challenges);
-            let reason = running.certificates.pending(&host("a.example.com")).expect("pending");
-            assert!(reason.contains("a.example.com"), "{reason}");
-            let first = running.until_valid().await;
-            assert!(first[0].issuer.contains("Pebble"), "{first:?}");
-            assert!(running.certificates.find(Some(&host("b.example.com")), LOCAL).is_some());
-            assert_eq!(running.certificates.pending(&host("a.example.com")), None);
-            running.stop().await;
+    local(async {
+        let mut rig = Rig::start(|terms| terms).await;
+        let config = Arc::new(rig.config(&["a.example.com", "b.example.com"]));
+        let running = run(&config, &rig.challenges);
+        let reason = running.certificates.pending(&host("a.example.com")).expect("pending");
+        assert!(reason.contains("a.example.com"), "{reason}");
+        let first = running.until_valid().await;
+        assert!(first[0].issuer.contains("Pebble"), "{first:?}");
+        assert!(running.certificates.find(Some(&host("b.example.com")), LOCAL).is_some());
+        assert_eq!(running.certificates.pending(&host("a.example.com")), None);
+        running.stop().await;
 
-            rig.pebble.stop();
-            let begun = Instant::now();
-            let running = run(&config, &rig.challenges);
-            assert!(begun.elapsed() < Duration::from_millis(300), "{:?}", begun.elapsed());
-            assert!(running.certificates.find(Some(&host("a.example.com")), LOCAL).is_some());
-            assert_eq!(running.manager.status(), first, "the chosen moment of renewal is kept");
-            running.stop().await;
-            rig.stop().await;
-        })
-        .await;
+        rig.pebble.stop();
+        let begun = Instant::now();
+        let running = run(&config, &rig.challenges);
+        assert!(begun.elapsed() < Duration::from_millis(300), "{:?}", begun.elapsed());
+        assert!(running.certificates.find(Some(&host("a.example.com")), LOCAL).is_some());
+        assert_eq!(running.manager.status(), first, "the chosen moment of renewal is kept");
+        running.stop().await;
+        rig.stop().await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_certificate_of_seconds_is_renewed_before_it_ends() {
-    LocalSet::new()
-        .run_until(async {
-            let rig = Rig::start(|terms| {
-                terms.validity(Duration::from_secs(10)).environment("PEBBLE_AUTHZREUSE", "100")
-            })
-            .await;
-            let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
-            let first = running.until_valid().await;
-            let mut expired = false;
-            running
-                .until("renewed twice", |all| {
-                    expired |= all[0].state == CertificateState::Expired;
-                    all[0].not_after > first[0].not_after
-                })
-                .await;
-            assert!(!expired);
-            running.stop().await;
-            rig.stop().await;
+    local(async {
+        let rig = Rig::start(|terms| {
+            terms.validity(Duration::from_secs(10)).environment("PEBBLE_AUTHZREUSE", "100")
         })
         .await;
+        let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
+        let first = running.until_valid().await;
+        let mut expired = false;
+        running
+            .until("renewed twice", |all| {
+                expired |= all[0].state == CertificateState::Expired;
+                all[0].not_after > first[0].not_after
+            })
+            .await;
+        assert!(!expired);
+        running.stop().await;
+        rig.stop().await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn refused_nonces_cost_no_attempt() {
-    LocalSet::new()
-        .run_until(async {
-            let rig = Rig::start(|terms| terms.environment("PEBBLE_WFE_NONCEREJECT", "70")).await;
-            let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
-            running
-                .until("issued", |all| {
-                    assert_eq!(all[0].last_error, None);
-                    all[0].state == CertificateState::Valid
-                })
-                .await;
-            running.stop().await;
-            rig.stop().await;
-        })
-        .await;
+    local(async {
+        let rig = Rig::start(|terms| terms.environment("PEBBLE_WFE_NONCEREJECT", "70")).await;
+        let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
+        running
+            .until("issued", |all| {
+                assert_eq!(all[0].last_error, None);
+                all[0].state == CertificateState::Valid
+            })
+            .await;
+        running.stop().await;
+        rig.stop().await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_name_that_leads_elsewhere_says_what_the_ca_saw_and_is_tried_again() {
-    LocalSet::new()
-        .run_until(async {
-            let mut rig = Rig::start(|terms| terms).await;
-            // The CA asks a port that answers 404: what the manager publishes goes nowhere.
-            rig.challenges = Challenges::new();
-            let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
-            let status = running.until("failed", |all| all[0].last_error.is_some()).await;
-            let error = status[0].last_error.as_deref().expect("an error");
-            assert!(error.contains("404") && error.contains("a.example.com"), "{error}");
-            assert_eq!(status[0].state, CertificateState::Retrying);
-            assert!(status[0].next_attempt.is_some());
-            let page = running.certificates.pending(&host("a.example.com")).expect("pending");
-            assert!(page.contains("404") && page.contains("Next try"), "{page}");
-            running.stop().await;
-            rig.stop().await;
-        })
-        .await;
+    local(async {
+        let mut rig = Rig::start(|terms| terms).await;
+        // The CA asks a port that answers 404: what the manager publishes goes nowhere.
+        rig.challenges = Challenges::new();
+        let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
+        let status = running.until("failed", |all| all[0].last_error.is_some()).await;
+        let error = status[0].last_error.as_deref().expect("an error");
+        assert!(error.contains("404") && error.contains("a.example.com"), "{error}");
+        assert_eq!(status[0].state, CertificateState::Retrying);
+        assert!(status[0].next_attempt.is_some());
+        let page = running.certificates.pending(&host("a.example.com")).expect("pending");
+        assert!(page.contains("404") && page.contains("Next try"), "{page}");
+        running.stop().await;
+        rig.stop().await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_ca_that_forgot_the_account_gets_the_same_key_again() {
-    LocalSet::new()
-        .run_until(async {
-            let mut rig = Rig::start(|terms| terms).await;
-            let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
-            running.until_valid().await;
-            running.stop().await;
-            rig.pebble.restart().await;
-            let running = run(&Arc::new(rig.config(&["a.example.com", "b.example.com"])), &rig.challenges);
-            running
-                .until("issued", |all| {
-                    assert!(all.iter().all(|one| one.last_error.is_none()), "{all:?}");
-                    all.iter().all(|one| one.state == CertificateState::Valid)
-                })
-                .await;
-            running.stop().await;
-            rig.stop().await;
-        })
-        .await;
+    local(async {
+        let mut rig = Rig::start(|terms| terms).await;
+        let running = run(&Arc::new(rig.config(&["a.example.com"])), &rig.challenges);
+        running.until_valid().await;
+        running.stop().await;
+        rig.pebble.restart().await;
+        let running = run(&Arc::new(rig.config(&["a.example.com", "b.example.com"])), &rig.challenges);
+        running
+            .until("issued", |all| {
+                assert!(all.iter().all(|one| one.last_error.is_none()), "{all:?}");
+                all.iter().all(|one| one.state == CertificateState::Valid)
+            })
+            .await;
+        running.stop().await;
+        rig.stop().await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn every_key_type_is_accepted() {
-    LocalSet::new()
-        .run_until(async {
-            let rig = Rig::start(|terms| terms).await;
-            // Lengths of a public key of each kind in DER.
-            for (key_type, name, length) in
-                [(KeyType::P384, "p384.example.com", 120), (KeyType::Rsa2048, "rsa.example.com", 294)]
-            {
-                let mut config = rig.config(&[name]);
-                config.acme.key_type = key_type;
-                let running = run(&Arc::new(config), &rig.challenges);
-                running.until_valid().await;
-                let store = DirStore::open(&rig.storage.path().join("store"), provider()).expect("opened");
-                // It is served before it is stored: a full disk must not keep it from being served.
-                let ca = CaId::of(&rig.pebble.directory());
-                let stored = || store.load(&ca, &pattern(name)).bundle;
-                running.until("stored", |_| stored().is_some()).await;
-                let bundle = stored().expect("just seen");
-                let public = bundle.certified().key.public_key().expect("known");
-                assert_eq!(public.len(), length, "{key_type:?}");
-                running.stop().await;
-            }
-            rig.stop().await;
-        })
-        .await;
+    local(async {
+        let rig = Rig::start(|terms| terms).await;
+        // Lengths of a public key of each kind in DER.
+        for (key_type, name, length) in
+            [(KeyType::P384, "p384.example.com", 120), (KeyType::Rsa2048, "rsa.example.com", 294)]
+        {
+            let mut config = rig.config(&[name]);
+            config.acme.key_type = key_type;
+            let running = run(&Arc::new(config), &rig.challenges);
+            running.until_valid().await;
+            let store = DirStore::open(&rig.storage.path().join("store"), provider()).expect("opened");
+            // It is served before it is stored: a full disk must not keep it from being served.
+            let ca = CaId::of(&rig.pebble.directory());
+            let stored = || store.load(&ca, &pattern(name)).bundle;
+            running.until("stored", |_| stored().is_some()).await;
+            let bundle = stored().expect("just seen");
+            let public = bundle.certified().key.public_key().expect("known");
+            assert_eq!(public.len(), length, "{key_type:?}");
+            running.stop().await;
+        }
+        rig.stop().await;
+    })
+    .await;
 }

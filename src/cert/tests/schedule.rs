@@ -1,12 +1,11 @@
-//! Laws of the schedule over random lives of a certificate.
+//! What the schedule and the gate decide, case by case.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fastrand::Rng;
-use proptest::prelude::*;
 
-use crate::cert::delay::{delay, table_delay};
-use crate::cert::failure::{Class, Failure, Reach};
+use crate::cert::delay::table_delay;
+use crate::cert::failure::Class;
 use crate::cert::gate::Gate;
 use crate::cert::history::History;
 use crate::cert::names::rfc3339;
@@ -16,23 +15,11 @@ use crate::cert::validity::Validity;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-const CLASSES: [Class; 9] = [
-    Class::Transient,
-    Class::Limited,
-    Class::Validation,
-    Class::Caa,
-    Class::Order,
-    Class::Account,
-    Class::Permanent,
-    Class::Action,
-    Class::Store,
-];
-
-fn start() -> SystemTime {
+pub(super) fn start() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_800_000_000)
 }
 
-fn valid_for(from: SystemTime, life: Duration) -> Validity {
+pub(super) fn valid_for(from: SystemTime, life: Duration) -> Validity {
     Validity { not_before: from, not_after: from + life }
 }
 
@@ -41,7 +28,7 @@ fn obtained(from: SystemTime, life: Duration) -> Input {
 }
 
 /// Brings a certificate to the point where its order runs.
-fn admit(certificate: &mut Certificate, now: SystemTime, rng: &mut Rng) -> Vec<Action> {
+pub(super) fn admit(certificate: &mut Certificate, now: SystemTime, rng: &mut Rng) -> Vec<Action> {
     certificate.step(Input::Tick, now, rng);
     assert!(certificate.is_due(), "{certificate:?}");
     certificate.step(Input::Admitted { fallbacks: 0 }, now, rng)
@@ -190,10 +177,13 @@ fn the_gate_lets_four_at_once_and_the_most_urgent_first() {
     let mut gate = Gate::default();
     let left = |days: u32| Some(valid_for(start() - (90 - days) * DAY, 90 * DAY));
     let waiting = [(0, left(30)), (1, left(25)), (2, None), (3, left(2)), (4, left(1)), (5, None)];
-    assert_eq!(gate.admit(&waiting, start()), [4, 3, 2, 5]);
+    assert_eq!(gate.admit(&waiting, start()), [4, 2, 5], "renewals a second apart, missing ones at once");
+    assert_eq!(gate.admit(&waiting[3..4], start() + Duration::from_secs(1)), [3]);
     assert!(gate.admit(&waiting, start()).is_empty());
-    gate.release();
-    assert_eq!(gate.admit(&[(0, left(30)), (1, left(25))], start()), [1]);
+    gate.release(true, start());
+    let renewals = [(0, left(30)), (1, left(25))];
+    assert!(gate.admit(&renewals, start()).is_empty(), "a second after the last");
+    assert_eq!(gate.admit(&renewals, start() + Duration::from_secs(1)), [1]);
 }
 
 #[test]
@@ -203,166 +193,12 @@ fn the_gate_starts_ten_orders_in_ten_seconds() {
     for _ in 0..20 {
         let found = gate.admit(&[(0, None)], start()).len();
         admitted += found;
-        (0..found).for_each(|_| gate.release());
+        (0..found).for_each(|_| gate.release(true, start()));
     }
     assert_eq!(admitted, 10);
-    let opens = gate.opens_at().expect("a time");
+    let opens = gate.opens_at(start()).expect("a time");
     assert_eq!(gate.admit(&[(0, None)], opens).len(), 1);
     assert_eq!(gate.admit(&[(0, None)], start() - HOUR).len(), 1, "a clock set back does not shut it");
-}
-
-fn failure(class: usize, retry_after: Option<u64>) -> Failure {
-    Failure {
-        class: CLASSES[class % CLASSES.len()],
-        reach: Reach::Name,
-        retry_after: retry_after.map(Duration::from_secs),
-        message: "failed".to_owned(),
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Event {
-    Succeed,
-    Fail(usize, Option<u64>),
-    DiskFails,
-    Crash,
-    Wait(u64),
-    Hold(u64),
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        3 => Just(Event::Succeed),
-        4 => (0..CLASSES.len(), proptest::option::of(0..1_000_000u64)).prop_map(|(c, r)| Event::Fail(c, r)),
-        1 => Just(Event::DiskFails),
-        1 => Just(Event::Crash),
-        4 => (0..200_000u64).prop_map(Event::Wait),
-        1 => (0..100_000u64).prop_map(Event::Hold),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn laws_hold_on_every_trace(
-        events in proptest::collection::vec(event(), 1..200),
-        seed in any::<u64>(),
-        life in prop_oneof![Just(60u64), Just(576_000), Just(7_776_000)],
-    ) {
-        let mut rng = Rng::with_seed(seed);
-        let life = Duration::from_secs(life);
-        let mut now = start();
-        let mut certificate = Certificate::found(None, History::default(), &mut rng);
-        let mut ordering = false;
-        let mut begun = now;
-        let mut forbidden_until = now;
-        let mut serial = 0u64;
-        for event in events {
-            prop_assert!(certificate.step(Input::Tick, now, &mut rng).iter().all(|a| matches!(a, Action::Store | Action::Ask)));
-            if certificate.is_due() {
-                prop_assert!(!ordering, "one order at a time");
-                prop_assert!(now >= forbidden_until, "never before the CA's wait is over");
-                let actions = certificate.step(Input::Admitted { fallbacks: 0 }, now, &mut rng);
-                prop_assert_eq!(actions.len(), 1);
-                prop_assert!(matches!(actions[0], Action::Order { ca: 0, .. }), "an order");
-                let again = certificate.step(Input::Admitted { fallbacks: 0 }, now, &mut rng);
-                prop_assert!(again.is_empty());
-                ordering = true;
-                begun = now;
-            }
-            match event {
-                Event::Succeed | Event::DiskFails if ordering => {
-                    serial += 1;
-                    let validity = valid_for(now, life);
-                    certificate.step(Input::Obtained { validity, serial: serial.to_string() }, now, &mut rng);
-                    ordering = false;
-                    let stored = match event {
-                        Event::DiskFails => Input::StoreFailed { message: "full".to_owned() },
-                        _ => Input::Stored,
-                    };
-                    certificate.step(stored, now, &mut rng);
-                    prop_assert!(certificate.due_at().is_some_and(|at| at > now), "a success is never followed at once");
-                }
-                Event::Fail(class, retry_after) if ordering => {
-                    let failure = failure(class, retry_after);
-                    certificate.step(Input::Failed(failure.clone()), now, &mut rng);
-                    ordering = false;
-                    let next = certificate.history().next_attempt.expect("planned");
-                    prop_assert!(next > now || retry_after == Some(0), "always in the future");
-                    prop_assert!(next <= now + LONGEST_WAIT);
-                    if let (Class::Limited, Some(asked)) = (failure.class, retry_after) {
-                        forbidden_until = now + Duration::from_secs(asked.min(8 * 86_400));
-                    }
-                }
-                Event::Crash => {
-                    let saved = serde_json::to_vec(certificate.history()).expect("plain data");
-                    let history = serde_json::from_slice(&saved).expect("round trip");
-                    let serial = serial.to_string();
-                    let installed = certificate.installed().map(|validity| (validity, serial.as_str()));
-                    let renewal = certificate.history().renew_at;
-                    certificate = Certificate::found(installed, history, &mut rng);
-                    if let (Some(before), Some(after)) = (renewal, certificate.history().renew_at) {
-                        let moved = after.duration_since(before).unwrap_or_default();
-                        prop_assert!(moved <= Duration::from_secs(1), "the chosen moment is kept");
-                    }
-                    prop_assert!(!ordering || certificate.due_at().is_some_and(|at| at > begun), "a crash costs a wait");
-                    ordering = false;
-                }
-                Event::Wait(seconds) => now += Duration::from_secs(seconds),
-                Event::Hold(seconds) => {
-                    let until = now + Duration::from_secs(seconds);
-                    certificate.step(Input::Held { until, class: Class::Transient, message: "held".to_owned() }, now, &mut rng);
-                }
-                Event::Succeed | Event::DiskFails | Event::Fail(..) => {
-                    if let Some(wake) = certificate.wake_at(now) {
-                        now = now.max(wake);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn equal_inputs_give_equal_outputs(seed in any::<u64>(), class in 0..CLASSES.len(), retry in proptest::option::of(0..9999u64)) {
-        let run = || {
-            let mut rng = Rng::with_seed(seed);
-            let mut certificate = Certificate::found(None, History::default(), &mut rng);
-            admit(&mut certificate, start(), &mut rng);
-            certificate.step(Input::Failed(failure(class, retry)), start(), &mut rng);
-            certificate
-        };
-        prop_assert_eq!(run(), run());
-    }
-
-    #[test]
-    fn a_limit_is_never_waited_for_too_short(asked in 0..2_000_000u64, seed in any::<u64>()) {
-        let mut rng = Rng::with_seed(seed);
-        let failure = failure(1, Some(asked));
-        let asked = Duration::from_secs(asked.min(8 * 86_400));
-        let wait = delay(&failure, 1, None, start(), &mut rng);
-        prop_assert!(wait >= asked && wait <= asked + 10 * MINUTE);
-    }
-
-    #[test]
-    fn a_ca_that_recovers_in_time_renews_before_the_end(seed in any::<u64>(), class in 0..7usize, outage in 0.0..0.85f64) {
-        // Fails from its first attempt on until a share of the last third is over; afterwards every attempt succeeds.
-        prop_assume!(!matches!(CLASSES[class], Class::Limited | Class::Permanent));
-        let mut rng = Rng::with_seed(seed);
-        let life = 90 * DAY;
-        let installed = valid_for(start(), life);
-        let recovers = start() + life.mul_f64(2.0 / 3.0) + (life / 3).mul_f64(outage);
-        let mut certificate = Certificate::found(Some((installed, "1")), History::default(), &mut rng);
-        loop {
-            let now = certificate.due_at().expect("planned");
-            prop_assert!(now < installed.not_after, "too late");
-            admit(&mut certificate, now, &mut rng);
-            if now >= recovers {
-                break;
-            }
-            certificate.step(Input::Failed(failure(class, None)), now, &mut rng);
-        }
-    }
 }
 
 #[test]

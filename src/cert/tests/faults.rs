@@ -1,0 +1,153 @@
+//! Whatever breaks between edge and a CA, the order goes on, and there is one certificate.
+
+use std::time::Duration;
+
+use super::ca::stub::{Fault, Step};
+use super::lab::{DAY, Lab, local, valid};
+use crate::telemetry::status::CertificateState;
+
+#[tokio::test]
+async fn whatever_breaks_at_any_step_the_same_order_goes_on() {
+    local(async {
+        let steps = [
+            Step::Directory,
+            Step::Nonce,
+            Step::NewAccount,
+            Step::NewOrder,
+            Step::Authorization,
+            Step::Challenge,
+            Step::Order,
+            Step::Finalize,
+            Step::Certificate,
+        ];
+        let faults =
+            [Fault::Page(503), Fault::Page(200), Fault::Reset, Fault::Stall, Fault::Half, Fault::Lost];
+        for step in steps {
+            for fault in &faults {
+                let lab = Lab::open().await;
+                lab.stub.fail(step, fault.clone());
+                let running = lab.run(&["a.example.com"]);
+                lab.until_asked(step, 1).await;
+                lab.pass_until(&running, Duration::from_secs(7), valid).await;
+                let orders = lab.stub.orders().len();
+                // An answer that is lost with the order's URL costs a second one; nothing else does.
+                let most = if step == Step::NewOrder { 2 } else { 1 };
+                assert!((1..=most).contains(&orders), "{step:?} {fault:?}: {orders} orders");
+                assert_eq!(lab.stub.books().issued, 1, "{step:?} {fault:?}");
+                assert_eq!(lab.stub.books().accounts.len(), 1, "{step:?} {fault:?}");
+                running.stop().await;
+                lab.close().await;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_handshake_that_breaks_is_a_failure_like_any_other() {
+    local(async {
+        let lab = Lab::open().await;
+        lab.stub.books().broken_handshakes = 2;
+        let running = lab.run(&["a.example.com"]);
+        lab.pass_until(&running, Duration::from_secs(7), valid).await;
+        assert_eq!(lab.stub.orders().len(), 1);
+        running.stop().await;
+        lab.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn killed_at_any_request_edge_goes_on_with_the_same_order_and_key() {
+    local(async {
+        for step in [Step::Authorization, Step::Challenge, Step::Order, Step::Finalize, Step::Certificate] {
+            for fault in [Fault::Stall, Fault::Lost] {
+                let lab = Lab::open().await;
+                lab.stub.fail(step, fault.clone());
+                let running = lab.run(&["a.example.com"]);
+                lab.until_asked(step, 1).await;
+                running.kill().await;
+                let running = lab.run(&["a.example.com"]);
+                lab.pass_until(&running, Duration::from_secs(7), valid).await;
+                assert_eq!(lab.stub.orders().len(), 1, "{step:?} {fault:?}");
+                assert_eq!(lab.stub.books().issued, 1, "{step:?} {fault:?}");
+                running.stop().await;
+                lab.close().await;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_order_the_ca_has_forgotten_is_made_anew() {
+    local(async {
+        let lab = Lab::open().await;
+        lab.stub.fail(Step::Finalize, Fault::Page(503));
+        let running = lab.run(&["a.example.com"]);
+        running.until("failed", |all| all[0].last_error.is_some()).await;
+        running.stop().await;
+        lab.stub.fail(Step::Order, Fault::problem(404, "malformed", "no such order"));
+        let running = lab.run(&["a.example.com"]);
+        lab.pass_until(&running, Duration::from_secs(7), valid).await;
+        assert_eq!(lab.stub.orders().len(), 2);
+        running.stop().await;
+        lab.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_slow_ca_is_waited_for() {
+    local(async {
+        let lab = Lab::open().await;
+        lab.stub.books().processing = 3;
+        let running = lab.run(&["a.example.com"]);
+        running.until_valid().await;
+        assert_eq!(lab.stub.orders().len(), 1);
+        running.stop().await;
+        lab.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_ca_is_asked_when_the_first_is_away_and_the_first_again_afterwards() {
+    local(async {
+        let (lab, other) = (Lab::open().await, Lab::open().await);
+        let mut config = lab.config(&["a.example.com"]);
+        config.acme.fallbacks = vec![other.stub.directory()];
+        // One file with both roots.
+        let roots =
+            [lab.stub.root(), other.stub.root()].map(|file| std::fs::read_to_string(file).expect("read"));
+        let both = lab.storage.path().join("roots.pem");
+        std::fs::write(&both, roots.concat()).expect("written");
+        config.acme.ca_root = Some(both);
+        // The other one validates where this manager answers.
+        (other.stub.books().http, other.stub.books().tls) = (lab.http, lab.tls);
+        for _ in 0..3 {
+            lab.stub.fail(Step::Directory, Fault::Page(503));
+        }
+        let running = lab.run_with(&config, None);
+        lab.pass_until(&running, 10 * Duration::from_secs(1), valid).await;
+        assert_eq!((lab.stub.orders().len(), other.stub.orders().len()), (0, 1));
+        running.stop().await;
+        let running = lab.run_with(&config, None);
+        assert_eq!(running.status(0).state, CertificateState::Valid, "found where the other CA's are kept");
+        for _ in 0..40 {
+            lab.pass(2 * DAY).await;
+            other.stub.pass(2 * DAY);
+            // What that leads to must not be overtaken by the next step.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            if lab.stub.books().issued == 1 {
+                break;
+            }
+        }
+        assert_eq!((lab.stub.orders().len(), other.stub.orders().len()), (1, 1));
+        assert_eq!(lab.stub.orders()[0].replaces, None, "another CA's certificate is not its to replace");
+        running.stop().await;
+        lab.close().await;
+        other.close().await;
+    })
+    .await;
+}
