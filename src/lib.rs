@@ -41,12 +41,15 @@
 //!   deadline.rs               time-outs of the request path without a timer each
 //!   inflow.rs                 reading without a buffer for each connection
 //!   prefixed.rs               a stream of which too much was read
+//!   pidfd.rs                  a process by descriptor
+//!   offspring.rs              children that somebody waits for, and no reaper of orphans
 //!   durable.rs                state files written whole or not at all
 //!   scope.rs                  ownership of tasks: the only place that spawns; ends by drain, then abort
 //!
 //! ── floor 1: config ── what the operator wrote, and the checked form the program uses
 //!   config/scalar.rs       P  sizes, durations, addresses: each parses itself and says what it wanted
 //!   config/care.rs         P  how workers are limited, asked for their health and recycled
+//!   config/acme.rs         P  how certificates are obtained, and names proven
 //!   config/limits.rs       P  deadlines and bounds of connections and requests
 //!   config/model.rs        P  the checked configuration: a value of these types holds no nonsense
 //!   config/problem.rs      P  one fault with its place, key and remedy; all of them in order
@@ -58,6 +61,7 @@
 //!   config/section.rs      P  reading one mapping: known keys, defaults, spelling help
 //!   config/context.rs         what reading an app needs besides its section, and the files its keys name
 //!   config/check_acme.rs      who issues certificates, and how names are proven
+//!   config/check_dns.rs       how records in DNS are published and looked for
 //!   config/check_limits.rs    deadlines and bounds
 //!   config/check_worker.rs    how an app's workers are run
 //!   config/check_app.rs       names, certificates, redirects, and who answers
@@ -78,7 +82,6 @@
 //!   worker/program.rs      P  which server a command starts, behind whatever wrappers
 //!   worker/flags.rs        P  a server's options looked up, taken out and added
 //!   worker/servers.rs      P  each server's own way of being told its address
-//!   worker/pidfd.rs           a process by descriptor
 //!   worker/family.rs          everything a worker started
 //!   worker/delegation.rs   P  which control group edge may divide among its workers
 //!   worker/cgroup.rs          a control group for each worker: its limit of memory, its end
@@ -122,6 +125,15 @@
 //!   cert/gate.rs           P  how many orders run at once, and which come first
 //!   cert/schedule.rs       P  what is due now, and when to look again
 //!   cert/pending.rs        P  an order whose certificate is not stored yet
+//!   cert/dns_persist.rs    P  the record of dns-persist-01, as it is made and as it is found
+//!   cert/dns_record.rs     P  a record that edge has published and must remove
+//!   cert/dns_message.rs    P  messages to and from name servers
+//!   cert/dns_ask.rs           one question to one name server
+//!   cert/dns_zone.rs          where a record belongs: its real name, its zone, the servers of that
+//!   cert/dns_watch.rs         whether every server of a zone shows a record
+//!   cert/dns_hook.rs          the operator's program that publishes records
+//!   cert/dns_update.rs        records published by dynamic updates
+//!   cert/dns_proof.rs         records published, seen, and removed whatever happens
 //!   cert/challenge.rs         the answers to pending challenges, published for requests and handshakes
 //!   cert/tls_alpn.rs          the certificate that answers a TLS-ALPN-01 challenge
 //!   cert/self_check.rs        whether a name leads here, before a CA is asked
@@ -229,6 +241,8 @@ pub mod deadline;
 pub mod durable;
 pub mod inflow;
 pub mod name;
+pub mod offspring;
+pub mod pidfd;
 pub mod prefixed;
 pub mod report;
 pub mod scope;

@@ -1,14 +1,20 @@
 //! Proves to a CA that a name is ours: picks a challenge of each authorization, publishes its answer, and finds out
 //! afterwards what the CA saw.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use instant_acme::{AuthorizationStatus, ChallengeStatus, ChallengeType, Order, OrderStatus};
+use instant_acme::{
+    AuthorizationStatus, Challenge, ChallengeStatus, ChallengeType, KeyAuthorization, Order, OrderStatus,
+};
 use rustls::crypto::CryptoProvider;
 
+use crate::cert::ca_client::CaClient;
 use crate::cert::challenge::{Challenges, Published};
+use crate::cert::dns_persist;
+use crate::cert::dns_proof::{DnsProofs, Presented};
 use crate::cert::failure::{Call, Class, Failure, short};
 use crate::cert::tls_alpn;
 use crate::cert::trouble::{Trouble, is_broken, patient, poll_policy};
@@ -29,19 +35,37 @@ pub(in crate::cert) struct Authorizer<'a> {
     /// Kinds of challenge, the preferred first.
     pub(in crate::cert) kinds: &'a [ChallengeKind],
     pub(in crate::cert) challenges: &'a Arc<Challenges>,
+    /// Which the CA's answers come by.
+    pub(in crate::cert) client: &'a CaClient,
+    /// Publishes records.
+    pub(in crate::cert) dns: &'a Rc<DnsProofs>,
     pub(in crate::cert) provider: &'a Arc<CryptoProvider>,
     pub(in crate::cert) clock: &'a Arc<dyn Clock>,
 }
 
+/// An answer that stands as long as this.
+pub(in crate::cert) enum Standing {
+    /// Over HTTP or in handshakes.
+    Answer { _published: Published },
+    /// In DNS.
+    Record { _presented: Presented },
+    /// Made by the operator, for good.
+    Nothing,
+}
+
 impl Authorizer<'_> {
     /// Sees `order` through to the point where it can be finalized. The answers stay published as long as the guards.
-    pub(in crate::cert) async fn authorize(&self, order: &mut Order) -> Result<Vec<Published>, Trouble> {
+    pub(in crate::cert) async fn authorize(
+        &self,
+        order: &mut Order,
+        account: &str,
+    ) -> Result<Vec<Standing>, Trouble> {
         // An order over authorizations that are still valid is ready from the start; polling one that is past `ready` would
         // wait for nothing.
         if order.state().status != OrderStatus::Pending {
             return Ok(Vec::new());
         }
-        let guards = match self.answer(order).await {
+        let guards = match self.answer(order, account).await {
             Ok(guards) => guards,
             Err(trouble) => return Err(self.explained(order, trouble).await),
         };
@@ -59,10 +83,9 @@ impl Authorizer<'_> {
         Ok(guards)
     }
 
-    async fn answer(&self, order: &mut Order) -> Result<Vec<Published>, Trouble> {
-        let mut guards = Vec::new();
+    async fn answer(&self, order: &mut Order, account: &str) -> Result<Vec<Standing>, Trouble> {
         // Each turn starts from the first authorization again; those that were told are left alone.
-        let mut told = HashSet::new();
+        let (mut standing, mut told) = (HashMap::new(), HashSet::new());
         let mut unusable = None;
         patient(async || {
             let mut authorizations = order.authorizations();
@@ -73,20 +96,21 @@ impl Authorizer<'_> {
                     continue;
                 }
                 let url = authorization.url().to_owned();
-                let offered: Vec<ChallengeType> =
-                    authorization.challenges.iter().map(|challenge| challenge.r#type.clone()).collect();
-                let Some(kind) = self.kinds.iter().copied().find(|kind| offered.contains(&acme(*kind)))
-                else {
-                    unusable = Some(self.nothing_in_common(&offered));
-                    return Ok(());
+                let kind = match self.pick(&authorization.challenges, account).await {
+                    Ok(kind) => kind,
+                    Err(failure) => {
+                        unusable = Some(failure);
+                        return Ok(());
+                    }
                 };
                 let Some(mut challenge) = authorization.challenge(acme(kind)) else { continue };
-                let key = challenge.key_authorization();
-                match self.publish(kind, &challenge.token, key.as_str(), key.digest().as_ref()) {
-                    Ok(guard) => guards.push(guard),
-                    Err(message) => {
-                        unusable = Some(message);
-                        return Ok(());
+                if !standing.contains_key(&url) {
+                    match self.publish(kind, &challenge.token, &challenge.key_authorization()).await {
+                        Ok(stands) => drop(standing.insert(url.clone(), stands)),
+                        Err(failure) => {
+                            unusable = Some(failure);
+                            return Ok(());
+                        }
                     }
                 }
                 // One that an earlier attempt has told is being validated already.
@@ -107,29 +131,85 @@ impl Authorizer<'_> {
         .await
         .map_err(|error| Trouble::Ca(Call::Authorization, error))?;
         match unusable {
-            Some(message) => Err(Failure::new(Class::Permanent, message).into()),
-            None => Ok(guards),
+            Some(failure) => Err(failure.into()),
+            None => Ok(standing.into_values().collect()),
         }
     }
 
-    fn publish(
+    /// The first kind that both sides can do. For a record that the operator makes, that is found out by looking.
+    async fn pick(&self, offered: &[Challenge], account: &str) -> Result<ChallengeKind, Failure> {
+        let mut lacking = None;
+        for kind in self.kinds.iter().copied() {
+            let Some(challenge) = offered.iter().find(|challenge| challenge.r#type == acme(kind)) else {
+                continue;
+            };
+            match kind {
+                ChallengeKind::Http01 | ChallengeKind::TlsAlpn01 | ChallengeKind::Dns01 => return Ok(kind),
+                ChallengeKind::DnsPersist01 => match self.stands(challenge, account).await {
+                    Ok(()) => return Ok(kind),
+                    Err(failure) => {
+                        tracing::info!(cert = %self.name, "{}", failure.message);
+                        lacking = Some(failure);
+                    }
+                },
+            }
+        }
+        Err(lacking.unwrap_or_else(|| Failure::new(Class::Permanent, self.nothing_in_common(offered))))
+    }
+
+    /// Whether the record that proves the name for good is there.
+    async fn stands(&self, challenge: &Challenge, account: &str) -> Result<(), Failure> {
+        let record = dns_persist::Standing::new(self.name, self.client.issuers(&challenge.url), account);
+        let Some(text) = record.text() else {
+            let message = format!(
+                "{} offers dns-persist-01 for {} without the name it wants to see",
+                self.ca, self.name
+            );
+            return Err(Failure::new(Class::Permanent, message));
+        };
+        match self.dns.stands(&record).await {
+            Ok(()) => Ok(()),
+            Err(why) => {
+                let message = format!(
+                    "{} is proven to {} by one TXT record that stays. Create it: {}. TXT \"{text}\" ({why})",
+                    self.name, self.ca, record.name
+                );
+                Err(Failure::new(Class::Dns, message))
+            }
+        }
+    }
+
+    async fn publish(
         &self,
         kind: ChallengeKind,
         token: &str,
-        key_authorization: &str,
-        digest: &[u8],
-    ) -> Result<Published, String> {
+        key: &KeyAuthorization,
+    ) -> Result<Standing, Failure> {
+        let unusable = |message: String| Failure::new(Class::Permanent, message);
         match kind {
-            ChallengeKind::Http01 => self
-                .challenges
-                .publish_http01(self.host(), token, key_authorization)
-                .map_err(|error| error.to_string()),
-            ChallengeKind::TlsAlpn01 => {
-                let host = self.host().ok_or_else(|| format!("{} is no host name", self.name))?;
-                let config = tls_alpn::answer(self.provider, host, digest, self.clock.now())
-                    .map_err(|error| Report(&error).to_string())?;
-                Ok(self.challenges.publish_tls_alpn01(&tls_alpn::server_name(host), config))
+            ChallengeKind::Http01 => {
+                let published = self.challenges.publish_http01(self.host(), token, key.as_str());
+                Ok(Standing::Answer { _published: published.map_err(|error| unusable(error.to_string()))? })
             }
+            ChallengeKind::TlsAlpn01 => {
+                let host = self.host().ok_or_else(|| unusable(format!("{} is no host name", self.name)))?;
+                let config = tls_alpn::answer(self.provider, host, key.digest().as_ref(), self.clock.now())
+                    .map_err(|error| unusable(Report(&error).to_string()))?;
+                let published = self.challenges.publish_tls_alpn01(&tls_alpn::server_name(host), config);
+                Ok(Standing::Answer { _published: published })
+            }
+            ChallengeKind::Dns01 => {
+                let presented = self.dns.present(self.domain(), &key.dns_value()).await?;
+                Ok(Standing::Record { _presented: presented })
+            }
+            ChallengeKind::DnsPersist01 => Ok(Standing::Nothing),
+        }
+    }
+
+    /// What stands in DNS: the name without the `*` of a wildcard.
+    fn domain(&self) -> &str {
+        match self.name {
+            HostPattern::Exact(host) | HostPattern::Wildcard(host) => host.as_str(),
         }
     }
 
@@ -140,10 +220,10 @@ impl Authorizer<'_> {
         }
     }
 
-    fn nothing_in_common(&self, offered: &[ChallengeType]) -> String {
+    fn nothing_in_common(&self, offered: &[Challenge]) -> String {
         let offered: Vec<String> = offered
             .iter()
-            .map(|kind| match kind {
+            .map(|challenge| match &challenge.r#type {
                 ChallengeType::Http01 => "http-01".to_owned(),
                 ChallengeType::TlsAlpn01 => "tls-alpn-01".to_owned(),
                 ChallengeType::Dns01 => "dns-01".to_owned(),
@@ -167,8 +247,10 @@ impl Authorizer<'_> {
             while let Some(authorization) = authorizations.next().await {
                 let mut authorization = authorization?;
                 let state = authorization.refresh().await?;
-                if let Some(error) = state.challenges.iter().find_map(|challenge| challenge.error.clone()) {
-                    seen = Some(error);
+                let failed =
+                    |challenge: &Challenge| Some((challenge.r#type.clone(), challenge.error.clone()?));
+                seen = state.challenges.iter().find_map(failed);
+                if seen.is_some() {
                     return Ok(());
                 }
             }
@@ -179,13 +261,24 @@ impl Authorizer<'_> {
             tracing::debug!(cert = %self.name, %error, "the failed authorization could not be read");
         }
         match seen {
-            Some(problem) => Failure::challenge(
-                self.ca,
-                &self.name.to_string(),
-                problem.r#type.as_deref().map(short),
-                problem.detail.as_deref(),
-            )
-            .into(),
+            Some((kind, problem)) => {
+                let (why, detail) = (problem.r#type.as_deref().map(short), problem.detail.as_deref());
+                let failure = match self.kinds.iter().find(|known| acme(**known) == kind) {
+                    Some(ChallengeKind::Dns01) => {
+                        Failure::record(self.ca, &format!("_acme-challenge.{}", self.domain()), why, detail)
+                    }
+                    Some(ChallengeKind::DnsPersist01) => Failure::record(
+                        self.ca,
+                        &format!("_validation-persist.{}", self.domain()),
+                        why,
+                        detail,
+                    ),
+                    Some(ChallengeKind::Http01 | ChallengeKind::TlsAlpn01) | None => {
+                        Failure::challenge(self.ca, &self.name.to_string(), why, detail)
+                    }
+                };
+                failure.into()
+            }
             None => trouble,
         }
     }
@@ -195,5 +288,7 @@ fn acme(kind: ChallengeKind) -> ChallengeType {
     match kind {
         ChallengeKind::Http01 => ChallengeType::Http01,
         ChallengeKind::TlsAlpn01 => ChallengeType::TlsAlpn01,
+        ChallengeKind::Dns01 => ChallengeType::Dns01,
+        ChallengeKind::DnsPersist01 => ChallengeType::Unknown("dns-persist-01".to_owned()),
     }
 }

@@ -1,11 +1,12 @@
 //! The HTTP client under the ACME library: a time limit and a size limit for each call, and refusals with everything the CA
 //! said (status, `Retry-After`, also where the body is a web page), which the library would drop.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -27,6 +28,8 @@ use crate::cert::failure::{Answer, short};
 use crate::clock::Clock;
 
 const TIME_LIMIT: Duration = Duration::from_secs(30);
+/// Challenges whose names are kept; an attempt needs one.
+const MOST_ISSUERS: usize = 64;
 const BODY_LIMIT: usize = 64 * 1024;
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("edge/", env!("CARGO_PKG_VERSION")));
 
@@ -37,6 +40,8 @@ pub struct CaClient {
     clock: Arc<dyn Clock>,
     /// Seconds this machine's clock is ahead of the CA's.
     ahead: Arc<AtomicI64>,
+    /// Under which names the CA wants to stand in records, by challenge: the library drops them.
+    issuers: Arc<Mutex<HashMap<String, Vec<String>>>>,
 }
 
 /// An answer that is no refusal.
@@ -128,7 +133,7 @@ impl CaClient {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(20))
             .build(connector);
-        Ok(Self { http, clock, ahead: Arc::default() })
+        Ok(Self { http, clock, ahead: Arc::default(), issuers: Arc::default() })
     }
 
     /// Reads what anybody may read.
@@ -153,6 +158,28 @@ impl CaClient {
         let retry_after =
             headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, self.clock.now()));
         Ok(Fetched { headers, body, retry_after })
+    }
+
+    /// Under which names the CA of the challenge at `url` wants to stand in a record (draft-ietf-acme-dns-persist).
+    pub fn issuers(&self, url: &str) -> Vec<String> {
+        let known = self.issuers.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(url).cloned().unwrap_or_default()
+    }
+
+    fn remember_issuers(&self, body: &[u8]) {
+        if memchr::memmem::find(body, b"issuer-domain-names").is_none() {
+            return;
+        }
+        let Ok(authorization) = serde_json::from_slice::<Authorization>(body) else { return };
+        let mut known = self.issuers.lock().unwrap_or_else(PoisonError::into_inner);
+        for challenge in authorization.challenges {
+            if known.len() >= MOST_ISSUERS {
+                known.clear();
+            }
+            if !challenge.issuers.is_empty() {
+                known.insert(challenge.url, challenge.issuers);
+            }
+        }
     }
 
     /// How many seconds this machine's clock is ahead of the CA's, as the last answer said.
@@ -190,6 +217,7 @@ impl CaClient {
         };
         tracing::debug!(%method, %uri, status = parts.status.as_u16(), "answer from the CA");
         self.compare_clocks(&parts.headers);
+        self.remember_issuers(&body);
         if !parts.status.is_client_error() && !parts.status.is_server_error() {
             return Ok(BytesResponse { parts, body: Box::new(body) });
         }
@@ -225,6 +253,19 @@ fn roots_in(path: &Path) -> Result<RootCertStore, ClientError> {
         roots.add(certificate).map_err(|error| fail(error.to_string()))?;
     }
     if roots.is_empty() { Err(fail("it holds no certificate".to_owned())) } else { Ok(roots) }
+}
+
+/// What the library does not read of an authorization.
+#[derive(serde::Deserialize)]
+struct Authorization {
+    challenges: Vec<Challenge>,
+}
+
+#[derive(serde::Deserialize)]
+struct Challenge {
+    url: String,
+    #[serde(default, rename = "issuer-domain-names")]
+    issuers: Vec<String>,
 }
 
 #[derive(serde::Deserialize)]

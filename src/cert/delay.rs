@@ -41,9 +41,13 @@ pub fn delay(
         Class::Transient if left.zip(life).is_some_and(|(left, life)| left < life / 20) => {
             plain.min(15 * MINUTE).mul_f64(0.8 + rng.f64() * 0.4)
         }
-        Class::Transient | Class::Validation | Class::Caa | Class::Order | Class::Account | Class::Store => {
-            plain.mul_f64(0.8 + rng.f64() * 0.4)
-        }
+        Class::Transient
+        | Class::Validation
+        | Class::Caa
+        | Class::Dns
+        | Class::Order
+        | Class::Account
+        | Class::Store => plain.mul_f64(0.8 + rng.f64() * 0.4),
     }
 }
 
@@ -74,6 +78,8 @@ pub fn table_delay(class: Class, count: u32, life: Option<Duration>) -> Option<D
         Class::Validation if count <= 31 => nth(&[MINUTE, 10 * MINUTE, 100 * MINUTE], 6 * HOUR),
         Class::Validation => DAY,
         Class::Caa => nth(&[HOUR, 6 * HOUR], DAY),
+        // It costs nothing at the CA; whoever repairs it need not wait long.
+        Class::Dns => nth(&[30 * SECOND, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE], HOUR),
         // Five orders a day: what a CA issues and edge cannot use counts against its limits.
         Class::Order => nth(&[5 * SECOND, 30 * SECOND, 5 * MINUTE, HOUR], DAY),
         Class::Account => nth(&[10 * SECOND], DAY),

@@ -381,6 +381,7 @@ impl Driver {
         if owner {
             tracing::info!("the other edge is gone; ordering certificates from now on");
             self.owner = true;
+            self.seams.issuer.tidy(&self.scope);
         }
     }
 

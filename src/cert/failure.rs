@@ -16,6 +16,8 @@ pub enum Class {
     Validation,
     /// A CAA record stands against it, or DNS did not answer about it.
     Caa,
+    /// The record that would prove the name could not be published, or is not seen; the CA was not asked to look.
+    Dns,
     /// The order itself is spent: a new one helps.
     Order,
     /// The CA refuses the account.
@@ -33,7 +35,7 @@ impl Class {
     /// goes on with the same order.
     pub fn may_cost_an_order(self) -> bool {
         match self {
-            Self::Transient | Self::Limited | Self::Store => false,
+            Self::Transient | Self::Limited | Self::Dns | Self::Store => false,
             Self::Validation | Self::Caa | Self::Order | Self::Account | Self::Permanent | Self::Action => {
                 true
             }
@@ -281,6 +283,24 @@ impl Failure {
             }
             Some(_) | None => Self::new(Class::Validation, format!("{ca} could not validate {name}{said}")),
         }
+    }
+}
+
+impl Failure {
+    /// A record in DNS that the CA found wanting.
+    pub fn record(ca: &str, record: &str, kind: Option<&str>, detail: Option<&str>) -> Self {
+        let said = spoken(detail);
+        let message = match kind {
+            Some("caa" | "rateLimited") => return Self::challenge(ca, record, kind, detail),
+            Some("dns" | "connection") => format!(
+                "{ca} got no answer about the TXT record {record}{said}. Repair the zone's name servers and its DNSSEC"
+            ),
+            Some(_) | None => format!(
+                "{ca} does not see the TXT record {record} as it should be{said}. Do all name servers of the zone show the \
+                 same to the whole internet?"
+            ),
+        };
+        Self::new(Class::Validation, message)
     }
 }
 

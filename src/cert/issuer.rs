@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,11 @@ use crate::cert::authorize::Authorizer;
 use crate::cert::bundle::CertBundle;
 use crate::cert::ca::Ca;
 use crate::cert::challenge::Challenges;
+use crate::cert::dns_proof::DnsProofs;
 use crate::cert::failure::{Call, Class, Failure};
 use crate::cert::order::Attempt;
 use crate::cert::self_check::{SelfCheck, Verdict};
-use crate::cert::store::{AccountStore, OrderStore};
+use crate::cert::store::{AccountStore, OrderStore, RecordStore};
 use crate::cert::trouble::Trouble;
 use crate::clock::Clock;
 use crate::config::model::{Acme, ChallengeKind};
@@ -64,6 +66,10 @@ pub trait Issuer {
         scope: &'a Scope,
     ) -> Pin<Box<dyn Future<Output = Result<CertBundle, NotObtained>> + 'a>>;
 
+    /// Removes what attempts, also those of an edge that was killed, have left behind in DNS. Returns at once; the rest goes on
+    /// in `scope`.
+    fn tidy(&self, _scope: &Scope) {}
+
     /// When the CA at this position, which issued `bundle`, wants it renewed.
     fn advice<'a>(
         &'a self,
@@ -81,6 +87,7 @@ pub struct AcmeIssuer {
     orders: Arc<dyn OrderStore>,
     cas: Vec<Ca>,
     self_check: Option<SelfCheck>,
+    dns: Rc<DnsProofs>,
 }
 
 impl AcmeIssuer {
@@ -92,10 +99,12 @@ impl AcmeIssuer {
         challenges: Arc<Challenges>,
         accounts: Arc<dyn AccountStore>,
         orders: Arc<dyn OrderStore>,
+        records: Arc<dyn RecordStore>,
     ) -> Self {
         let cas = settings.directories().map(|url| Ca::new(url, &settings, Arc::clone(&accounts))).collect();
         let self_check = settings.self_check.then(|| SelfCheck::new(Arc::clone(&challenges)));
-        Self { settings, provider, clock, challenges, orders, cas, self_check }
+        let dns = DnsProofs::new(settings.dns.clone(), records, Arc::clone(&clock));
+        Self { settings, provider, clock, challenges, orders, cas, self_check, dns }
     }
 
     /// Looks at names in another way than over the system's resolver and port 80.
@@ -122,13 +131,22 @@ impl AcmeIssuer {
         let Some(ca) = self.cas.get(wanted.ca) else {
             return Err(failed(Failure::new(Class::Permanent, "no such CA is configured")));
         };
-        let kinds = self.kinds(wanted).map_err(failed)?;
-        if wanted.check {
+        let mut kinds = self.kinds(wanted).map_err(failed)?;
+        let over_dns = kinds.first().copied().is_some_and(ChallengeKind::is_dns);
+        if wanted.check && !over_dns {
             let looked = tokio::select! {
                 looked = self.leads_here(wanted, &kinds) => looked,
                 () = scope.drained() => return Err(NotObtained::Cancelled),
             };
-            looked.map_err(NotObtained::Unready)?;
+            match (looked, kinds.iter().position(|kind| kind.is_dns())) {
+                (Ok(()), _) => {}
+                // A machine that nobody outside reaches can still prove its names.
+                (Err(message), Some(first)) => {
+                    tracing::info!(cert = %wanted.name, "{message}; proving it by DNS");
+                    kinds.rotate_left(first);
+                }
+                (Err(message), None) => return Err(NotObtained::Unready(message)),
+            }
         }
         let client = ca.client(&self.settings, &self.provider, &self.clock).map_err(failed)?;
         let attempt = Attempt {
@@ -142,6 +160,8 @@ impl AcmeIssuer {
                 name: &wanted.name,
                 kinds: &kinds,
                 challenges: &self.challenges,
+                client: &client,
+                dns: &self.dns,
                 provider: &self.provider,
                 clock: &self.clock,
             },
@@ -178,16 +198,9 @@ impl AcmeIssuer {
 
     /// The kinds of challenge that are possible for the name. Each failure puts another one first.
     fn kinds(&self, wanted: &Wanted) -> Result<Vec<ChallengeKind>, Failure> {
-        let possible = |kind: &ChallengeKind| match (&wanted.name, kind) {
-            (HostPattern::Exact(_), ChallengeKind::Http01 | ChallengeKind::TlsAlpn01) => true,
-            (HostPattern::Wildcard(_), ChallengeKind::Http01 | ChallengeKind::TlsAlpn01) => false,
-        };
-        let mut kinds: Vec<_> = self.settings.challenges.iter().copied().filter(possible).collect();
+        let mut kinds = self.settings.challenges_for(&wanted.name);
         if kinds.is_empty() {
-            let message = format!(
-                "a CA issues {} only over DNS-01, which edge does not speak. List the names, or give `tls` files",
-                wanted.name
-            );
+            let message = format!("`acme.challenges` lists nothing that can prove {}", wanted.name);
             return Err(Failure::new(Class::Permanent, message));
         }
         let first = wanted.turn as usize % kinds.len();
@@ -213,6 +226,7 @@ impl AcmeIssuer {
                     Class::Transient | Class::Limited => Err(NoAdvice::Later(failure.message)),
                     Class::Validation
                     | Class::Caa
+                    | Class::Dns
                     | Class::Order
                     | Class::Account
                     | Class::Permanent
@@ -230,7 +244,16 @@ impl Issuer for AcmeIssuer {
         wanted: &'a Wanted,
         scope: &'a Scope,
     ) -> Pin<Box<dyn Future<Output = Result<CertBundle, NotObtained>> + 'a>> {
-        Box::pin(self.attempt(wanted, scope))
+        Box::pin(async move {
+            let end = self.attempt(wanted, scope).await;
+            // Nobody waits for it: the certificate is there, or the failure known.
+            self.tidy(scope);
+            end
+        })
+    }
+
+    fn tidy(&self, scope: &Scope) {
+        self.dns.tidy_later(scope);
     }
 
     fn advice<'a>(

@@ -51,6 +51,7 @@ pub fn start(
         challenges,
         Arc::clone(&store) as _,
         Arc::clone(&store) as _,
+        Arc::clone(&store) as _,
     );
     let internal = store.internal();
     let volatile = store.is_volatile();
@@ -110,6 +111,9 @@ pub fn start_with(
         asking: Rc::new(Semaphore::new(4)),
         scope: scope.clone(),
     };
+    if driver.owner {
+        driver.seams.issuer.tidy(scope);
+    }
     driver.advance();
     driver.publish();
     scope.drive(driver.run(events));

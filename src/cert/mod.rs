@@ -27,6 +27,16 @@ pub mod trouble;
 pub mod account;
 mod binding;
 
+mod dns_ask;
+mod dns_hook;
+pub mod dns_message;
+pub mod dns_persist;
+mod dns_proof;
+pub mod dns_record;
+mod dns_update;
+mod dns_watch;
+mod dns_zone;
+
 mod authorize;
 mod ca;
 pub mod issuer;

@@ -53,12 +53,13 @@ impl Cas {
         let ids = acme.directories().map(CaId::of).collect();
         let kid = acme.eab.as_ref().map(|eab| eab.kid.as_str());
         let settings = format!(
-            "{} {} {:?} {} {:?}",
+            "{} {} {:?} {} {:?} {:?}",
             acme.email.as_deref().unwrap_or("-"),
             acme.profile.as_deref().unwrap_or("-"),
             acme.challenges,
             kid.unwrap_or("-"),
             acme.key_type,
+            acme.dns,
         );
         Arc::new(Self { ids, settings })
     }
@@ -366,6 +367,7 @@ impl Name {
                 | Class::Limited
                 | Class::Validation
                 | Class::Caa
+                | Class::Dns
                 | Class::Order
                 | Class::Account
                 | Class::Store,

@@ -10,11 +10,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::cert::account::off_thread;
-use crate::cert::authorize::Authorizer;
+use crate::cert::authorize::{Authorizer, Standing};
 use crate::cert::bundle::CertBundle;
 use crate::cert::ca::Ca;
 use crate::cert::ca_client::CaClient;
-use crate::cert::challenge::Published;
 use crate::cert::directory::Directory;
 use crate::cert::failure::{Call, Class, Failure};
 use crate::cert::pending::PendingOrder;
@@ -44,7 +43,7 @@ pub(in crate::cert) struct Attempt<'a> {
 pub(in crate::cert) struct Ready {
     order: Order,
     key: PrivatePkcs8KeyDer<'static>,
-    guards: Vec<Published>,
+    guards: Vec<Standing>,
 }
 
 impl Attempt<'_> {
@@ -77,7 +76,7 @@ impl Attempt<'_> {
             Some(resumed) => resumed,
             None => self.begin(account, directory, identifier, profile).await?,
         };
-        let guards = self.authorizer.authorize(&mut order).await?;
+        let guards = self.authorizer.authorize(&mut order, account.id()).await?;
         Ok(Ready { order, key, guards })
     }
 
@@ -119,6 +118,7 @@ impl Attempt<'_> {
                     Class::Transient | Class::Limited => Err(failure.into()),
                     Class::Validation
                     | Class::Caa
+                    | Class::Dns
                     | Class::Order
                     | Class::Account
                     | Class::Permanent
@@ -261,7 +261,7 @@ impl Attempt<'_> {
     /// What became of an attempt that failed so is known: whether its order may still lead somewhere.
     pub(in crate::cert) async fn settle(&self, failure: &Failure) {
         match failure.class {
-            Class::Transient | Class::Limited | Class::Store => return,
+            Class::Transient | Class::Limited | Class::Dns | Class::Store => return,
             Class::Validation
             | Class::Caa
             | Class::Order

@@ -81,8 +81,9 @@ impl Driver {
             Some(name) => {
                 name.asked = ca;
                 let replaces = name.bundle.clone().filter(|_| name.issued_by == ca);
-                let turn =
-                    name.machine.history().failures.get(&Class::Validation).copied().unwrap_or_default();
+                let failures = &name.machine.history().failures;
+                let failed = |class| failures.get(&class).copied().unwrap_or_default();
+                let turn = failed(Class::Validation).saturating_add(failed(Class::Dns));
                 let internal = matches!(name.source, Source::Internal);
                 (!internal)
                     .then(|| Wanted { name: name.pattern.clone(), ca, turn, replaces, regardless, check })

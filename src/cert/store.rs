@@ -5,6 +5,7 @@
 //! certs/CA/NAME/00000001-SERIAL.pem   key and chain, the highest number is the newest; two are kept
 //! certs/CA/NAME/meta.json             failures, next attempt, chosen moment of renewal
 //! certs/CA/NAME/order.json            an order whose certificate is not stored yet, with its key
+//! dns/TEXT.json                       a record in DNS that edge has published and must remove
 //! internal/                           edge's own CA
 //! ```
 
@@ -18,6 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use rustls::crypto::CryptoProvider;
 
 use crate::cert::bundle::{BundleError, CertBundle, MAX_SIZE};
+use crate::cert::dns_record::DnsRecord;
 use crate::cert::history::History;
 use crate::cert::pending::PendingOrder;
 use crate::durable::{self, DurableError, Readers};
@@ -161,6 +163,16 @@ pub trait OrderStore: Send + Sync + 'static {
     fn drop_order(&self, ca: &CaId, name: &HostPattern) -> Result<(), StoreError>;
 }
 
+/// Keeps which records edge has published in DNS; the same promises as [`CertStore`].
+pub trait RecordStore: Send + Sync + 'static {
+    /// All of them. What is damaged is skipped.
+    fn load_records(&self) -> Result<Vec<DnsRecord>, StoreError>;
+    /// Keeps one more.
+    fn save_record(&self, record: &DnsRecord) -> Result<(), StoreError>;
+    /// Forgets one.
+    fn drop_record(&self, record: &DnsRecord) -> Result<(), StoreError>;
+}
+
 /// Everything kept of `name` at several CAs: the certificate that is valid longest and the position of its CA, with the
 /// history at the first.
 pub fn load_best(store: &dyn CertStore, cas: &[CaId], name: &HostPattern) -> (Stored, usize) {
@@ -238,6 +250,10 @@ impl DirStore {
         self.root.join("accounts").join(&ca.0).join("account.json")
     }
 
+    fn dns(&self) -> PathBuf {
+        self.root.join("dns")
+    }
+
     fn load_generation(&self, path: &Path, name: &HostPattern) -> Result<CertBundle, StoreError> {
         let bundle_error = |source| StoreError::Bundle { path: path.to_owned(), source };
         let pem = read_secret(path, MAX_SIZE)?.unwrap_or_default();
@@ -312,6 +328,43 @@ impl CertStore for DirStore {
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(false),
             Err((_, errno)) => Err(fail(errno.into())),
         }
+    }
+}
+
+impl RecordStore for DirStore {
+    fn load_records(&self) -> Result<Vec<DnsRecord>, StoreError> {
+        let directory = self.dns();
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(StoreError::List { path: directory, source }),
+        };
+        let mut records = Vec::new();
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if path.extension().is_none_or(|kind| kind != "json") {
+                continue;
+            }
+            let Some(content) = read_secret(&path, MAX_SIZE)? else { continue };
+            match serde_json::from_slice::<DnsRecord>(&content) {
+                Ok(record) if record.is_sound() => records.push(record),
+                Ok(_) | Err(_) => {
+                    tracing::warn!(path = %path.display(), "the note of a record in DNS is damaged; remove it");
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    fn save_record(&self, record: &DnsRecord) -> Result<(), StoreError> {
+        let directory = self.dns();
+        durable::create_private_dir(&directory)?;
+        let path = directory.join(format!("{}.json", record.value));
+        let content = to_json(&path, record)?;
+        Ok(durable::write(&path, &content, Readers::Owner)?)
+    }
+
+    fn drop_record(&self, record: &DnsRecord) -> Result<(), StoreError> {
+        Ok(durable::remove(&self.dns().join(format!("{}.json", record.value)))?)
     }
 }
 

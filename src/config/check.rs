@@ -51,12 +51,13 @@ fn config(
     let storage = directory(root, "storage", base, || default_storage(surroundings));
     let runtime_dir = directory(root, "runtime_dir", base, || default_runtime_dir(surroundings));
     let listen = listen(&root.section("listen"));
-    let context = AppContext { reader, base, surroundings, runtime_dir: &runtime_dir };
+    let acme = acme(root, base, &listen);
+    let context = AppContext { reader, base, surroundings, runtime_dir: &runtime_dir, acme: &acme };
     let apps = check_app::apps(root, &context);
     check_listen_serves(root, &listen, &apps);
     Config {
         file: file.to_owned(),
-        acme: acme(root, base, &listen),
+        acme,
         storage,
         admin: admin(root, base, &runtime_dir),
         runtime_dir,

@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
+use crate::config::check_dns::dns;
 use crate::config::context::{path, read_regular, readable_file, reason};
 use crate::config::model::{Acme, ChallengeKind, Eab, KeyType, Listen};
 use crate::config::section::{Section, Value};
@@ -35,6 +36,7 @@ pub(super) fn acme(root: &Section<'_>, base: &Path, listen: &Listen) -> Acme {
         .collect::<Vec<_>>();
     directories.dedup();
     let first = if directories.is_empty() { String::new() } else { directories.remove(0) };
+    let dns = dns(&section.section("dns"), base);
     let self_check = section.choice("self_check", &[("true", true), ("false", false)], ca_root.is_none());
     Acme {
         email: root.get("email").and_then(|value| value.parse(email)),
@@ -46,15 +48,21 @@ pub(super) fn acme(root: &Section<'_>, base: &Path, listen: &Listen) -> Acme {
             &[("p256", KeyType::P256), ("p384", KeyType::P384), ("rsa2048", KeyType::Rsa2048)],
             KeyType::P256,
         ),
-        challenges: challenges(&section, listen),
+        challenges: challenges(&section, listen, dns.publish.is_some()),
         profile: section.get("profile").and_then(|value| value.parse(profile)),
         eab: section.get("eab").and_then(|value| eab(&value, base)),
         self_check,
+        dns,
     }
 }
 
-fn challenges(section: &Section<'_>, listen: &Listen) -> Vec<ChallengeKind> {
-    let words = [("http-01", ChallengeKind::Http01), ("tls-alpn-01", ChallengeKind::TlsAlpn01)];
+fn challenges(section: &Section<'_>, listen: &Listen, publishes: bool) -> Vec<ChallengeKind> {
+    let words = [
+        ("http-01", ChallengeKind::Http01),
+        ("tls-alpn-01", ChallengeKind::TlsAlpn01),
+        ("dns-01", ChallengeKind::Dns01),
+        ("dns-persist-01", ChallengeKind::DnsPersist01),
+    ];
     let Some(value) = section.get("challenges") else {
         // Nobody answers where nothing listens.
         let mut kinds = Vec::new();
@@ -64,6 +72,9 @@ fn challenges(section: &Section<'_>, listen: &Listen) -> Vec<ChallengeKind> {
         if !listen.https.is_empty() || kinds.is_empty() {
             kinds.push(ChallengeKind::TlsAlpn01);
         }
+        if publishes {
+            kinds.push(ChallengeKind::Dns01);
+        }
         return kinds;
     };
     let mut kinds: Vec<ChallengeKind> = Vec::new();
@@ -71,6 +82,12 @@ fn challenges(section: &Section<'_>, listen: &Listen) -> Vec<ChallengeKind> {
         let Some(kind) = item.choice(&words) else { continue };
         if kinds.contains(&kind) {
             item.refuse(format_args!("`{}` is listed twice", item.written()));
+        }
+        if kind == ChallengeKind::Dns01 && !publishes {
+            item.refuse_with(
+                "`dns-01` needs somebody who publishes its records",
+                "set `acme.dns.exec` or `acme.dns.rfc2136`",
+            );
         }
         kinds.push(kind);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::check_worker;
 use crate::config::context::{AppContext, readable_file};
 use crate::config::keys::{self, Place};
-use crate::config::model::{App, Backend, PlainHttp, Queue, Sticky, Tls};
+use crate::config::model::{Acme, App, Backend, PlainHttp, Queue, Sticky, Tls};
 use crate::config::scalar;
 use crate::config::section::{Section, Value};
 use crate::name::{AppName, HostName, HostPattern};
@@ -54,7 +54,7 @@ fn app(
     context: &AppContext<'_>,
 ) -> Option<App> {
     let tls = tls(section, context);
-    let domains = domains(written_name, section, &tls, taken);
+    let domains = domains(written_name, section, &tls, taken, context);
     let default = default(written_name, section, taken);
     let backend = backend(name.as_ref(), section, context);
     let http = plain_http(section, &tls);
@@ -88,7 +88,13 @@ fn sticky(section: &Section<'_>) -> Sticky {
     section.choice("sticky", &kinds, Sticky::None)
 }
 
-fn domains(app: &str, section: &Section<'_>, tls: &Tls, taken: &mut Taken) -> Vec<HostPattern> {
+fn domains(
+    app: &str,
+    section: &Section<'_>,
+    tls: &Tls,
+    taken: &mut Taken,
+    context: &AppContext<'_>,
+) -> Vec<HostPattern> {
     let values = section.own("domains").map(|value| value.items()).unwrap_or_default();
     if values.is_empty() {
         section.refuse("`domains` is missing: which hosts does this app answer for?");
@@ -96,7 +102,7 @@ fn domains(app: &str, section: &Section<'_>, tls: &Tls, taken: &mut Taken) -> Ve
     let mut domains = Vec::new();
     for value in values {
         let Some(domain) = domain(&value) else { continue };
-        check_certifiable(&value, &domain, tls);
+        check_certifiable(&value, &domain, tls, context.acme);
         match taken.domains.insert(domain.clone(), app.to_owned()) {
             Some(other) if other == app => value.refuse(format_args!("`{domain}` is already in this list")),
             Some(other) => value.refuse(format_args!("`{domain}` already belongs to app `{other}`")),
@@ -130,18 +136,22 @@ fn domain(value: &Value<'_>) -> Option<HostPattern> {
     }
 }
 
-/// ACME as built can certify names by HTTP-01 only: no wildcards (RFC 8555 §8.4), no addresses (RFC 8738, where CAs ask for
-/// a certificate profile).
-fn check_certifiable(value: &Value<'_>, domain: &HostPattern, tls: &Tls) {
+/// Whether a CA could find out that the name is ours: no addresses (RFC 8738, where CAs ask for a certificate profile), and no
+/// wildcards without a record in DNS.
+fn check_certifiable(value: &Value<'_>, domain: &HostPattern, tls: &Tls, acme: &Acme) {
     if *tls != Tls::Acme || domain.is_internal() {
         return;
     }
     let help = "use `tls: {cert: FILE, key: FILE}` or `tls: internal`";
     match domain {
-        HostPattern::Wildcard(_) => value.refuse_with(
-            format_args!("`{domain}`: a wildcard certificate needs the dns-01 challenge, which is not supported"),
-            help,
+        HostPattern::Wildcard(_) if acme.challenges_for(domain).is_empty() => value.refuse_with(
+            format_args!(
+                "`{domain}`: a wildcard is proven to a CA by a record in DNS, and nobody publishes one: `acme.dns` has neither \
+                 `exec` nor `rfc2136`"
+            ),
+            format!("set one of these, list `dns-persist-01` under `acme.challenges`, or {help}"),
         ),
+        HostPattern::Wildcard(_) => {}
         HostPattern::Exact(name) if name.ip().is_some() => value.refuse_with(
             format_args!("`{domain}`: a certificate for an address needs the shortlived profile, which is not supported"),
             help,

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::config::model::Acme;
 use crate::config::section::{Reader, Value};
 use crate::config::surroundings::Surroundings;
 
@@ -16,6 +17,8 @@ pub(super) struct AppContext<'c> {
     pub(super) surroundings: &'c Surroundings,
     /// Where worker sockets will be.
     pub(super) runtime_dir: &'c Path,
+    /// How certificates are obtained.
+    pub(super) acme: &'c Acme,
 }
 
 /// A path, made absolute.

@@ -116,6 +116,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<NeedsRestart> {
         ("acme.challenges", old.acme.challenges != acme.challenges),
         ("acme.profile", old.acme.profile != acme.profile),
         ("acme.eab", old.acme.eab != acme.eab),
+        ("acme.dns", old.acme.dns != acme.dns),
         ("acme.self_check", old.acme.self_check != acme.self_check),
         ("storage", old.storage != *storage),
         ("runtime_dir", old.runtime_dir != *runtime_dir),

@@ -39,6 +39,7 @@ fn loaded(text: &str, surroundings: &Surroundings) -> Result<Config, String> {
     std::fs::write(&file, text).expect("written");
     std::fs::write(dir.path().join("some.file"), "NAME=VALUE\n").expect("written");
     std::fs::write(dir.path().join("some.key"), "aHVudGVyMg==\n").expect("written");
+    std::fs::write(dir.path().join("tsig.key"), "c2l4dGVlbiBieXRlcyBvcg==\n").expect("written");
     let here = |text: String| text.replace(&*dir.path().to_string_lossy(), "DIR");
     match load(&file, surroundings) {
         // The directory is another each time; two files are compared as if they stood in one.
@@ -174,6 +175,9 @@ fn every_key_of_the_table_changes_something() {
         "acme.profile" => "tlsserver",
         "acme.eab" => "{kid: id, hmac_key_file: some.key}",
         "acme.self_check" => "false",
+        "acme.dns.exec" => "/bin/true",
+        "acme.dns.rfc2136" => "{server: 192.0.2.53, key_name: edge, key_file: tsig.key}",
+        "acme.dns.resolvers" | "acme.dns.name_servers" => "[192.0.2.1, '[::1]:5353']",
         "storage" | "runtime_dir" | "admin" => "/other",
         "listen.http" | "listen.https" => "[\":8000\"]",
         "threads" | "apps.NAME.workers" | "apps.NAME.concurrency" | "apps.NAME.queue.size" => "7",

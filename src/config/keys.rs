@@ -63,9 +63,11 @@ pub const KEYS: &[Key] = &[
     key("acme.key_type", Is("p256"), Global, "Kind of key in new certificates: `p256`, `p384` or `rsa2048`."),
     key(
         "acme.challenges",
-        Found("[http-01, tls-alpn-01], as far as edge listens"),
+        Found(
+            "[http-01, tls-alpn-01], as far as edge listens, then dns-01 where `dns` has a publisher; wildcards by DNS alone",
+        ),
         Global,
-        "How names are proven to be yours: `http-01` needs port 80, `tls-alpn-01` port 443; a failure puts the next one first.",
+        "How names are proven to be yours: `http-01` needs port 80, `tls-alpn-01` port 443, `dns-01` a publisher under `dns`, `dns-persist-01` a record you make once; a failure puts the next one first.",
     ),
     key(
         "acme.profile",
@@ -84,6 +86,37 @@ pub const KEYS: &[Key] = &[
         Found("true without `ca_root`, false with it"),
         Global,
         "Whether edge looks if a name leads to it before it asks the CA, and says what is wrong instead of spending an attempt.",
+    ),
+    key(
+        "acme.dns.exec",
+        Nothing,
+        Global,
+        "Program that publishes and removes records for `dns-01`, run without a shell; the README says how it is called.",
+    ),
+    key(
+        "acme.dns.rfc2136",
+        Nothing,
+        Global,
+        "Name server that takes updates (RFC 2136) of these records: `{server: ADDRESS, zone: NAME, key_name: NAME, key_file: FILE, algorithm: hmac-sha256}`, where all but `server` may be left out.",
+    ),
+    key("acme.dns.timeout", Is("2m"), Global, "How long publishing or removing one record may take."),
+    key(
+        "acme.dns.propagation",
+        Is("2m"),
+        Global,
+        "How long the zone's name servers may take to show a record before the CA is asked to look; 0 does not look.",
+    ),
+    key(
+        "acme.dns.resolvers",
+        Found("those of /etc/resolv.conf"),
+        Global,
+        "Addresses of the resolvers that tell where a record belongs.",
+    ),
+    key(
+        "acme.dns.name_servers",
+        Found("the zone's own"),
+        Global,
+        "Addresses of the servers that must show a record before the CA is asked to look.",
     ),
     key(
         "storage",
@@ -491,6 +524,9 @@ pub const TLS_KEYS: [&str; 2] = ["cert", "key"];
 /// Keys below `acme.eab`.
 pub const EAB_KEYS: [&str; 2] = ["kid", "hmac_key_file"];
 
+/// Keys below `acme.dns.rfc2136`.
+pub const RFC2136_KEYS: [&str; 5] = ["server", "zone", "key_name", "key_file", "algorithm"];
+
 /// The key at `path`.
 pub fn find(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
@@ -513,6 +549,9 @@ pub fn children(parent: &str) -> Vec<&'static str> {
     }
     if parent == "acme.eab" {
         names.extend(EAB_KEYS);
+    }
+    if parent == "acme.dns.rfc2136" {
+        names.extend(RFC2136_KEYS);
     }
     names
 }

@@ -4,10 +4,12 @@
 //! collects every problem, or returns the `model`. `keys` is the one table of what may be written.
 
 pub mod account;
+pub mod acme;
 pub mod care;
 pub mod check;
 mod check_acme;
 mod check_app;
+mod check_dns;
 pub mod check_limits;
 mod check_worker;
 mod context;

@@ -8,6 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::config::acme::{
+    Acme, ChallengeKind, Dns, Eab, KeyType, Publish, Update, UpdateAlgorithm, UpdateKey,
+};
 pub use crate::config::care::{HealthCheck, Recycle, Resource, Ulimit, WorkerCount};
 pub use crate::config::limits::{ChunkLimits, Limits, ResponseLimits, Rules, Timeouts};
 use crate::name::{AppName, HostPattern};
@@ -46,71 +49,6 @@ impl Config {
     pub fn rules(&self) -> Rules {
         Rules { timeouts: self.timeouts, limits: self.limits }
     }
-}
-
-/// How certificates are obtained from a CA (RFC 8555).
-#[derive(Debug, Clone, PartialEq)]
-pub struct Acme {
-    /// Contact address given to the CA.
-    pub email: Option<String>,
-    /// Directory URL of the CA.
-    pub directory: String,
-    /// Those of the CAs that are asked where it fails.
-    pub fallbacks: Vec<String>,
-    /// PEM file trusted for the CA's own HTTPS instead of the system's roots.
-    pub ca_root: Option<PathBuf>,
-    /// Kind of key in new certificates.
-    pub key_type: KeyType,
-    /// How names are proven to be ours, the preferred kind first; never empty.
-    pub challenges: Vec<ChallengeKind>,
-    /// Kind of certificate, by the CA's name for it.
-    pub profile: Option<String>,
-    /// What binds the account to one made at the CA's site.
-    pub eab: Option<Eab>,
-    /// Whether edge looks if a name leads to it before it asks the CA.
-    pub self_check: bool,
-}
-
-impl Acme {
-    /// The directory of each CA, in the order they are asked.
-    pub fn directories(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(self.directory.as_str()).chain(self.fallbacks.iter().map(String::as_str))
-    }
-}
-
-/// Ways to prove to a CA that a name is ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChallengeKind {
-    /// An answer over plain HTTP on port 80 (RFC 8555 §8.3).
-    Http01,
-    /// An answer in a handshake on port 443 (RFC 8737).
-    TlsAlpn01,
-}
-
-/// An account made at a CA's site (RFC 8555 §7.3.4). Its key is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Eab {
-    /// Its identifier.
-    pub kid: String,
-    /// Its secret.
-    pub hmac_key: Vec<u8>,
-}
-
-impl std::fmt::Debug for Eab {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Eab").field("kid", &self.kid).finish_non_exhaustive()
-    }
-}
-
-/// Kinds of certificate key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyType {
-    /// ECDSA on P-256.
-    P256,
-    /// ECDSA on P-384.
-    P384,
-    /// RSA with 2048 bits.
-    Rsa2048,
 }
 
 /// Addresses clients connect to. An empty list turns that kind off. Port 0 lets the system choose (for tests).

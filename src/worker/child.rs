@@ -12,11 +12,11 @@ use tokio::net::unix::pipe;
 
 use crate::config::model::Address;
 use crate::config::scalar;
+use crate::pidfd::Handle;
 use crate::worker::adapter::{Place, Wire};
 use crate::worker::cgroup::Leaf;
 use crate::worker::environment;
 use crate::worker::family::{self, Mark, Process};
-use crate::worker::pidfd::Handle;
 use crate::worker::registry::Registry;
 use crate::worker::usage;
 

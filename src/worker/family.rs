@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use crate::worker::pidfd::Handle;
+use crate::pidfd::Handle;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 /// One line of the kernel's process table.

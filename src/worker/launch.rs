@@ -148,7 +148,8 @@ impl ProcessLauncher {
     }
 
     /// Reaps children that are nobody's: orphans of workers, and in a container everything that falls to process 1. Runs
-    /// until `scope` aborts. Only for a process all of whose children come from this launcher.
+    /// until `scope` aborts. Only for a process all of whose other children are
+    /// [`crate::offspring::Owned`].
     pub async fn reap_orphans(&self, scope: &crate::scope::Scope) {
         self.registry.reap_orphans(scope).await;
     }

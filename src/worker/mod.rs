@@ -19,7 +19,6 @@ pub mod lifecycle;
 pub mod listening;
 mod member;
 pub mod output;
-pub mod pidfd;
 mod places;
 pub mod probe;
 pub mod program;

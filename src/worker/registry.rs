@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::name::AppName;
+use crate::offspring;
 use crate::scope::Scope;
 use crate::worker::environment;
 use crate::worker::family::Mark;
@@ -117,6 +118,7 @@ impl Registry {
                 _ = ended.recv() => {}
                 // A worker's own end hides those behind it from the kernel's answer until its status was taken.
                 () = self.reaped.notified() => {}
+                () = offspring::let_go() => {}
                 () = scope.aborted() => return,
             }
         }
@@ -126,12 +128,13 @@ impl Registry {
         let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         while let Ok(status) = waitid(Id::All, look) {
             let (WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) = status else { return };
-            let known =
-                self.living.borrow().get(&pid.as_raw().cast_unsigned()).is_some_and(|entry| !entry.reaped);
+            let number = pid.as_raw().cast_unsigned();
+            let worker = self.living.borrow().get(&number).is_some_and(|entry| !entry.reaped);
+            let known = worker || offspring::is_owned(number);
             if known || waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG).is_err() {
                 return;
             }
-            if pid.as_raw().cast_unsigned() == self.guard_pid {
+            if number == self.guard_pid {
                 tracing::warn!(
                     "the guard process has ended; workers may survive a kill of edge until the next start"
                 );

@@ -1,7 +1,8 @@
 //! Pebble with its mock DNS, in which every name leads to this machine.
 
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -12,6 +13,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{free_port, https};
+
+const HOOK: &str = r#"#!/bin/sh
+set -eu
+FIRST
+case $1 in
+present) call=set-txt ;;
+cleanup) call=clear-txt ;;
+esac
+exec curl --silent --show-error --fail --noproxy '*' -d "{\"host\": \"$2.\", \"value\": \"$3\"}" http://127.0.0.1:PORT/$call
+"#;
 
 /// How a CA is to be.
 pub(crate) struct Terms {
@@ -147,6 +158,20 @@ impl Pebble {
     /// The root of the certificates it issues; that of its `chain`th alternative.
     pub(crate) async fn issuing_root(&self, chain: usize) -> String {
         https::get(&self.root(), self.management, &format!("/roots/{chain}")).await.expect("a root")
+    }
+
+    /// Where its name server is.
+    pub(crate) fn dns(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.dns).into()
+    }
+
+    /// A program that publishes at its name server, after it has done `first`.
+    pub(crate) fn hook(&self, first: &str) -> PathBuf {
+        let path = self.dir.path().join("hook");
+        let text = HOOK.replace("PORT", &self.dns_management.to_string()).replace("FIRST", first);
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
+        path
     }
 
     /// What it has said since it started.

@@ -90,6 +90,7 @@ impl Lab {
             Arc::clone(&self.challenges),
             Arc::clone(&store) as _,
             Arc::clone(&store) as _,
+            Arc::clone(&store) as _,
         );
         if let Some(looking) = looking {
             issuer = issuer.looking(looking);

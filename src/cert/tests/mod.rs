@@ -5,8 +5,10 @@
 mod ca;
 
 mod clocks;
+mod dns;
 mod faults;
 mod handshake;
+mod knot;
 mod lab;
 mod limits;
 mod manager;
@@ -17,3 +19,4 @@ mod schedule;
 mod setup;
 mod store;
 mod traces;
+mod zone;

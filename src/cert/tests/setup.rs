@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::model::{
-    AccessLog, Acme, Address, App, Backend, ChallengeKind, Config, KeyType, Listen, Log, LogFormat, LogLevel,
-    PlainHttp, Queue, Sticky, Timeouts, Tls,
+    AccessLog, Acme, Address, App, Backend, ChallengeKind, Config, Dns, KeyType, Listen, Log, LogFormat,
+    LogLevel, PlainHttp, Queue, Sticky, Timeouts, Tls,
 };
 use crate::name::{HostName, HostPattern};
 
@@ -94,6 +94,13 @@ pub(super) fn config(storage: &Path, apps: Vec<Arc<App>>) -> Config {
             profile: None,
             eab: None,
             self_check: false,
+            dns: Dns {
+                publish: None,
+                timeout: Duration::from_secs(20),
+                propagation: Duration::from_secs(20),
+                resolvers: Vec::new(),
+                name_servers: Vec::new(),
+            },
         },
         storage: storage.to_owned(),
         runtime_dir: storage.to_owned(),

@@ -17,11 +17,12 @@ use crate::cert::history::History;
 use crate::cert::schedule::{Action, Certificate, Input, LONGEST_WAIT};
 use crate::cert::validity::Validity;
 
-const CLASSES: [Class; 9] = [
+const CLASSES: [Class; 10] = [
     Class::Transient,
     Class::Limited,
     Class::Validation,
     Class::Caa,
+    Class::Dns,
     Class::Order,
     Class::Account,
     Class::Permanent,

@@ -38,6 +38,9 @@ pub(crate) struct Order {
     pub(crate) error: Option<Value>,
     pub(crate) challenge_error: Option<Value>,
     pub(crate) thumbprint: String,
+    pub(crate) account: String,
+    /// Kind of the challenge that was told.
+    pub(crate) told: String,
     polls_left: u32,
 }
 
@@ -63,6 +66,8 @@ pub(crate) struct Books {
     pub(crate) offers: Vec<&'static str>,
     pub(crate) http: u16,
     pub(crate) tls: u16,
+    /// Port of the name server that it asks.
+    pub(crate) dns: u16,
     /// Names it cannot resolve.
     pub(crate) unreachable: Vec<&'static str>,
     /// The next connections that end before their handshake.
@@ -107,9 +112,15 @@ pub(super) struct Validation {
     pub(super) name: String,
     pub(super) token: String,
     pub(super) thumbprint: String,
+    pub(super) account: String,
+    pub(super) wildcard: bool,
     pub(super) http: u16,
     pub(super) tls: u16,
+    pub(super) dns: u16,
 }
+
+/// How it is called in records that stand.
+pub(crate) const ISSUER: &str = "stub-ca.example";
 
 impl Books {
     pub(super) fn new(port: u16, http: u16, tls: u16) -> Self {
@@ -134,6 +145,7 @@ impl Books {
             offers: vec!["http-01", "tls-alpn-01", "dns-01", "dns-persist-01"],
             http,
             tls,
+            dns: 0,
             unreachable: Vec::new(),
             broken_handshakes: 0,
             certificates: HashMap::new(),
@@ -270,6 +282,8 @@ impl Books {
             error: None,
             challenge_error: None,
             thumbprint: thumbprint(&self.accounts[account]),
+            account: kid.to_owned(),
+            told: String::new(),
             polls_left: self.processing,
         });
         let number = self.orders.len() - 1;
@@ -332,36 +346,46 @@ impl Books {
                 "type": kind, "url": format!("{}/chall/{number}/{kind}", self.base), "status": status,
             });
             // The draft of that kind has no token.
-            if *kind != "dns-persist-01" {
+            if *kind == "dns-persist-01" {
+                challenge["issuer-domain-names"] = json!([ISSUER, "other.example"]);
+            } else {
                 challenge["token"] = token(number).into();
             }
-            if let Some(error) = order.challenge_error.as_ref().filter(|_| *kind != "dns-persist-01") {
+            if let Some(error) = order.challenge_error.as_ref().filter(|_| *kind == order.told) {
                 challenge["error"] = error.clone();
             }
             challenge
         };
         let challenges: Vec<Value> = self.offers.iter().map(challenge).collect();
-        Reply::json(
-            200,
-            &json!({"identifier": self.identifier(order), "status": status, "challenges": challenges}),
-        )
+        // A wildcard is authorized under the name without it (RFC 8555 §7.1.3).
+        let bare = order.name.trim_start_matches("*.").to_owned();
+        let identifier = json!({"type": if order.ip { "ip" } else { "dns" }, "value": bare});
+        let mut body = json!({"identifier": identifier, "status": status, "challenges": challenges});
+        if order.name.starts_with("*.") {
+            body["wildcard"] = true.into();
+        }
+        Reply::json(200, &body)
     }
 
     fn challenge(&mut self, path: &str, _number: usize) -> (Reply, Option<Validation>) {
         let mut parts = path.rsplit('/');
         let kind = parts.next().unwrap_or_default().to_owned();
         let number = parts.next().and_then(|part| part.parse::<usize>().ok()).unwrap_or(usize::MAX);
-        let Some(order) = self.orders.get(number) else {
+        let Some(order) = self.orders.get_mut(number) else {
             return (Reply::problem(404, "malformed", "no such challenge"), None);
         };
+        order.told.clone_from(&kind);
         let validation = Validation {
             order: number,
             kind: kind.clone(),
-            name: order.name.clone(),
+            name: order.name.trim_start_matches("*.").to_owned(),
             token: token(number),
             thumbprint: order.thumbprint.clone(),
+            account: order.account.clone(),
+            wildcard: order.name.starts_with("*."),
             http: self.http,
             tls: self.tls,
+            dns: self.dns,
         };
         let body = json!({
             "type": kind, "url": format!("{}{path}", self.base), "status": "processing", "token": token(number),

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-pub(crate) use books::{Ari, Books, Order};
+pub(crate) use books::{Ari, Books, ISSUER, Order};
 
 /// What a request is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -4,13 +4,15 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::books::Validation;
+use super::books::{ISSUER, Validation};
 
 type Outcome = Result<(), (&'static str, String)>;
 
@@ -20,6 +22,8 @@ pub(super) async fn validate(about: &Validation) -> Outcome {
         match about.kind.as_str() {
             "http-01" => http01(about).await,
             "tls-alpn-01" => tls_alpn01(about).await,
+            "dns-01" => dns01(about).await,
+            "dns-persist-01" => dns_persist01(about).await,
             other => Err(("malformed", format!("{other} is not validated here"))),
         }
     };
@@ -48,6 +52,57 @@ async fn http01(about: &Validation) -> Outcome {
     }
     let status = answer.split(' ').nth(1).unwrap_or("nothing");
     Err(("unauthorized", format!("127.0.0.1: Invalid response from http://{}: {status}", about.name)))
+}
+
+async fn dns01(about: &Validation) -> Outcome {
+    let authorization = format!("{}.{}", about.token, about.thumbprint);
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, authorization.as_bytes());
+    let wanted = BASE64_URL_SAFE_NO_PAD.encode(digest);
+    let found = texts(about.dns, &format!("_acme-challenge.{}.", about.name)).await?;
+    if found.contains(&wanted) {
+        return Ok(());
+    }
+    let what = if found.is_empty() { "No TXT record found".to_owned() } else { format!("found {found:?}") };
+    Err(("unauthorized", format!("{what} at _acme-challenge.{}", about.name)))
+}
+
+async fn dns_persist01(about: &Validation) -> Outcome {
+    let policy = if about.wildcard { "; policy=wildcard" } else { "" };
+    let wanted = format!("{ISSUER}; accounturi={}{policy}", about.account);
+    let found = texts(about.dns, &format!("_validation-persist.{}.", about.name)).await?;
+    if found.contains(&wanted) { Ok(()) } else { Err(("unauthorized", format!("found {found:?}"))) }
+}
+
+/// The texts of a name, CNAMEs followed as a resolver does.
+async fn texts(port: u16, name: &str) -> Result<Vec<String>, (&'static str, String)> {
+    use hickory_proto::op::{Message, Query};
+    use hickory_proto::rr::{Name, RData, RecordType};
+    let failed = |error: String| ("dns", error);
+    let socket = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    socket.connect((Ipv4Addr::LOCALHOST, port)).await.map_err(|error| failed(error.to_string()))?;
+    let mut at = Name::from_ascii(name).expect("a name");
+    for _ in 0..5 {
+        let mut message = Message::query();
+        message.add_query(Query::query(at.clone(), RecordType::TXT));
+        socket.send(&message.to_vec().expect("written")).await.map_err(|error| failed(error.to_string()))?;
+        let mut bytes = [0; 4096];
+        let length = socket.recv(&mut bytes).await.map_err(|error| failed(error.to_string()))?;
+        let answer = Message::from_vec(&bytes[..length]).map_err(|error| failed(error.to_string()))?;
+        let mut found = Vec::new();
+        let mut next = None;
+        for record in answer.answers {
+            match record.data {
+                RData::TXT(text) => found.push(String::from_utf8_lossy(&text.txt_data.concat()).into_owned()),
+                RData::CNAME(target) => next = Some(target.0),
+                _ => {}
+            }
+        }
+        match next {
+            Some(next) if found.is_empty() => at = next,
+            _ => return Ok(found),
+        }
+    }
+    Err(failed("CNAMEs go round".to_owned()))
 }
 
 async fn tls_alpn01(about: &Validation) -> Outcome {

@@ -10,11 +10,11 @@ use tokio::io::unix::AsyncFd;
 
 /// A process by descriptor: unlike its id, it never comes to mean another process.
 #[derive(Debug)]
-pub(super) struct Handle(AsyncFd<OwnedFd>);
+pub struct Handle(AsyncFd<OwnedFd>);
 
 impl Handle {
     /// The process that has this id now.
-    pub(super) fn open(pid: u32) -> io::Result<Self> {
+    pub fn open(pid: u32) -> io::Result<Self> {
         let pid = Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::NotFound)?;
         let descriptor = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
         // SAFETY: the descriptor is owned by the registration, which this type neither gives away nor lets change.
@@ -22,7 +22,7 @@ impl Handle {
     }
 
     /// Completes once the process has ended, its status taken or not. Cancel-safe.
-    pub(super) async fn ended(&self) -> io::Result<()> {
+    pub async fn ended(&self) -> io::Result<()> {
         self.0.readable().await.map(drop)
     }
 }

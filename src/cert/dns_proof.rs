@@ -1,0 +1,233 @@
+//! Proofs by records in DNS: published, seen by the zone's own servers before the CA is told, and removed whatever happens.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::rr::Name;
+use tokio::sync::Mutex;
+
+use crate::cert::account::off_thread;
+use crate::cert::dns_hook;
+use crate::cert::dns_message::{Change, name, spoken};
+use crate::cert::dns_persist::Standing;
+use crate::cert::dns_record::DnsRecord;
+use crate::cert::dns_update::update;
+use crate::cert::dns_watch::{self, View};
+use crate::cert::dns_zone::{NameServer, Resolvers};
+use crate::cert::failure::{Class, Failure};
+use crate::cert::store::RecordStore;
+use crate::cert::trouble::Trouble;
+use crate::clock::Clock;
+use crate::config::model::{Dns, Publish};
+use crate::scope::Scope;
+
+/// When a record that could not be removed is tried again; after that, at the next order and the next start.
+const AGAIN: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(3600)];
+
+/// Publishes and removes records.
+pub(in crate::cert) struct DnsProofs {
+    settings: Dns,
+    records: Arc<dyn RecordStore>,
+    clock: Arc<dyn Clock>,
+    resolvers: Resolvers,
+    /// Held while a record is changed: many a DNS API replaces all records of a name, and two at once lose one.
+    turn: Mutex<()>,
+    /// Texts of the records that an attempt needs.
+    needed: RefCell<HashSet<String>>,
+}
+
+/// A published record; once this is dropped, [`DnsProofs::tidy`] removes it.
+pub(in crate::cert) struct Presented {
+    proofs: Rc<DnsProofs>,
+    value: String,
+}
+
+impl Drop for Presented {
+    fn drop(&mut self) {
+        self.proofs.needed.borrow_mut().remove(&self.value);
+    }
+}
+
+impl DnsProofs {
+    pub(in crate::cert) fn new(
+        settings: Dns,
+        records: Arc<dyn RecordStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Rc<Self> {
+        let resolvers = Resolvers::new(&settings.resolvers);
+        Rc::new(Self {
+            settings,
+            records,
+            clock,
+            resolvers,
+            turn: Mutex::new(()),
+            needed: RefCell::default(),
+        })
+    }
+
+    /// Publishes the answer to a DNS-01 challenge (RFC 8555 §8.4) for `domain`, and waits until it is seen.
+    pub(in crate::cert) async fn present(
+        self: &Rc<Self>,
+        domain: &str,
+        value: &str,
+    ) -> Result<Presented, Failure> {
+        let failed = |why: String| {
+            let message = format!("{domain} could not be proven by DNS: {why}. Nothing was sent to the CA");
+            Failure::new(Class::Dns, message)
+        };
+        let challenge =
+            name(&format!("_acme-challenge.{domain}")).map_err(|error| failed(error.to_string()))?;
+        let at = self.resolvers.follow(&challenge).await.map_err(failed)?;
+        // Before anything is published: what cannot be looked for must not be left behind.
+        let servers = match self.settings.propagation.is_zero() {
+            true => Vec::new(),
+            false => self.servers(&at).await.map_err(failed)?,
+        };
+        let record = DnsRecord { name: spoken(&at), value: value.to_owned(), domain: domain.to_owned() };
+        if !record.is_sound() {
+            return Err(failed("the CA's challenge is no text that could stand in a record".to_owned()));
+        }
+        let presented = {
+            let _turn = self.turn.lock().await;
+            let (records, kept) = (Arc::clone(&self.records), record.clone());
+            let saved = off_thread(move || records.save_record(&kept)).await;
+            saved.map_err(|trouble| trouble.into_failure("", domain))?;
+            self.needed.borrow_mut().insert(value.to_owned());
+            let presented = Presented { proofs: Rc::clone(self), value: value.to_owned() };
+            self.change(Change::Add, &record, &at).await.map_err(failed)?;
+            presented
+        };
+        tracing::debug!(domain, record = record.name, "published a record in DNS");
+        let shows = |text: &[u8]| text == value.as_bytes();
+        match dns_watch::until_seen(&servers, &at, &shows, self.settings.propagation).await {
+            View::Clear => {}
+            View::Partial(silent) => {
+                tracing::warn!(
+                    domain,
+                    record = record.name,
+                    silent,
+                    "some name servers of the zone do not answer; asking the CA all the same"
+                );
+            }
+            View::Missing(told) => {
+                let waited = self.settings.propagation.as_secs_f64();
+                return Err(failed(format!("after {waited} s (`acme.dns.propagation`) {told}")));
+            }
+        }
+        Ok(presented)
+    }
+
+    /// Whether the record that the operator makes once stands. The error says where it lacks.
+    pub(in crate::cert) async fn stands(&self, wanted: &Standing) -> Result<(), String> {
+        let wanted_name = name(&wanted.name).map_err(|error| error.to_string())?;
+        let at = self.resolvers.follow(&wanted_name).await?;
+        let servers = self.servers(&at).await?;
+        let now = self.clock.now();
+        let shows = |text: &[u8]| wanted.is_met_by(text, now);
+        match dns_watch::look(&servers, &at, &shows).await {
+            View::Clear | View::Partial(_) => Ok(()),
+            View::Missing(told) => Err(told),
+        }
+    }
+
+    /// Removes every record that no attempt needs, also those of an edge that was killed. Returns whether none is left.
+    pub(in crate::cert) async fn tidy(&self) -> bool {
+        let records = Arc::clone(&self.records);
+        let found = match off_thread(move || records.load_records()).await {
+            Ok(found) => found,
+            Err(trouble) => {
+                let reason = told(trouble);
+                tracing::warn!(reason, "the list of records in DNS that are to be removed cannot be read");
+                return false;
+            }
+        };
+        let mut clean = true;
+        for record in found {
+            let _turn = self.turn.lock().await;
+            if self.needed.borrow().contains(&record.value) {
+                continue;
+            }
+            match self.remove(&record).await {
+                Ok(()) => tracing::debug!(record = record.name, "removed a record from DNS"),
+                Err(reason) => {
+                    clean = false;
+                    tracing::warn!(
+                        record = record.name,
+                        text = record.value,
+                        reason,
+                        "a record could not be removed from DNS; it is harmless, and will be tried again"
+                    );
+                }
+            }
+        }
+        clean
+    }
+
+    /// [`Self::tidy`] beside everything else, some more times if need be.
+    pub(in crate::cert) fn tidy_later(self: &Rc<Self>, scope: &Scope) {
+        let (proofs, ends) = (Rc::clone(self), scope.clone());
+        let tidied = async move {
+            for pause in AGAIN {
+                if proofs.tidy().await {
+                    return;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = ends.drained() => return,
+                }
+            }
+        };
+        let ends = scope.clone();
+        drop(scope.spawn(async move {
+            tokio::select! {
+                () = tidied => {}
+                () = ends.aborted() => {}
+            }
+        }));
+    }
+
+    async fn remove(&self, record: &DnsRecord) -> Result<(), String> {
+        let at = name(&record.name).map_err(|error| error.to_string())?;
+        self.change(Change::Remove, record, &at).await?;
+        let (records, gone) = (Arc::clone(&self.records), record.clone());
+        off_thread(move || records.drop_record(&gone)).await.map_err(told)
+    }
+
+    async fn change(&self, change: Change, record: &DnsRecord, at: &Name) -> Result<(), String> {
+        match &self.settings.publish {
+            None => Err("neither `acme.dns.exec` nor `acme.dns.rfc2136` is configured".to_owned()),
+            Some(Publish::Exec { program, arguments }) => {
+                dns_hook::run(program, arguments, change, record, self.settings.timeout).await
+            }
+            Some(Publish::Update(settings)) => {
+                let now = self.clock.now();
+                let updated = update(settings, &self.resolvers, change, at, &record.value, now);
+                match tokio::time::timeout(self.settings.timeout, updated).await {
+                    Ok(updated) => updated,
+                    Err(_) => Err(format!(
+                        "the update was not done within {} s (`acme.dns.timeout`)",
+                        self.settings.timeout.as_secs_f64()
+                    )),
+                }
+            }
+        }
+    }
+
+    async fn servers(&self, of: &Name) -> Result<Vec<NameServer>, String> {
+        if self.settings.name_servers.is_empty() {
+            return self.resolvers.servers(&self.resolvers.zone(of).await?).await;
+        }
+        let server = |address: &std::net::SocketAddr| NameServer {
+            name: format!("the name server {address}"),
+            addresses: vec![*address],
+        };
+        Ok(self.settings.name_servers.iter().map(server).collect())
+    }
+}
+
+fn told(trouble: Trouble) -> String {
+    trouble.into_failure("the CA", "the record").message
+}
