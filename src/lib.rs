@@ -50,6 +50,7 @@
 //!   config/scalar.rs       P  sizes, durations, addresses: each parses itself and says what it wanted
 //!   config/care.rs         P  how workers are limited, asked for their health and recycled
 //!   config/acme.rs         P  how certificates are obtained, and names proven
+//!   config/networks.rs     P  networks of addresses, and whether an address is in one
 //!   config/limits.rs       P  deadlines and bounds of connections and requests
 //!   config/model.rs        P  the checked configuration: a value of these types holds no nonsense
 //!   config/problem.rs      P  one fault with its place, key and remedy; all of them in order
@@ -181,6 +182,8 @@
 //!   proxy/clients.rs          what each client holds: connections, requests in flight
 //!   proxy/conn.rs             what is known of the client's connection   ← cert::resolver
 //!   proxy/target.rs        P  what a request asks for, checked before it is routed
+//!   proxy/forwarded.rs     P  what proxies say of a client, and how much of it is believed
+//!   proxy/caller.rs           whom a request is from: the connection's client, or whom a trusted proxy names
 //!   proxy/frames.rs        P  where one WebSocket frame ends and the next begins
 //!   proxy/plane.rs            what one data-plane thread needs to answer   ← cert, upstream, telemetry
 //!   proxy/entry.rs            a request's access line, from its head to its last byte   ← telemetry
@@ -208,6 +211,9 @@
 //!   listen/wire.rs            a client's HTTP/1 connection, and the body of the request on it   ← upstream
 //!   listen/http1.rs           HTTP/1.1 with a client, one request after the other   ← proxy, upstream
 //!   listen/http2.rs           HTTP/2 with a client, by hyper's server   ← proxy, upstream::client_body
+//!   listen/complaint.rs       trouble that may come often and is told once
+//!   listen/proxy_header.rs P  the PROXY protocol: for whom a load balancer connects
+//!   listen/introduction.rs    that header read off a connection, and nothing more
 //!   listen/handshakes.rs      how many handshakes are under way, and who makes room
 //!   listen/accept.rs          the accept loop; a connection from handshake to end   ← proxy
 //!   listen/tls.rs             handshake: name, certificate, ALPN, validation by a CA   ← cert, proxy::conn

@@ -9,7 +9,10 @@ use crate::config::check_acme::acme;
 use crate::config::check_app;
 use crate::config::check_limits;
 use crate::config::context::{AppContext, path};
-use crate::config::model::{AccessLog, App, Config, Listen, ListenAddr, Log, LogFormat, LogLevel, Tls};
+use crate::config::model::{
+    AccessLog, App, Before, Config, Listen, ListenAddr, Log, LogFormat, LogLevel, Tls,
+};
+use crate::config::networks::{self, Networks};
 use crate::config::problem::Problem;
 use crate::config::raw::Node;
 use crate::config::scalar::{self, LONGEST_SOCKET_PATH};
@@ -62,6 +65,10 @@ fn config(
         admin: admin(root, base, &runtime_dir),
         runtime_dir,
         listen,
+        before: Before {
+            trusted_proxies: networks(root, "trusted_proxies"),
+            proxy_protocol: networks(root, "proxy_protocol"),
+        },
         threads: threads(root, surroundings),
         log: log(&root.section("log"), base),
         drain_timeout: root.duration("drain_timeout"),
@@ -120,6 +127,11 @@ fn check_listen_serves(root: &Section<'_>, listen: &Listen, apps: &[App]) {
     {
         root.section("listen").refuse(format_args!("`http` is empty, but app `{}` has `tls: off`", app.name));
     }
+}
+
+fn networks(root: &Section<'_>, key: &str) -> Networks {
+    let written = root.get_or_default(key).map(|value| value.items()).unwrap_or_default();
+    written.iter().filter_map(|value| value.parse(networks::network)).collect()
 }
 
 fn threads(root: &Section<'_>, surroundings: &Surroundings) -> NonZeroUsize {

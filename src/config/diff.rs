@@ -100,6 +100,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<NeedsRestart> {
         storage,
         runtime_dir,
         listen: _,
+        before: _,
         threads,
         log,
         admin,
@@ -188,6 +189,8 @@ mod tests {
             ),
             ("apps:", "timeouts: {body: 5s}\napps:", vec!["rules"]),
             ("apps:", "limits: {streams: 5}\napps:", vec!["rules"]),
+            ("apps:", "trusted_proxies: 10.0.0.0/8\napps:", vec!["rules"]),
+            ("apps:", "proxy_protocol: [10.0.0.0/8]\napps:", vec!["rules"]),
             ("apps:", "listen: {http: [':80', '127.0.0.1:81']}\napps:", vec!["opened false 127.0.0.1:81"]),
             ("apps:", "listen: {https: [':444']}\napps:", vec!["opened true :444", "closed true :443"]),
         ] {

@@ -137,6 +137,18 @@ pub const KEYS: &[Key] = &[
         "Addresses of plain HTTP; `:80` is that port of every address, `[]` turns it off.",
     ),
     key("listen.https", Is("[\":443\"]"), Global, "Addresses of HTTPS; `[]` turns it off."),
+    key(
+        "trusted_proxies",
+        Is("[]"),
+        Global,
+        "HTTP proxies in front of edge, addresses or networks such as 10.0.0.0/8, that are believed about the client: X-Forwarded-For and Forwarded are read from the right, through believed addresses to the first other one, and where both are sent and disagree, as far as they agree; the last X-Forwarded-Proto (or Forwarded's `proto`) says whether the client came by https and is not redirected there, the last X-Forwarded-Host (or `host`) is passed on, while apps are found by Host. From anybody else these are dropped.",
+    ),
+    key(
+        "proxy_protocol",
+        Is("[]"),
+        Global,
+        "Load balancers in front of edge, addresses or networks, whose connections to `listen.http` and `listen.https` must all begin with a PROXY header (version 1 or 2) that names the client; from anybody else it is not understood.",
+    ),
     key("threads", Is("auto"), Global, "Event loops; `auto` is one for each CPU the process may use."),
     key(
         "log.level",

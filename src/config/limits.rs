@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::config::networks::Networks;
+
 /// Deadlines of connections and requests. Those of bodies, answers and tunnels begin anew with every progress.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timeouts {
@@ -88,11 +90,22 @@ pub struct ResponseLimits {
     pub interim: u32,
 }
 
-/// What a connection lives under from its beginning to its end: a change is for connections that come later.
+/// What a connection lives under: a change is for connections that come later, unless a line says otherwise.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
     /// Deadlines.
     pub timeouts: Timeouts,
     /// Bounds.
     pub limits: Limits,
+    /// Who stands between clients and edge.
+    pub before: Before,
+}
+
+/// Who stands between clients and edge, and is believed.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Before {
+    /// HTTP proxies that name the client in header fields; known to the routing, so that a change is for every next request.
+    pub trusted_proxies: Networks,
+    /// Load balancers that name the client before anything else (the PROXY protocol).
+    pub proxy_protocol: Networks,
 }

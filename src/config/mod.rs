@@ -19,6 +19,7 @@ pub mod keys;
 pub mod limits;
 pub mod load;
 pub mod model;
+pub mod networks;
 pub mod problem;
 pub mod raw;
 pub mod scalar;

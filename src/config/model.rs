@@ -12,7 +12,7 @@ pub use crate::config::acme::{
     Acme, ChallengeKind, Dns, Eab, KeyType, Publish, Update, UpdateAlgorithm, UpdateKey,
 };
 pub use crate::config::care::{HealthCheck, Recycle, Resource, Ulimit, WorkerCount};
-pub use crate::config::limits::{ChunkLimits, Limits, ResponseLimits, Rules, Timeouts};
+pub use crate::config::limits::{Before, ChunkLimits, Limits, ResponseLimits, Rules, Timeouts};
 use crate::name::{AppName, HostPattern};
 
 /// Everything `edge.yaml` says, defaults filled in.
@@ -28,6 +28,8 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// Where clients connect.
     pub listen: Listen,
+    /// Who stands between clients and edge, and is believed.
+    pub before: Before,
     /// Number of data-plane threads; `auto` is resolved when the file is checked.
     pub threads: NonZeroUsize,
     /// What is written where.
@@ -47,7 +49,7 @@ pub struct Config {
 impl Config {
     /// What connections live under.
     pub fn rules(&self) -> Rules {
-        Rules { timeouts: self.timeouts, limits: self.limits }
+        Rules { timeouts: self.timeouts, limits: self.limits, before: self.before.clone() }
     }
 }
 

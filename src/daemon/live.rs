@@ -157,7 +157,9 @@ impl Live {
                 Some(text) => Site::in_maintenance(app, pool, Arc::clone(text)),
             }
         });
-        let routing = Routing::new(sites).with_https_port(self.listeners.borrow().https_port());
+        let routing = Routing::new(sites)
+            .with_https_port(self.listeners.borrow().https_port())
+            .with_trusted_proxies(self.config.borrow().before.trusted_proxies.clone());
         self.routing.store(Arc::new(routing));
     }
 

@@ -163,6 +163,7 @@ async fn serve(
         access: Rc::new(access.clone()),
         tunnels: scope.clone(),
         clients: shared.clients,
+        proxy_protocol: shared.rules.before.proxy_protocol,
         clock: shared.clock,
     });
     let stage = Stage::default();
@@ -171,6 +172,7 @@ async fn serve(
         plane: plane.clone(),
         handshakes: Handshakes::new(shared.threads),
         stage: stage.clone(),
+        complaints: Rc::default(),
         scope: scope.clone(),
     };
     let connections = async {

@@ -1,19 +1,21 @@
 //! The accept loop of one listening socket on one thread.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::deadline::Spare;
+use crate::deadline::{Deadline, Spare};
+use crate::listen::complaint::{Complaint, Complaints};
 use crate::listen::handshakes::{Handshake, Handshakes};
 use crate::listen::http1::serve_http1;
 use crate::listen::http2::serve_http2;
+use crate::listen::introduction::{IntroductionError, introduced};
+use crate::listen::proxy_header::Said;
 use crate::listen::stage::Stage;
 use crate::listen::tcp::Tcp;
 use crate::listen::tls::{self, HandshakeError};
@@ -33,11 +35,11 @@ const QUEUED: usize = 8192;
 /// Connections refused at once when there is no descriptor for any: they learn it now instead of waiting in the queue.
 const REFUSED_AT_ONCE: usize = 64;
 
+/// The limit that a client alone can reach.
+const PER_CLIENT: &str = "limits.connections_per_client";
+
 /// How long a handshake may still take at drain: silent connections must not delay the end.
 const HANDSHAKE_AT_DRAIN: Duration = Duration::from_secs(1);
-
-/// Between two lines in the log about the same trouble.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// What is spoken on a listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +61,8 @@ pub struct Door {
     pub handshakes: Handshakes,
     /// Where the thread's connections stand.
     pub stage: Stage,
+    /// What it may have to complain of.
+    pub complaints: Rc<Complaints>,
     /// Owns the connections.
     pub scope: Scope,
 }
@@ -69,13 +73,30 @@ struct Admitted {
     peer: SocketAddr,
     plane: Rc<Plane>,
     seat: Seat,
-    presence: Rc<Presence>,
+    /// `None` where it is a load balancer that is still to say for whom it connects.
+    presence: Option<Rc<Presence>>,
+}
+
+/// Why a connection comes to nothing.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error(transparent)]
+    Introduction(#[from] IntroductionError),
+    /// `limits.connections_per_client`, noticed once the client was known.
+    #[error("its client {0} has too many connections")]
+    Crowded(IpAddr),
+    #[error("its socket failed")]
+    Socket(#[source] io::Error),
+    #[error("it was not ready in time")]
+    Late,
 }
 
 /// Accepts until `open` drains, then takes what the kernel has completed already and closes the socket. The connections belong
 /// to the door's scope, which is `open` or above it.
 pub async fn run(listener: TcpListener, door: Door, open: Scope) {
-    let (exhausted, crowded) = (Complaint::default(), Complaint::default());
+    let exhausted = Complaint::default();
     // Held so that one can be given up for accepting, and thereby refusing, when there are no others.
     let mut reserve = File::open("/dev/null").ok();
     loop {
@@ -86,7 +107,7 @@ pub async fn run(listener: TcpListener, door: Door, open: Scope) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                let Some(admitted) = door.admit(stream, peer, &crowded) else { continue };
+                let Some(admitted) = door.admit(stream, peer) else { continue };
                 let handshake = tokio::select! {
                     handshake = door.handshake(&admitted.plane) => handshake,
                     () = open.drained() => door.handshake_now(),
@@ -115,7 +136,7 @@ pub async fn run(listener: TcpListener, door: Door, open: Scope) {
 
 impl Door {
     /// Counts a new connection, or ends it at once where there are too many.
-    fn admit(&self, stream: TcpStream, peer: SocketAddr, crowded: &Complaint) -> Option<Admitted> {
+    fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<Admitted> {
         let plane = self.plane.plane();
         let limits = &plane.reach.limits;
         let seat = plane.clients.seat(limits.connections);
@@ -124,16 +145,42 @@ impl Door {
         }
         let refused = match seat {
             None => "limits.connections",
+            // Its connections are its clients', each counted once it is introduced.
+            Some(seat) if plane.proxy_protocol.contain(peer.ip()) => {
+                return Some(Admitted { stream, peer, plane, seat, presence: None });
+            }
             Some(seat) => match plane.clients.connect(peer.ip(), limits.connections_per_client) {
-                Some(presence) => return Some(Admitted { stream, peer, plane, seat, presence }),
-                None => "limits.connections_per_client",
+                Some(presence) => {
+                    return Some(Admitted { stream, peer, plane, seat, presence: Some(presence) });
+                }
+                None => PER_CLIENT,
             },
         };
         refuse(&stream);
-        if let Some(times) = crowded.is_due(1) {
-            tracing::warn!(client = %peer.ip().to_canonical(), limit = refused, refused = times, "too many connections");
-        }
+        self.tell_crowded(peer.ip(), refused);
         None
+    }
+
+    fn tell_crowded(&self, client: IpAddr, limit: &str) {
+        if let Some(times) = self.complaints.crowded.is_due(1) {
+            tracing::warn!(client = %client.to_canonical(), limit, refused = times, "too many connections");
+        }
+    }
+
+    /// Says why a connection came to nothing: loudly where an operator has to do something.
+    fn tell(&self, peer: SocketAddr, refusal: &Refusal) {
+        let report = Report(refusal);
+        match refusal {
+            Refusal::Crowded(client) => self.tell_crowded(*client, PER_CLIENT),
+            Refusal::Introduction(error) if error.is_misunderstanding() => {
+                if let Some(times) = self.complaints.unintroduced.is_due(1) {
+                    tracing::warn!(balancer = %peer.ip().to_canonical(), error = %report, refused = times, "a connection from `proxy_protocol` is closed");
+                }
+            }
+            Refusal::Introduction(_) | Refusal::Handshake(_) | Refusal::Socket(_) | Refusal::Late => {
+                tracing::debug!(client = %peer, error = %report, "connection refused");
+            }
+        }
     }
 
     /// A turn for the handshake, where there is one.
@@ -157,7 +204,6 @@ impl Door {
     }
 
     fn take_queue(&self, listener: &std::net::TcpListener) {
-        let crowded = Complaint::default();
         for _ in 0..QUEUED {
             let (stream, peer) = match listener.accept() {
                 Ok(accepted) => accepted,
@@ -170,7 +216,7 @@ impl Door {
             };
             match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
                 Ok(stream) => {
-                    if let Some(admitted) = self.admit(stream, peer, &crowded) {
+                    if let Some(admitted) = self.admit(stream, peer) {
                         self.spawn(admitted, self.handshake_now());
                     }
                 }
@@ -180,11 +226,11 @@ impl Door {
     }
 
     fn spawn(&self, admitted: Admitted, handshake: Option<Handshake>) {
-        let (kind, stage, scope) = (self.kind, self.stage.clone(), self.scope.clone());
+        let door = self.clone();
         drop(self.scope.spawn(async move {
             let peer = admitted.peer;
-            if let Err(error) = serve(admitted, kind, handshake, stage, scope).await {
-                tracing::debug!(client = %peer, error = %Report(&error), "connection refused");
+            if let Err(refusal) = door.serve(admitted, handshake).await {
+                door.tell(peer, &refusal);
             }
         }));
     }
@@ -215,27 +261,6 @@ fn refuse_queued(listener: &TcpListener, reserve: &mut Option<File>, error: &io:
     refused
 }
 
-/// Trouble that may come thousands of times a second and is told once.
-#[derive(Default)]
-struct Complaint {
-    told: Cell<Option<Instant>>,
-    untold: Cell<u64>,
-}
-
-impl Complaint {
-    /// It came `times` more; returns how often since it was told last, where it is time to tell.
-    fn is_due(&self, times: u64) -> Option<u64> {
-        let untold = self.untold.get() + times;
-        if self.told.get().is_some_and(|told| told.elapsed() < COMPLAIN_EVERY) {
-            self.untold.set(untold);
-            return None;
-        }
-        self.told.set(Some(Instant::now()));
-        self.untold.set(0);
-        Some(untold)
-    }
-}
-
 /// Whether an accept error concerns one connection that is gone already (accept(2)), not the listener.
 fn is_peers(error: &io::Error) -> bool {
     matches!(
@@ -249,52 +274,102 @@ fn is_peers(error: &io::Error) -> bool {
     )
 }
 
-async fn serve(
-    admitted: Admitted,
-    kind: Kind,
-    handshake: Option<Handshake>,
-    stage: Stage,
-    scope: Scope,
-) -> Result<(), HandshakeError> {
-    let Admitted { stream, peer, plane, seat: _seat, presence } = admitted;
-    // IPv4 clients of a dual-stack socket appear under their IPv4 address everywhere.
-    let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-    let stream = Tcp(stream);
-    let (local, peer) = (plain(stream.0.local_addr().map_err(HandshakeError::Failed)?), plain(peer));
-    match kind {
-        Kind::Http => {
-            let conn = Rc::new(ConnInfo::new(peer, local, None, presence));
-            Box::pin(serve_http1(stream, conn, plane, stage)).await;
-        }
-        Kind::Https => {
-            let accepted = {
-                let deadline = plane.reach.deadlines.deadline();
-                deadline.set_spare(plane.reach.timeouts.handshake, Spare::Handshake);
-                // Boxed, so that the room of a handshake is not kept for the connection's life.
-                let handshake =
-                    Box::pin(tls::accept(stream, local.ip(), &plane.certificates, &plane.challenges));
-                let hurry = async {
-                    scope.drained().await;
-                    deadline.set(HANDSHAKE_AT_DRAIN);
-                    std::future::pending::<()>().await;
-                };
-                tokio::select! {
-                    accepted = handshake => accepted?,
-                    () = deadline.passed() => {
-                        return Err(HandshakeError::Failed(io::ErrorKind::TimedOut.into()));
+impl Door {
+    async fn serve(&self, admitted: Admitted, handshake: Option<Handshake>) -> Result<(), Refusal> {
+        let Admitted { stream, peer, plane, seat: _seat, presence } = admitted;
+        let mut stream = Tcp(stream);
+        let deadline = (presence.is_none() || self.kind == Kind::Https).then(|| {
+            let deadline = plane.reach.deadlines.deadline();
+            deadline.set_spare(plane.reach.timeouts.handshake, Spare::Handshake);
+            deadline
+        });
+        let mut ends = Ends { peer, local: stream.0.local_addr().map_err(Refusal::Socket)? };
+        let presence = match (presence, &deadline) {
+            (Some(presence), _) => presence,
+            (None, deadline) => {
+                let introduced = Box::pin(introduced(&mut stream.0));
+                let Some(said) = self.in_time(introduced, deadline).await? else { return Ok(()) };
+                let limits = &plane.reach.limits;
+                match said {
+                    // Its own connections are few; where it has no other, they are all of its clients'.
+                    Said::Own => plane.clients.connect(peer.ip(), 0),
+                    Said::Relayed { client, local } => {
+                        ends = Ends { peer: client, local };
+                        plane.clients.connect(client.ip(), limits.connections_per_client)
                     }
-                    () = hurry => return Ok(()),
-                    () = scope.aborted() => return Ok(()),
                 }
-            };
-            drop(handshake);
-            let conn = Rc::new(ConnInfo::new(peer, local, Some(accepted.info), presence));
-            if accepted.h2 {
-                Box::pin(serve_http2(accepted.stream, conn, plane, stage, scope)).await;
-            } else {
-                Box::pin(serve_http1(accepted.stream, conn, plane, stage)).await;
+                .ok_or_else(|| {
+                    refuse(&stream.0);
+                    Refusal::Crowded(ends.peer.ip())
+                })?
+            }
+        };
+        let Ends { peer, local } = ends.canonical();
+        let (stage, scope) = (self.stage.clone(), self.scope.clone());
+        match self.kind {
+            Kind::Http => {
+                drop(deadline);
+                let conn = Rc::new(ConnInfo::new(peer, local, None, presence));
+                Box::pin(serve_http1(stream, conn, plane, stage)).await;
+            }
+            Kind::Https => {
+                // Boxed, so that the room of a handshake is not kept for the connection's life.
+                let accepting =
+                    Box::pin(tls::accept(stream, local.ip(), &plane.certificates, &plane.challenges));
+                let Some(accepted) = self.in_time(accepting, &deadline).await? else { return Ok(()) };
+                drop((handshake, deadline));
+                let conn = Rc::new(ConnInfo::new(peer, local, Some(accepted.info), presence));
+                if accepted.h2 {
+                    Box::pin(serve_http2(accepted.stream, conn, plane, stage, scope)).await;
+                } else {
+                    Box::pin(serve_http1(accepted.stream, conn, plane, stage)).await;
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// What comes of `opening` before `deadline`, which drain brings nearer; `None` where edge ends first.
+    async fn in_time<T, E>(
+        &self,
+        opening: impl Future<Output = Result<T, E>>,
+        deadline: &Option<Deadline>,
+    ) -> Result<Option<T>, Refusal>
+    where
+        Refusal: From<E>,
+    {
+        let passed = async {
+            match deadline {
+                Some(deadline) => deadline.passed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let hurry = async {
+            self.scope.drained().await;
+            if let Some(deadline) = deadline {
+                deadline.set(HANDSHAKE_AT_DRAIN);
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            opened = opening => Ok(Some(opened?)),
+            () = passed => Err(Refusal::Late),
+            () = hurry => Ok(None),
+            () = self.scope.aborted() => Ok(None),
+        }
+    }
+}
+
+/// The two ends of a connection, as whoever relays it says where it is relayed.
+struct Ends {
+    peer: SocketAddr,
+    local: SocketAddr,
+}
+
+impl Ends {
+    /// IPv4 clients of a dual-stack socket appear under their IPv4 address everywhere.
+    fn canonical(&self) -> Self {
+        let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        Self { peer: plain(self.peer), local: plain(self.local) }
+    }
 }

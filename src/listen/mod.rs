@@ -1,12 +1,15 @@
 //! Bytes to requests: sockets, handshakes, and HTTP/1.1 or HTTP/2 on one connection with its time-outs.
 
 pub mod accept;
+pub mod complaint;
 pub mod handshakes;
 pub mod http1;
 pub mod http2;
+pub mod introduction;
 pub mod linger;
 pub mod meter;
 pub mod outbox;
+pub mod proxy_header;
 pub mod request;
 pub mod response;
 pub mod socket;

@@ -13,9 +13,9 @@ use crate::proxy::clients::Presence;
 
 /// A client's connection. Shared by the requests on it.
 pub struct ConnInfo {
-    /// The other end.
+    /// The other end, or whom a load balancer relays.
     pub peer: SocketAddr,
-    /// Our end.
+    /// Where it connected to.
     pub local: SocketAddr,
     /// What the handshake agreed on; `None` on plain HTTP.
     pub tls: Option<TlsInfo>,

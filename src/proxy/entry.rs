@@ -2,6 +2,7 @@
 //! the line: answered, cut, or abandoned by a client that went away.
 
 use std::cell::Cell;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use http::StatusCode;
 use http::header::HOST;
 use http::request::Parts;
 
+use crate::proxy::caller::Caller;
 use crate::proxy::clients::{Crowded, InFlight};
 use crate::proxy::conn::{ConnInfo, OpenRequest, Turn};
 use crate::proxy::error::ProxyError;
@@ -30,12 +32,17 @@ pub struct Entry {
 
 impl Entry {
     /// The entry of a request whose head was just read. Until it has a status, its client counts as gone.
-    pub fn open(parts: &Parts, request_id: u64, conn: &ConnInfo, plane: &Rc<Plane>) -> Box<Self> {
+    pub fn open(
+        parts: &Parts,
+        request_id: u64,
+        (client, conn): (IpAddr, &ConnInfo),
+        plane: &Rc<Plane>,
+    ) -> Box<Self> {
         let record = AccessRecord {
             at: plane.clock.now(),
             app: None,
             worker: None,
-            client: conn.client_ip(),
+            client,
             host: parts.headers.get(HOST).cloned(),
             method: parts.method.clone(),
             uri: parts.uri.clone(),
@@ -62,16 +69,16 @@ impl Entry {
     }
 
     /// Takes a place among the requests of its client at workers, after a while where all are taken.
-    pub async fn enter(&mut self, conn: &ConnInfo) -> Result<(), ProxyError> {
+    pub async fn enter(&mut self, caller: &Caller<'_>) -> Result<(), ProxyError> {
         let most = self.plane.reach.limits.in_flight_per_client;
         if most == 0 {
             return Ok(());
         }
-        self.in_flight = match conn.presence.try_enter(most) {
+        self.in_flight = match caller.presence().try_enter(most) {
             Some(entered) => Some(entered),
             // Boxed, because hardly any request needs the room.
             None => {
-                let waiting = Box::pin(conn.presence.enter(most, &self.plane.reach.deadlines));
+                let waiting = Box::pin(caller.presence().enter(most, &self.plane.reach.deadlines));
                 Some(waiting.await.map_err(|Crowded| ProxyError::Crowded)?)
             }
         };

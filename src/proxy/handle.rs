@@ -15,6 +15,7 @@ use crate::config::model::Tls;
 use crate::name::HostName;
 use crate::proxy::attempt::{self, Verdict};
 use crate::proxy::body::{Body, Content};
+use crate::proxy::caller::Caller;
 use crate::proxy::conn::ConnInfo;
 use crate::proxy::entry::Entry;
 use crate::proxy::error::ProxyError;
@@ -70,6 +71,7 @@ struct Passage<'a> {
     parts: Parts,
     entry: Box<Entry>,
     conn: &'a ConnInfo,
+    caller: Caller<'a>,
     plane: &'a Rc<Plane>,
     site: Option<Arc<Site>>,
 }
@@ -99,8 +101,10 @@ enum Outcome {
 
 impl<'a> Passage<'a> {
     fn begin(parts: Parts, conn: &'a ConnInfo, plane: &'a Rc<Plane>) -> Self {
-        let entry = Entry::open(&parts, fastrand::u64(..), conn, plane);
-        Self { parts, entry, conn, plane, site: None }
+        let routing = plane.routing.load();
+        let caller = Caller::of(&parts, conn, routing.trusted_proxies(), &plane.clients);
+        let entry = Entry::open(&parts, fastrand::u64(..), (caller.ip(), conn), plane);
+        Self { parts, entry, conn, caller, plane, site: None }
     }
 
     /// Everything that is decided from the head alone.
@@ -135,7 +139,8 @@ impl<'a> Passage<'a> {
                 .tls
                 .as_ref()
                 .map(|tls| Secured { sni: tls.sni.as_ref(), names: &tls.served.names }),
-            https_port: routing.https_port(),
+            secure: self.caller.is_secure(),
+            https_port: routing.https_port().filter(|_| !self.caller.is_behind_proxy()),
         };
         let decision = routing.decide(&asked, |host| self.plane.certificates.pending(host));
         if let Some(site) = decision.site() {
@@ -165,16 +170,18 @@ impl<'a> Passage<'a> {
         early: Interim<'_>,
     ) -> Result<Outcome, ProxyError> {
         target::check_announced_length(&self.parts.headers, site.app.max_body)?;
-        self.entry.enter(self.conn).await?;
+        self.entry.enter(&self.caller).await?;
         let has_body = !incoming.is_end_stream();
         let translated = upgrade::translate(&mut self.parts)?;
         let is_handshake = translated.is_some() || upgrade::is_handshake(&self.parts, has_body)?;
 
+        // Of their own, because the answer borrows all of the passage; neither copies text.
+        let (client_text, seen_host) = (self.caller.text().clone(), self.caller.host().cloned());
         let about = Forwarding {
-            client: self.conn.client_ip(),
-            client_text: self.conn.client(),
-            secure: self.conn.tls.is_some(),
-            host,
+            client: self.caller.ip(),
+            client_text: &client_text,
+            secure: self.caller.is_secure(),
+            host: seen_host.as_ref().unwrap_or(host),
             request_id: self.entry.record.request_id,
             trailers: !is_handshake && headers::takes_trailers(&self.parts.headers),
         };
@@ -184,14 +191,14 @@ impl<'a> Passage<'a> {
             let reach = &self.plane.reach;
             RequestBody::new(incoming, reach.deadlines.deadline(), reach.bounds(site.app.max_body))
         });
-        let home = sticky::home(&site.app, &self.parts.headers, self.conn.client_ip());
-        let answer = self.ask(site, &about, home, is_handshake, &mut body, early).await;
+        let home = sticky::home(&site.app, &self.parts.headers, self.caller.ip());
+        let answer = self.ask(site, (host, &about), home, is_handshake, &mut body, early).await;
         if let Some(unsent) = &body {
             self.entry.record.bytes_in = unsent.received();
         }
         let mut answer = answer?;
         let slot = answer.slot().id.slot;
-        if let Some(cookie) = sticky::cookie(&site.app, slot, home, self.conn.tls.is_some()) {
+        if let Some(cookie) = sticky::cookie(&site.app, slot, home, self.caller.is_secure()) {
             answer.headers_mut().append(SET_COOKIE, cookie);
         }
         match answer {
@@ -225,7 +232,7 @@ impl<'a> Passage<'a> {
     async fn ask(
         &mut self,
         site: &Site,
-        about: &Forwarding<'_>,
+        (host, about): (&HeaderValue, &Forwarding<'_>),
         home: Home,
         upgrade: bool,
         body: &mut Option<RequestBody>,
@@ -238,7 +245,7 @@ impl<'a> Passage<'a> {
         let head = RequestHead {
             method: &self.parts.method,
             target: path_and_query(&self.parts),
-            host: about.host,
+            host,
             headers: &self.parts.headers,
             add: &|out| headers::forwarding(out, about),
             upgrade,
@@ -289,8 +296,8 @@ impl<'a> Passage<'a> {
 
     /// The answer as the connection sends it, with the request's entry in its body.
     fn end(self, outcome: Result<Outcome, ProxyError>) -> Reply {
-        let Self { parts, mut entry, conn, plane: _, site } = self;
-        let hsts = site.as_ref().filter(|_| conn.tls.is_some()).and_then(|site| site.hsts.as_ref());
+        let Self { parts, mut entry, conn: _, caller, plane: _, site } = self;
+        let hsts = site.as_ref().filter(|_| caller.is_secure()).and_then(|site| site.hsts.as_ref());
         let mut response = match outcome {
             Ok(Outcome::Answer(response)) => response,
             Ok(Outcome::Tunnel { head, worker }) => {

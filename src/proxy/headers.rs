@@ -16,7 +16,7 @@ pub struct Forwarding<'a> {
     pub client_text: &'a HeaderValue,
     /// Whether the client came over TLS.
     pub secure: bool,
-    /// The one authority, as the client wrote it.
+    /// The authority the client asked for, as it wrote it: the request's own, or what a trusted proxy says.
     pub host: &'a HeaderValue,
     /// Identifies the request in logs.
     pub request_id: u64,

@@ -2,10 +2,12 @@
 
 pub mod attempt;
 pub mod body;
+pub mod caller;
 pub mod clients;
 pub mod conn;
 pub mod entry;
 pub mod error;
+pub mod forwarded;
 pub mod frames;
 pub mod handle;
 pub mod headers;

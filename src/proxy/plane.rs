@@ -10,6 +10,7 @@ use crate::cert::challenge::Challenges;
 use crate::cert::resolver::Certificates;
 use crate::clock::Clock;
 use crate::config::limits::Rules;
+use crate::config::networks::Networks;
 use crate::proxy::clients::Clients;
 use crate::proxy::route::Routing;
 use crate::scope::Scope;
@@ -39,6 +40,8 @@ pub struct Plane {
     pub tunnels: Scope,
     /// What each client holds, on whichever thread.
     pub clients: Arc<Clients>,
+    /// Load balancers that say for whom they connect.
+    pub proxy_protocol: Networks,
     /// Wall time, for access records.
     pub clock: Arc<dyn Clock>,
 }
@@ -64,6 +67,7 @@ impl CurrentPlane {
         let mut plane = Plane::clone(&self.plane());
         plane.reach.timeouts = rules.timeouts;
         plane.reach.limits = rules.limits;
+        plane.proxy_protocol = rules.before.proxy_protocol;
         self.0.replace(Rc::new(plane));
     }
 }

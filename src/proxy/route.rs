@@ -10,6 +10,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 
 use crate::config::model::{App, Backend, PlainHttp, Tls};
+use crate::config::networks::Networks;
 use crate::name::{HostName, HostPattern};
 use crate::proxy::error::ProxyError;
 use crate::proxy::target::Authority;
@@ -60,6 +61,7 @@ pub struct Routing {
     wildcards: HashMap<HostName, Arc<Site>>,
     default: Option<Arc<Site>>,
     https_port: Option<u16>,
+    trusted_proxies: Networks,
 }
 
 /// What is asked, and on what kind of connection.
@@ -69,6 +71,8 @@ pub struct Asked<'a> {
     pub authority: Authority<'a>,
     /// Path and query, for redirects.
     pub path_and_query: &'a str,
+    /// Whether the client came by https: over this connection or, says a trusted proxy, to the proxy.
+    pub secure: bool,
     /// What the connection was secured with; `None` on plain HTTP.
     pub secured: Option<Secured<'a>>,
     /// Port of https in redirects; `None` is 443.
@@ -129,6 +133,16 @@ impl Routing {
         Self { https_port, ..self }
     }
 
+    /// The same, where these are believed about a request's client.
+    pub fn with_trusted_proxies(self, trusted_proxies: Networks) -> Self {
+        Self { trusted_proxies, ..self }
+    }
+
+    /// Who is believed about a request's client.
+    pub fn trusted_proxies(&self) -> &Networks {
+        &self.trusted_proxies
+    }
+
     /// The port of https as clients see it, where it is not 443.
     pub fn https_port(&self) -> Option<u16> {
         self.https_port
@@ -158,11 +172,14 @@ impl Routing {
             (Some(_), None) => Decision::Refuse(None, ProxyError::Misdirected),
             (None, Some(site)) => plain(asked, &host, site, pending),
             (Some(secured), Some(site)) => {
-                if self.belongs(secured, &host, site, named) {
+                if !self.belongs(secured, &host, site, named) {
+                    Decision::Refuse(Some(site), ProxyError::Misdirected)
+                } else if !asked.secure && site.app.http == PlainHttp::Redirect {
+                    // The proxy that encrypts on the way here was asked without.
+                    Decision::Redirect(site, secured_url(asked, &host, site))
+                } else {
                     canonical(asked, &host, site)
                         .map_or(Decision::Forward(site), |to| Decision::Redirect(site, to))
-                } else {
-                    Decision::Refuse(Some(site), ProxyError::Misdirected)
                 }
             }
         }
@@ -210,25 +227,31 @@ fn plain<'r>(
     pending: impl Fn(&HostName) -> Option<Arc<str>>,
 ) -> Decision<'r> {
     let app = &site.app;
-    if app.tls == Tls::Off || app.http == PlainHttp::Serve {
+    if app.tls == Tls::Off || app.http == PlainHttp::Serve || asked.secure {
         return match canonical(asked, host, site) {
             Some(to) => Decision::Redirect(site, to),
             None => Decision::Forward(site),
         };
     }
-    let to = app.redirect_to.as_ref().unwrap_or(host);
-    match pending(to) {
+    match pending(app.redirect_to.as_ref().unwrap_or(host)) {
         Some(why) => Decision::Refuse(Some(site), ProxyError::CertificatePending { why }),
-        None => Decision::Redirect(site, url("https", to, asked.https_port, asked.path_and_query)),
+        None => Decision::Redirect(site, secured_url(asked, host, site)),
     }
+}
+
+/// What was asked for, by https and of the canonical host.
+fn secured_url(asked: &Asked<'_>, host: &HostName, site: &Site) -> String {
+    let to = site.app.redirect_to.as_ref().unwrap_or(host);
+    url("https", to, asked.https_port, asked.path_and_query)
 }
 
 /// Where the app's canonical host answers, unless it is the one asked for.
 fn canonical(asked: &Asked<'_>, host: &HostName, site: &Site) -> Option<String> {
     let to = site.app.redirect_to.as_ref().filter(|to| *to != host)?;
-    Some(match asked.secured {
-        Some(_) => url("https", to, asked.https_port, asked.path_and_query),
-        None => url("http", to, asked.authority.port.filter(|port| *port != 80), asked.path_and_query),
+    Some(if asked.secure {
+        url("https", to, asked.https_port, asked.path_and_query)
+    } else {
+        url("http", to, asked.authority.port.filter(|port| *port != 80), asked.path_and_query)
     })
 }
 

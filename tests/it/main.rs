@@ -18,6 +18,7 @@ mod support;
 
 mod access_log;
 mod acme;
+mod balancers;
 mod config;
 mod disasters;
 mod early_answers;

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::model::{
-    AccessLog, Acme, Address, App, Backend, ChallengeKind, Config, Dns, KeyType, Listen, Log, LogFormat,
-    LogLevel, PlainHttp, Queue, Sticky, Timeouts, Tls,
+    AccessLog, Acme, Address, App, Backend, Before, ChallengeKind, Config, Dns, KeyType, Listen, Log,
+    LogFormat, LogLevel, PlainHttp, Queue, Sticky, Timeouts, Tls,
 };
 use crate::name::{HostName, HostPattern};
 
@@ -104,6 +104,7 @@ pub(super) fn config(storage: &Path, apps: Vec<Arc<App>>) -> Config {
         },
         storage: storage.to_owned(),
         runtime_dir: storage.to_owned(),
+        before: Before::default(),
         listen: Listen { http: Vec::new(), https: Vec::new() },
         threads: NonZeroUsize::MIN,
         log: Log { level: LogLevel::Info, format: LogFormat::Auto, access: AccessLog::Off },

@@ -117,6 +117,7 @@ async fn world(count: u32) -> World {
         access: Rc::clone(&lines) as Rc<dyn AccessSink>,
         tunnels: tasks.child(),
         clients: Arc::default(),
+        proxy_protocol: Default::default(),
         clock: Arc::new(SystemClock),
     });
     World { plane, lines, workers, tasks }

@@ -57,12 +57,13 @@ fn open_entry() -> (Box<Entry>, Rc<Lines>, ConnInfo) {
         access: Rc::clone(&lines) as Rc<dyn AccessSink>,
         tunnels: Scope::new(),
         clients: Arc::default(),
+        proxy_protocol: Default::default(),
         clock: Arc::new(SystemClock),
     });
     let address: std::net::SocketAddr = "[::ffff:192.0.2.1]:5".parse().expect("valid");
     let conn = ConnInfo::new(address, address, None, plane.clients.represent(address.ip()));
     let parts = Request::new(()).into_parts().0;
-    (Entry::open(&parts, 7, &conn, &plane), lines, conn)
+    (Entry::open(&parts, 7, (conn.client_ip(), &conn), &plane), lines, conn)
 }
 
 #[tokio::test]

@@ -42,6 +42,7 @@ fn over_http(routing: &Routing, authority: &str) -> String {
     let asked = Asked {
         authority: Authority::parse(authority).expect("valid"),
         path_and_query: "/p?q=1",
+        secure: false,
         secured: None,
         https_port: None,
     };
@@ -54,6 +55,7 @@ fn over_https(routing: &Routing, authority: &str, sni: Option<&str>, names: &[&s
     let asked = Asked {
         authority: Authority::parse(authority).expect("valid"),
         path_and_query: "/p?q=1",
+        secure: true,
         secured: Some(Secured { sni: sni.as_ref(), names: &names }),
         https_port: Some(8443),
     };
@@ -188,12 +190,37 @@ proptest! {
     fn c06_a_redirect_never_leads_to_a_host_nobody_configured(text in "\\PC{1,30}") {
         let routing = Routing::new([app("a", &["a.test"], |_| ())]);
         if let Ok(authority) = Authority::parse(&text) {
-            let asked = Asked { authority, path_and_query: "/", secured: None, https_port: None };
+            let asked = Asked { authority, path_and_query: "/", secure: false, secured: None, https_port: None };
             match routing.decide(&asked, |_| None) {
                 Decision::Redirect(_, location) => prop_assert_eq!(location, "https://a.test/"),
                 Decision::Refuse(None, _) => {}
                 Decision::Forward(_) | Decision::Refuse(Some(_), _) => prop_assert!(false, "{}", text),
             }
         }
+    }
+}
+
+#[test]
+fn who_came_by_https_to_a_trusted_proxy_is_not_sent_there_again() {
+    let canonical = |app: &mut App| app.redirect_to = Some(host("a.test"));
+    let routing = Routing::new([app("a", &["a.test", "www.a.test"], canonical)]);
+    let names: Vec<HostPattern> = vec!["*.a.test".parse().expect("valid"), "a.test".parse().expect("valid")];
+    let sni = host("a.test");
+    for (encrypted, secure, authority, expected) in [
+        (false, true, "a.test", "a"),
+        (false, true, "www.a.test:8080", "https://a.test/"),
+        (false, false, "a.test", "https://a.test/"),
+        (true, true, "a.test", "a"),
+        (true, false, "a.test", "https://a.test/"),
+        (true, false, "other.test", "421"),
+    ] {
+        let asked = Asked {
+            authority: Authority::parse(authority).expect("valid"),
+            path_and_query: "/",
+            secure,
+            secured: encrypted.then_some(Secured { sni: Some(&sni), names: &names }),
+            https_port: None,
+        };
+        assert_eq!(told(&routing.decide(&asked, |_| None)), expected, "{encrypted} {secure} {authority}");
     }
 }

@@ -427,6 +427,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
         Self { stream, read: Vec::new() }
     }
 
+    /// The stream, with nothing read from it that was not asked for.
+    pub(crate) fn into_inner(self) -> S {
+        assert!(self.read.is_empty(), "bytes were read ahead");
+        self.stream
+    }
+
     /// Writes all bytes.
     pub(crate) async fn write(&mut self, bytes: impl AsRef<[u8]>) {
         within(PATIENCE, "the bytes are written", async {
