@@ -20,6 +20,7 @@ mod access_log;
 mod acme;
 mod balancers;
 mod config;
+mod connections;
 mod disasters;
 mod early_answers;
 mod endurance;

@@ -1,0 +1,166 @@
+//! The connections between edge and its workers: which of them a request gets, and when they are closed.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::client::{Connection, Trust, Wire, empty, websocket};
+use crate::support::edge::{Setup, pid};
+use crate::support::{full_length, processes, python, until};
+
+#[tokio::test]
+async fn forty_websockets_are_spread_evenly() {
+    let edge = Setup::new().app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 4").start().await;
+    edge.wait_until_up("a").await;
+    let mut sockets = Vec::new();
+    for _ in 0..40 {
+        sockets.push(websocket(&edge, "a.test", "/ws").await);
+    }
+    let status = edge.status().await;
+    let workers = status["apps"]["a"]["workers"].as_array().unwrap();
+    let shares: Vec<u64> = workers.iter().map(|worker| worker["in_flight"].as_u64().unwrap()).collect();
+    println!("figure: 40 WebSockets on four workers: {shares:?}");
+    assert!(shares.iter().all(|share| (9..=11).contains(share)), "{shares:?}");
+    drop(sockets);
+    edge.stop().await;
+}
+
+/// How long servers keep an idle connection, in seconds: those that edge cannot tell otherwise, and those it tells 75; and how long
+/// edge keeps one itself.
+const KEPT: [(&str, &str, &[u64]); 8] = [
+    ("uvicorn", "uvicorn main:app", &[5, 60, 75]),
+    ("fastapi", "fastapi run main.py", &[4, 5]),
+    ("gunicorn", "gunicorn -k uvicorn_worker.UvicornWorker main:app", &[2, 60, 75]),
+    ("hypercorn", "hypercorn main:app", &[5, 60, 75]),
+    ("daphne", "daphne main:app", &[59, 60]),
+    ("granian", "granian --interface asgi main:app", &[29, 30]),
+    ("waitress", "waitress-serve wsgi:app", &[60, 75, 119, 120]),
+    ("node", "node server.js", &[4, 5, 6]),
+];
+
+/// How far from it, in milliseconds, requests come.
+const OFFSETS: [i64; 9] = [-5, -3, -2, -1, 0, 1, 2, 3, 5];
+
+#[tokio::test]
+async fn a_connection_that_a_server_is_about_to_close_costs_no_request() {
+    let length = Duration::from_secs(if full_length() { 3600 } else { 14 });
+    // One thread has all kept connections: each waits exactly as long as its client does.
+    let mut setup = python::setup().top("threads: 1\nlog: {access: false}");
+    let mut asked = Vec::new();
+    for (server, command, spans) in KEPT {
+        for span in spans.iter().filter(|span| full_length() || **span <= 6) {
+            let name = format!("{server}-{span}");
+            let yaml = python::app(command, "workers: 1").replace("a.test", &format!("{name}.test"));
+            setup = setup.app(&name, &yaml);
+            asked.push((server, name, Duration::from_secs(*span)));
+        }
+    }
+    let edge = setup.start().await;
+    let trust = edge.trust().await;
+    let mut asking = JoinSet::new();
+    for (server, name, span) in asked {
+        edge.wait_until_up(&name).await;
+        asking.spawn(ask_each(edge.https, trust.clone(), server, format!("{name}.test"), span, length));
+    }
+    let mut by_server: BTreeMap<&str, (usize, Vec<String>)> = BTreeMap::new();
+    for (server, good, failed) in asking.join_all().await {
+        let all = by_server.entry(server).or_default();
+        all.0 += good;
+        all.1.extend(failed);
+    }
+    for (server, (good, failed)) in &by_server {
+        println!(
+            "figure: {server}: {good} requests as their connection was about to be closed, {} failed",
+            failed.len()
+        );
+    }
+    assert!(by_server.values().all(|(good, failed)| *good > 0 && failed.is_empty()), "{by_server:?}");
+    edge.stop().await;
+}
+
+/// Every `span` as many POSTs at once as there are offsets, which edge may not repeat once they are sent, each off by its own.
+async fn ask_each(
+    address: SocketAddr,
+    trust: Trust,
+    server: &'static str,
+    host: String,
+    span: Duration,
+    length: Duration,
+) -> (&'static str, usize, Vec<String>) {
+    let (mut good, mut failed) = (0, Vec::new());
+    let begun = Instant::now();
+    let mut round = span;
+    while round < length {
+        tokio::time::sleep_until((begun + round - Duration::from_secs(1)).into()).await;
+        let mut connections = Vec::new();
+        for _ in OFFSETS {
+            connections.push(Connection::to(address, &host, Wire::H2, &trust).await.expect("a connection"));
+        }
+        let mut answers = JoinSet::new();
+        for (offset, mut connection) in OFFSETS.into_iter().zip(connections) {
+            let due = begun + Duration::from_millis((round.as_millis() as i64 + offset) as u64);
+            answers.spawn(async move {
+                tokio::time::sleep_until(due.into()).await;
+                let request = connection.request("POST", "/upload").body(empty()).unwrap();
+                connection.exchange(request).await
+            });
+        }
+        for answer in answers.join_all().await {
+            match answer {
+                Ok(answer) if answer.status == 200 => good += 1,
+                Ok(answer) => failed.push(format!("{host} at {round:?}: {}", answer.status)),
+                Err(error) => failed.push(format!("{host} at {round:?}: {error}")),
+            }
+        }
+        round += span;
+    }
+    (server, good, failed)
+}
+
+#[tokio::test]
+async fn clients_that_go_away_cost_uvicorn_no_memory() {
+    let (warm, all) = if full_length() { (10_000, 110_000) } else { (500, 1_500) };
+    let yaml = python::app("uvicorn main:app", "workers: 1\nhttp: serve");
+    let edge = python::setup().top("log: {access: false}").app("a", &yaml).start().await;
+    let state = edge.wait_until_up("a").await;
+    let worker = pid(&state["workers"][0]).expect("a worker");
+    let asked = async || edge.status().await["apps"]["a"]["workers"][0]["requests"].as_u64().unwrap();
+    let enough = CancellationToken::new();
+    let mut leaving = JoinSet::new();
+    for _ in 0..12 {
+        leaving.spawn(leave(edge.http, enough.clone()));
+    }
+    let limit = Duration::from_secs(900);
+    until(limit, "some requests", async || (asked().await >= warm).then_some(())).await;
+    let before = processes::memory(worker);
+    until(limit, "all requests", async || {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        (asked().await >= all).then_some(())
+    })
+    .await;
+    let after = processes::memory(worker);
+    enough.cancel();
+    leaving.join_all().await;
+    println!(
+        "figure: after {warm} connections that were closed early {before} KiB, after {} more {after} KiB",
+        all - warm
+    );
+    assert!(after < before + before / 10, "{before} KiB grew to {after} KiB");
+    assert_eq!(edge.workers("a").await, [worker]);
+    edge.stop().await;
+}
+
+/// Asks and goes away before the answer, so that edge closes its connection to the worker.
+async fn leave(address: SocketAddr, enough: CancellationToken) {
+    while !enough.is_cancelled() {
+        let mut stream = TcpStream::connect(address).await.expect("edge listens");
+        let request = b"GET /slow/100 HTTP/1.1\r\nHost: a.test\r\n\r\n";
+        stream.write_all(request).await.expect("edge reads");
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+}
