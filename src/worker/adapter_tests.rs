@@ -221,7 +221,9 @@ fn what_is_replaced_or_cannot_work_is_said() {
     for (command, part) in [
         ("gunicorn a:b -b :80", "`-b :80` is replaced"),
         ("./serve --port $PORT", "write `{port}`"),
-        ("hypercorn a:b", "proxy-headers"),
+        ("hypercorn a:b", "serve `hypercorn.middleware.ProxyFixMiddleware(app)`"),
+        ("granian a:b", "serve `granian.utils.proxies.wrap_asgi_with_proxy_headers(app"),
+        ("gunicorn -k asgi a:b", "serve `uvicorn.middleware.proxy_headers.ProxyHeadersMiddleware(app"),
     ] {
         let notes = planned(&spec(command)).notes.join("\n");
         assert!(notes.contains(part), "{command}: {notes}");

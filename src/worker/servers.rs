@@ -8,6 +8,8 @@ use crate::worker::flags::Command;
 
 /// Edge asks servers to keep idle connections this long, in seconds …
 const RAISED: &str = "75";
+/// What some applications do not see unless they are wrapped.
+const BOTH: &str = "https and the client's address";
 
 impl Draft<'_> {
     /// A unix socket's peer has no address a server could trust by; the directory around it is what keeps others out.
@@ -94,7 +96,14 @@ impl Draft<'_> {
                 self.concurrency = Some(threads);
                 self.keep_alive(&["--keep-alive"]);
             }
-            Some(_) => self.keep_alive(&["--keep-alive"]),
+            Some(class) => {
+                self.keep_alive(&["--keep-alive"]);
+                if class == "asgi" {
+                    let wrap = "uvicorn.middleware.proxy_headers.ProxyHeadersMiddleware";
+                    let wrapped = format!("{wrap}(app, trusted_hosts=\"*\")");
+                    self.note_wrapper("gunicorn's asgi worker", "the client's address", &wrapped);
+                }
+            }
         }
     }
 
@@ -116,7 +125,7 @@ impl Draft<'_> {
         if self.command.value(&["--keep-alive"]).is_none() {
             self.command.append(["--keep-alive", RAISED]);
         }
-        self.notes.push(NO_FORWARDED.replace("{}", "hypercorn"));
+        self.note_wrapper("hypercorn", BOTH, "hypercorn.middleware.ProxyFixMiddleware(app)");
     }
 
     /// Options only; keeps idle connections 60 s.
@@ -149,7 +158,8 @@ impl Draft<'_> {
         }
         self.set("GRANIAN_WORKERS", "1");
         self.idle_timeout = Duration::from_secs(25);
-        self.notes.push(NO_FORWARDED.replace("{}", "granian"));
+        let wrap = "wrap_asgi_with_proxy_headers(app, trusted_hosts=\"*\")";
+        self.note_wrapper("granian", BOTH, &format!("granian.utils.proxies.{wrap}"));
     }
 
     /// Options only, and only before the application; keeps idle connections 120 s.
@@ -206,7 +216,10 @@ impl Draft<'_> {
             self.idle_timeout = RAISED_IDLE;
         }
     }
+    /// There is no option by which this server would believe edge.
+    fn note_wrapper(&mut self, server: &str, what: &str, wrapped: &str) {
+        self.notes.push(format!(
+            "{server} has no option to trust forwarded headers: to see {what}, serve `{wrapped}`"
+        ));
+    }
 }
-
-const NO_FORWARDED: &str = "{} has no option to trust forwarded headers: wrap the application in its proxy-headers helper \
-    to see https and the client's address";

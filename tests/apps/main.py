@@ -77,6 +77,16 @@ async def events():
     return StreamingResponse(stream(), media_type="text/event-stream")
 
 
+@app.get("/endless")
+async def endless():
+    async def stream():
+        while True:
+            yield "data: more\n\n"
+            await asyncio.sleep(0.1)
+
+    return StreamingResponse(stream(), media_type="text/event-stream")
+
+
 @app.get("/slow/{ms}")
 async def slow(ms: int):
     await asyncio.sleep(ms / 1000)

@@ -58,6 +58,10 @@ const server = http.createServer((request, response) => {
       else setTimeout(send, 300);
     };
     send();
+  } else if (route === 'endless') {
+    response.setHeader('Content-Type', 'text/event-stream');
+    const more = setInterval(() => response.write('data: more\n\n'), 100);
+    response.on('close', () => clearInterval(more));
   } else if (route === 'slow') {
     setTimeout(() => json({ slept_ms: Number(number), worker }), Number(number));
   } else {

@@ -18,6 +18,9 @@ def app(environ, start_response):
     if path == "/events":
         start_response("200 OK", [("Content-Type", "text/event-stream")])
         return events()
+    if path == "/endless":
+        start_response("200 OK", [("Content-Type", "text/event-stream")])
+        return endless()
     if path.startswith("/slow/"):
         ms = int(path.rpartition("/")[2])
         time.sleep(ms / 1000)
@@ -66,3 +69,9 @@ def events():
         if number:
             time.sleep(0.3)
         yield f"data: {number}\n\n".encode()
+
+
+def endless():
+    while True:
+        yield b"data: more\n\n"
+        time.sleep(0.1)

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::client::{Connection, Wire};
 use crate::support::edge::{Edge, Setup, pid};
+use crate::support::service::Group;
 use crate::support::{processes, until};
 
 const HELLO: &str = "domains: [a.test]\ncommand: edge hello\n";
@@ -251,34 +252,6 @@ async fn as_process_1_edge_reaps_and_leaves_nothing() {
     edge.assert_nothing_left().await;
 }
 
-/// A control group of version 2 made for a test, removed after it.
-struct Group(PathBuf);
-
-impl Group {
-    /// `None` where none can be made.
-    fn new() -> Option<Self> {
-        let mounts = fs::read_to_string("/proc/mounts").unwrap();
-        let mount = mounts.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split(' ').collect();
-            (fields[2] == "cgroup2").then(|| fields[1].to_owned())
-        })?;
-        let path = Path::new(&mount).join(format!("edge-test-{}", std::process::id()));
-        fs::create_dir(&path).ok().map(|()| Self(path))
-    }
-
-    fn leaves(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().path());
-        entries.filter(|path| path.is_dir() && !path.ends_with("edge")).collect()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(self.0.join("edge"));
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
 fn members(group: &Path) -> Vec<u32> {
     let list = fs::read_to_string(group.join("cgroup.procs")).unwrap();
     list.lines().map(|line| line.parse().unwrap()).collect()
@@ -287,25 +260,20 @@ fn members(group: &Path) -> Vec<u32> {
 #[tokio::test]
 async fn a_control_group_of_edges_own_holds_each_worker_with_all_it_starts_and_is_left_empty() {
     let Some(group) = Group::new() else { return };
-    // What starts edge again has to put it into the leaf: the group itself may have no process then.
-    let enter = format!(
-        "for group in {0}/edge {0}; do echo 0 2>&- >$group/cgroup.procs && break; done; exec \"$0\" \"$@\"",
-        group.0.display()
-    );
     let mut edge = daemons()
         .app("d", "domains: [d.test]\nworkers: 1\ncommand: edge hello\nmemory_limit: 300MB")
-        .inside(&["sh", "-c", &enter])
+        .inside(&group.entered())
         .start()
         .await;
     all_up(&edge).await;
     let limited = edge.wait_until_up("d").await;
-    assert!(members(&group.0).is_empty());
-    assert!(members(&group.0.join("edge")).contains(&edge.pid()));
+    assert!(members(group.path()).is_empty());
+    assert!(members(&group.path().join("edge")).contains(&edge.pid()));
     assert_eq!(group.leaves().len(), 4, "{:?}", group.leaves());
     for daemon in living(edge.dir()) {
         assert!(group.leaves().iter().any(|leaf| members(leaf).contains(&daemon)), "{daemon} is in no leaf");
     }
-    let has_memory = fs::read_to_string(group.0.join("cgroup.controllers")).unwrap().contains("memory");
+    let has_memory = fs::read_to_string(group.path().join("cgroup.controllers")).unwrap().contains("memory");
     if has_memory {
         assert_eq!(limited["workers"][0]["memory_limit_bytes"], 300_000_000);
     } else {
@@ -313,7 +281,7 @@ async fn a_control_group_of_edges_own_holds_each_worker_with_all_it_starts_and_i
         let said = |line: &serde_json::Value| line.to_string().contains("has no memory controller");
         edge.wait_for_log("why the limit is not kept", said).await;
     }
-    for process in members(&group.0.join("edge")) {
+    for process in members(&group.path().join("edge")) {
         processes::signal(process, Signal::SIGKILL);
     }
     edge.ended(Duration::from_secs(5)).await;

@@ -3,25 +3,26 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::client::{Connection, PATIENCE, Wire, empty, next_chunk, tcp_from, tls_over, websocket};
 use crate::support::edge::{Edge, Setup};
-use crate::support::{full_length, until, within};
+use crate::support::service::{Group, without_rights};
+use crate::support::{full_length, processes, until, within};
 
 /// What a server's application can learn and do.
 struct Server {
     command: &'static str,
-    /// The server takes the scheme from what edge says.
-    scheme: bool,
     /// The server takes the client's address from what edge says.
     client: bool,
     websocket: bool,
 }
 
-const ASGI: Server = Server { command: "", scheme: true, client: true, websocket: true };
+const ASGI: Server = Server { command: "", client: true, websocket: true };
 
 #[tokio::test]
 async fn uvicorn() {
@@ -39,15 +40,19 @@ async fn gunicorn_with_the_uvicorn_worker() {
 }
 
 #[tokio::test]
+async fn gunicorn_asgi() {
+    serves(Server { command: "gunicorn -k asgi behind:gunicorn", ..ASGI }).await;
+}
+
+#[tokio::test]
 async fn gunicorn_wsgi() {
     // It has no way to be told the client's address: applications read X-Forwarded-For.
-    serves(Server { command: "gunicorn wsgi:app", scheme: true, client: false, websocket: false }).await;
+    serves(Server { command: "gunicorn wsgi:app", client: false, websocket: false }).await;
 }
 
 #[tokio::test]
 async fn hypercorn() {
-    // It has no way to be told either: applications read X-Forwarded-*.
-    serves(Server { command: "hypercorn main:app", scheme: false, client: false, websocket: true }).await;
+    serves(Server { command: "hypercorn behind:hypercorn", ..ASGI }).await;
 }
 
 #[tokio::test]
@@ -57,25 +62,18 @@ async fn daphne() {
 
 #[tokio::test]
 async fn granian() {
-    // It has no way to be told either: applications read X-Forwarded-*.
-    serves(Server {
-        command: "granian --interface asgi main:app",
-        scheme: false,
-        client: false,
-        websocket: true,
-    })
-    .await;
+    serves(Server { command: "granian --interface asgi behind:granian", ..ASGI }).await;
 }
 
 #[tokio::test]
 async fn waitress() {
-    serves(Server { command: "waitress-serve wsgi:app", scheme: true, client: true, websocket: false }).await;
+    serves(Server { command: "waitress-serve wsgi:app", websocket: false, ..ASGI }).await;
 }
 
 #[tokio::test]
 async fn node() {
     // The application itself reads X-Forwarded-*, as node's frameworks do behind a proxy.
-    serves(Server { command: "node server.js", scheme: true, client: true, websocket: false }).await;
+    serves(Server { command: "node server.js", websocket: false, ..ASGI }).await;
 }
 
 /// A command that runs processes of its own behind one address keeps what that is for (memory shared by `--preload`): edge runs
@@ -91,12 +89,13 @@ async fn uvicorn_that_runs_its_own_workers() {
 }
 
 async fn delegated(command: &str) {
-    let edge = running(command, 1).await;
+    let edge = without_rights(setup(command, 1), None).start().await;
+    edge.wait_until_up("app").await;
     let workers = edge.workers("app").await;
     assert_eq!(workers.len(), 1);
     // The first of them answers before the last is there.
     let children = until(PATIENCE, "three processes", async || {
-        let children = crate::support::processes::children_of(workers[0]);
+        let children = processes::children_of(workers[0]);
         (children.len() >= 3).then_some(children)
     })
     .await;
@@ -123,12 +122,12 @@ async fn delegated(command: &str) {
     // A deploy replaces the whole of it.
     edge.edit("workers: {min: 1, max: 2}", "workers: 1");
     edge.done(&["reload", "app"]).await;
-    assert!(children.iter().all(|(pid, _)| !crate::support::processes::is_alive(*pid)));
+    assert!(children.iter().all(|(pid, _)| !processes::is_alive(*pid)));
     assert_eq!(connection.get("/info").await.status, 200);
     edge.stop().await;
 }
 
-async fn running(command: &str, workers: u32) -> Edge {
+fn setup(command: &str, workers: usize) -> Setup {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let path = format!("{}/target/test-venv/bin:{}", root.display(), std::env::var("PATH").unwrap());
     let yaml = format!(
@@ -136,21 +135,44 @@ async fn running(command: &str, workers: u32) -> Edge {
          environment:\n  PATH: \"{path}\"\n  PYTHONDONTWRITEBYTECODE: \"1\"",
         root.display()
     );
-    let edge = Setup::new().environment("PATH", &path).app("app", &yaml).start().await;
-    edge.wait_until_up("app").await;
-    edge
+    Setup::new().environment("PATH", &path).app_as_written("app", &yaml)
 }
 
 async fn serves(server: Server) {
-    let edge = running(server.command, 2).await;
+    let workers = if full_length() { 4 } else { 2 };
+    let group = Group::new();
+    let drain = if full_length() { 8 } else { 3 };
+    let setup = setup(server.command, workers).top(&format!("drain_timeout: {drain}s"));
+    let mut edge = without_rights(setup, group.as_ref()).start().await;
+    edge.wait_until_up("app").await;
+    is_without_rights_and_heard_by_nobody_else(&edge).await;
     tells_scheme_and_client(&edge, &server).await;
-    both_workers_answer(&edge).await;
+    all_workers_answer(&edge, workers).await;
     carries_ten_megabytes(&edge).await;
     streams_events(&edge).await;
     if server.websocket {
         echoes_messages(&edge).await;
     }
-    stops_gracefully(edge).await;
+    if full_length() {
+        stops(&mut edge, &server, None).await;
+        edge.restart().await;
+        edge.wait_until_up("app").await;
+    }
+    stops(&mut edge, &server, Some(Duration::from_secs(drain))).await;
+    let groups = group.map(|group| group.leaves()).unwrap_or_default();
+    assert!(groups.is_empty(), "{groups:?}");
+}
+
+/// Neither edge nor a worker has a capability, and only this machine reaches a worker.
+async fn is_without_rights_and_heard_by_nobody_else(edge: &Edge) {
+    let family = processes::descendants_of(edge.pid());
+    let workers = edge.workers("app").await;
+    assert!(workers.iter().all(|worker| family.contains(worker)), "{workers:?} {family:?}");
+    for process in family.iter().chain([&edge.pid()]) {
+        assert_eq!(processes::capabilities_of(*process), 0, "{process}");
+    }
+    let heard = processes::listening(&family);
+    assert!(heard.iter().all(|address| address.ip().is_loopback()), "{heard:?}");
 }
 
 async fn tells_scheme_and_client(edge: &Edge, server: &Server) {
@@ -167,32 +189,30 @@ async fn tells_scheme_and_client(edge: &Edge, server: &Server) {
         assert_eq!(info["forwarded_proto"], "https", "{info}");
         assert_eq!(info["forwarded_for"], "127.0.0.7", "{info}");
         assert_eq!(info["host"], authority, "{info}");
-        if server.scheme {
-            assert_eq!(info["scheme"], "https", "{info}");
-        }
+        assert_eq!(info["scheme"], "https", "{info}");
         if server.client {
             assert_eq!(info["client"], "127.0.0.7", "{info}");
         }
     }
 }
 
-async fn both_workers_answer(edge: &Edge) {
+async fn all_workers_answer(edge: &Edge, workers: usize) {
     let mut slots = std::collections::BTreeSet::new();
-    until(PATIENCE, "both workers have answered", async || {
+    until(PATIENCE, "all workers have answered", async || {
         let mut connections = Vec::new();
-        for _ in 0..4 {
+        for _ in 0..2 * workers {
             connections.push(Connection::open(edge, "app.test", Wire::H1).await);
         }
-        // At the same time, so that the less busy one is asked too.
+        // At the same time, so that the less busy ones are asked too.
         let answers = connections.iter_mut().map(|connection| connection.get("/slow/100"));
         for answer in futures_util::future::join_all(answers).await {
             assert_eq!(answer.status, 200);
             slots.insert(answer.json()["worker"].as_str().expect("EDGE_WORKER").to_owned());
         }
-        (slots.len() == 2).then_some(())
+        (slots.len() == workers).then_some(())
     })
     .await;
-    assert_eq!(slots.into_iter().collect::<Vec<_>>(), ["0", "1"]);
+    assert!((0..workers).all(|slot| slots.contains(&slot.to_string())), "{slots:?}");
 }
 
 async fn carries_ten_megabytes(edge: &Edge) {
@@ -242,21 +262,67 @@ async fn echoes_messages(edge: &Edge) {
     within(PATIENCE, "the close", async { while let Some(Ok(_)) = socket.next().await {} }).await;
 }
 
-async fn stops_gracefully(edge: Edge) {
-    let mut connection = Connection::open(&edge, "app.test", Wire::H2).await;
+/// How long edge may take beyond what it waits for …
+const SPARE: Duration = Duration::from_millis(1500);
+/// … and how much later that may be seen here: interpreters take some CPU to end, on processors that other tests use too.
+const LATE: Duration = Duration::from_millis(1500);
+
+/// SIGTERM in the middle of requests, each of which is answered whole; and, for the whole `drain` time, of a stream that never ends.
+async fn stops(edge: &mut Edge, server: &Server, drain: Option<Duration>) {
+    let stream = if drain.is_some() { Some(endless(edge).await) } else { None };
     let millis = if full_length() { 5000 } else { 2000 };
-    let request = connection.request("GET", &format!("/slow/{millis}")).body(empty()).unwrap();
-    let asking = tokio::spawn(async move { connection.exchange(request).await });
-    until(PATIENCE, "the request is in flight", async || {
+    let mut answers = Vec::new();
+    for wire in if full_length() { &Wire::BOTH[..] } else { &[Wire::H2] } {
+        let mut connection = Connection::open(edge, "app.test", *wire).await;
+        answers.push(tokio::spawn(async move { connection.try_get(&format!("/slow/{millis}")).await }));
+    }
+    let open = answers.len() as u64 + u64::from(stream.is_some());
+    until(PATIENCE, "all requests are in flight", async || {
         let status = edge.status().await;
         let workers = status["apps"]["app"]["workers"].as_array()?.clone();
-        workers.iter().any(|worker| worker["in_flight"].as_u64() > Some(0)).then_some(())
+        let in_flight = workers.iter().filter_map(|worker| worker["in_flight"].as_u64());
+        (in_flight.sum::<u64>() == open).then_some(())
     })
     .await;
     let begun = Instant::now();
-    edge.stop().await;
-    println!("figure: stopped {:?} after SIGTERM with a request of {millis} ms just begun", begun.elapsed());
-    let answer = asking.await.unwrap().expect("the whole answer");
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.json()["slept_ms"], millis);
+    edge.signal(Signal::SIGTERM);
+    let status = edge.ended(PATIENCE).await;
+    let took = begun.elapsed();
+    // What has no end of its own was not drained.
+    assert_eq!(status.code(), Some(i32::from(drain.is_some())), "{status}");
+    edge.assert_nothing_left().await;
+    let longest = drain.unwrap_or(Duration::from_millis(millis));
+    println!(
+        "figure: {}: ended {took:?} after SIGTERM with {} requests of {millis} ms just begun{}",
+        server.command,
+        answers.len(),
+        drain.map(|drain| format!(" and an endless stream, drain_timeout {drain:?}")).unwrap_or_default()
+    );
+    for answer in answers {
+        let answer = answer.await.unwrap().expect("the whole answer");
+        assert_eq!((answer.status.as_u16(), answer.json()["slept_ms"].as_u64()), (200, Some(millis)));
+    }
+    if let Some(stream) = stream {
+        let events = stream.await.unwrap();
+        assert!(events as u64 > longest.as_secs() * 5, "{events} events until the end");
+    }
+    assert!(took < longest + SPARE + LATE, "{took:?}");
+}
+
+/// A stream that is read to its end, however it ends: how many events it had.
+async fn endless(edge: &Edge) -> tokio::task::JoinHandle<usize> {
+    let mut connection = Connection::open(edge, "app.test", Wire::H2).await;
+    let request = connection.request("GET", "/endless").body(empty()).unwrap();
+    let response = connection.send(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut events = response.into_body();
+    next_chunk(&mut events).await.unwrap().expect("an event");
+    tokio::spawn(async move {
+        let _open = connection;
+        let mut count = 1;
+        while let Ok(Some(_)) = next_chunk(&mut events).await {
+            count += 1;
+        }
+        count
+    })
 }

@@ -95,8 +95,8 @@ impl Setup {
     }
 
     /// Has edge executed by these words, which execute what follows them.
-    pub(crate) fn inside(mut self, wrapper: &[&str]) -> Self {
-        self.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+    pub(crate) fn inside(mut self, wrapper: &[impl AsRef<str>]) -> Self {
+        self.wrapper = wrapper.iter().map(|word| word.as_ref().to_owned()).collect();
         self
     }
 

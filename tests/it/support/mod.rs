@@ -6,6 +6,7 @@ pub(crate) mod load;
 pub(crate) mod origin;
 pub(crate) mod processes;
 pub(crate) mod python;
+pub(crate) mod service;
 
 use std::future::Future;
 use std::time::Duration;

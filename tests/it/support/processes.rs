@@ -1,6 +1,7 @@
 //! The process table, as far as tests ask it.
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -81,6 +82,57 @@ pub(crate) fn children_of(parent: u32) -> Vec<(u32, char)> {
         }
     }
     found
+}
+
+/// All processes that a process has started, and those that these have.
+pub(crate) fn descendants_of(parent: u32) -> Vec<u32> {
+    let mut found: Vec<u32> = children_of(parent).into_iter().map(|(pid, _)| pid).collect();
+    let mut at = 0;
+    while let Some(next) = found.get(at) {
+        found.extend(children_of(*next).into_iter().map(|(pid, _)| pid));
+        at += 1;
+    }
+    found
+}
+
+/// What a process may do that others may not, as the kernel's bits.
+pub(crate) fn capabilities_of(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("CapEff line");
+    u64::from_str_radix(effective.trim(), 16).expect("a number")
+}
+
+/// TCP addresses on which one of these processes listens.
+pub(crate) fn listening(pids: &[u32]) -> Vec<SocketAddr> {
+    let open = |pid: &u32| fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let sockets: Vec<String> = pids
+        .iter()
+        .flat_map(open)
+        .filter_map(|entry| fs::read_link(entry.path()).ok()?.to_str().map(str::to_owned))
+        .collect();
+    let mut found = Vec::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        for line in fs::read_to_string(table).unwrap_or_default().lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // 0A is the state of listeners.
+            if fields[3] == "0A" && sockets.contains(&format!("socket:[{}]", fields[9])) {
+                found.push(address(fields[1]));
+            }
+        }
+    }
+    found
+}
+
+/// An address as the kernel prints it: words in the order of this machine, then the port.
+fn address(text: &str) -> SocketAddr {
+    let (ip, port) = text.split_once(':').expect("address and port");
+    let words = (0..ip.len()).step_by(8).map(|at| u32::from_str_radix(&ip[at..at + 8], 16).expect("a word"));
+    let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
+    let ip = match <[u8; 4]>::try_from(&bytes[..]) {
+        Ok(bytes) => IpAddr::from(bytes),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(&bytes[..]).expect("four words")).to_canonical(),
+    };
+    SocketAddr::new(ip, u16::from_str_radix(port, 16).expect("a port"))
 }
 
 /// Every process of the process namespace that `one` is in, zombies included, with their state.
