@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::net::unix::pipe;
@@ -155,6 +156,26 @@ impl Child {
         {
             tracing::warn!(app = %self.place.app, worker = self.place.slot, pid = self.pid, %error, "cannot signal a worker");
         }
+    }
+
+    /// Has it say where it hangs: aborts those it started, because it may be one of them that serves, and then, because its own
+    /// end is followed by theirs, itself. Whoever was stopped hears of nothing but SIGCONT.
+    pub async fn interrupt(&self) {
+        /// What it may take to write a stack.
+        const WRITTEN: Duration = Duration::from_millis(500);
+        let mut started = Vec::new();
+        for one in self.family().iter().filter(|one| one.pid != self.pid && !one.zombie) {
+            started.extend(family::signal(one, Signal::ABORT).ok().flatten());
+            let _ended_already = family::signal(one, Signal::CONT);
+        }
+        let ended = async {
+            for one in &started {
+                let _runtime_goes_down = one.ended().await;
+            }
+        };
+        let _deaf = tokio::time::timeout(WRITTEN, ended).await;
+        self.signal(Signal::ABORT.as_raw());
+        self.signal(Signal::CONT.as_raw());
     }
 
     /// Sends SIGKILL to it and everything it started.

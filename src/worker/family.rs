@@ -154,7 +154,7 @@ pub async fn end(seen: Vec<Process>, find: impl Fn() -> Vec<Process>) -> Vec<Pro
             return seen;
         }
         let found = &seen;
-        let handles: Vec<Handle> = found.iter().filter_map(|one| kill(one).ok().flatten()).collect();
+        let handles: Vec<Handle> = found.iter().filter_map(|one| signal(one, Signal::KILL).ok()?).collect();
         let gone = async {
             for handle in handles {
                 // A pidfd is readable once its process has ended, parent or not.
@@ -177,13 +177,13 @@ fn remains(one: &Process) -> bool {
     process(one.pid).is_some_and(|now| now.start == one.start && (!now.zombie || waits_for_us(&now)))
 }
 
-/// Sends SIGKILL to exactly this process, not to a later one with its id.
-fn kill(one: &Process) -> io::Result<Option<Handle>> {
+/// Sends a signal to exactly this process, not to a later one with its id.
+pub(super) fn signal(one: &Process, signal: Signal) -> io::Result<Option<Handle>> {
     let handle = Handle::open(one.pid)?;
     if process(one.pid).is_none_or(|now| now.start != one.start) {
         return Ok(None);
     }
-    rustix::process::pidfd_send_signal(&handle, Signal::KILL)?;
+    rustix::process::pidfd_send_signal(&handle, signal)?;
     Ok(Some(handle))
 }
 

@@ -205,6 +205,11 @@ impl Slot {
         self.requests.load(Ordering::Relaxed)
     }
 
+    /// Requests that were answered, or given up.
+    pub fn finished(&self) -> u64 {
+        self.requests().saturating_sub(self.unanswered())
+    }
+
     /// Completes once the slot is closed and nothing is in flight. Cancel-safe.
     pub async fn emptied(&self) {
         loop {

@@ -260,9 +260,8 @@ impl Crew {
         let seconds = worker.setup.spec.hang_timeout.as_secs_f64();
         let (app, pid) = (&worker.id.app, worker.child.pid());
         tracing::error!(%app, worker = at.slot, pid, seconds, "worker has read nothing for too long: aborting it");
-        worker.child.signal(nix::libc::SIGABRT);
-        // One that was stopped hears of nothing else.
-        worker.child.signal(nix::libc::SIGCONT);
+        let child = Rc::clone(&worker.child);
+        worker.tasks.spawn(async move { child.interrupt().await });
     }
 
     pub(super) fn kill(&mut self, at: Seat) {

@@ -82,12 +82,30 @@ impl Watch {
                     read.await;
                 }
                 Self::Answering => {
-                    if answered(question, &slot.address).await {
-                        continue;
-                    }
-                    happened(Input::Stuck);
-                    while !answered(question, &slot.address).await {
-                        tokio::time::sleep(PAUSE).await;
+                    let before = slot.finished();
+                    let mut answer = Box::pin(answered(question, &slot.address));
+                    let well = match tokio::time::timeout(UNREAD, &mut answer).await {
+                        // Nobody was answered, whatever was asked.
+                        Err(_) if slot.finished() == before => {
+                            happened(Input::Stuck);
+                            answer.await
+                        }
+                        // Where others are, it is the question that takes long.
+                        Err(_) => {
+                            if answer.await {
+                                continue;
+                            }
+                            happened(Input::Stuck);
+                            false
+                        }
+                        Ok(true) => continue,
+                        Ok(false) => {
+                            happened(Input::Stuck);
+                            false
+                        }
+                    };
+                    if !well {
+                        until_answered(question, &slot.address).await;
                     }
                 }
             }
@@ -98,6 +116,13 @@ impl Watch {
 
 async fn answered(question: &Question, address: &Address) -> bool {
     tokio::time::timeout(ANSWER, question.answers(address)).await.unwrap_or(false)
+}
+
+/// Completes once the worker answers a question. Cancel-safe.
+async fn until_answered(question: &Question, address: &Address) {
+    while !answered(question, address).await {
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Completes once the worker has read a probe. Cancel-safe.

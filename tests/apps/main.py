@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import time
 
 from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
@@ -108,6 +109,13 @@ async def block(ms: int):
     note("blocked")
     time.sleep(ms / 1000)
     return {"blocked_ms": ms}
+
+
+@app.get("/gil")
+def gil():
+    """C code in a thread of its own that never gives the interpreter back: backtracking without end."""
+    note("blocked")
+    return {"found": re.match("(a+)+$", "a" * 60 + "b") is not None}
 
 
 @app.websocket("/ws")

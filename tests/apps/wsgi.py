@@ -25,6 +25,8 @@ def app(environ, start_response):
         ms = int(path.rpartition("/")[2])
         time.sleep(ms / 1000)
         return answer(start_response, {"slept_ms": ms, "worker": os.environ.get("EDGE_WORKER")})
+    if path.startswith("/block/"):
+        return answer(start_response, block(int(path.rpartition("/")[2])))
     if path == "/info":
         return answer(start_response, info(environ))
     return answer(start_response, {"hello": "world"})
@@ -34,6 +36,11 @@ def answer(start_response, value):
     body = json.dumps(value).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
+
+
+def block(ms):
+    time.sleep(ms / 1000)
+    return {"blocked_ms": ms}
 
 
 def info(environ):

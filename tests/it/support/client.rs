@@ -157,6 +157,7 @@ pub(crate) struct Connection {
     sender: Sender,
     scheme: &'static str,
     authority: String,
+    patience: Duration,
     driver: tokio::task::JoinHandle<()>,
 }
 
@@ -213,7 +214,13 @@ impl Connection {
                 (Sender::H2(sender), tokio::spawn(async { drop(connection.await) }))
             }
         };
-        Ok(Self { sender, scheme, authority, driver })
+        Ok(Self { sender, scheme, authority, patience: PATIENCE, driver })
+    }
+
+    /// The same, which waits so long for an answer to begin.
+    pub(crate) fn waiting(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Host and port as this client writes them.
@@ -249,7 +256,7 @@ impl Connection {
                 }
             }
         };
-        match tokio::time::timeout(PATIENCE, answer).await {
+        match tokio::time::timeout(self.patience, answer).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(ClientError::Impatient),
         }
