@@ -134,6 +134,7 @@
 //!   cert/dns_watch.rs         whether every server of a zone shows a record
 //!   cert/dns_hook.rs          the operator's program that publishes records
 //!   cert/dns_update.rs        records published by dynamic updates
+//!   cert/reach.rs             whether every configured name leads here, on demand
 //!   cert/dns_proof.rs         records published, seen, and removed whatever happens
 //!   cert/challenge.rs         the answers to pending challenges, published for requests and handshakes
 //!   cert/tls_alpn.rs          the certificate that answers a TLS-ALPN-01 challenge
@@ -226,6 +227,7 @@
 //!   daemon/admin.rs           the local socket that answers for the running state, and takes operations
 //!   daemon/ask.rs             the client's side of that socket
 //!   daemon/table.rs        P  columns for people
+//!   daemon/check_names.rs     somebody answers for edge while its names are looked at
 //!   daemon/command.rs         the subcommands that ask or read, and print
 //!   daemon/render.rs       P  the running state for people
 //!   daemon/explain.rs         a worker's final command line and environment

@@ -8,7 +8,7 @@ use edge::config::load;
 use edge::config::problem::Problems;
 use edge::config::surroundings::Surroundings;
 use edge::daemon::cli::{self, Call, Command};
-use edge::daemon::{command, hello, run};
+use edge::daemon::{check_names, command, hello, run};
 use edge::report::Report;
 
 /// Buffers of a few kilobytes come and go with each request: this allocator keeps them at hand for each thread, and gives
@@ -63,7 +63,14 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
             let status = command::operate(&place()?, &command::operation(call)?)?;
             return Ok(ExitCode::from(status));
         }
-        Command::Check => command::check(&config()?),
+        Command::Check { dns: false } => command::check(&config()?),
+        Command::Check { dns: true } => {
+            let config = config()?;
+            command::print(&command::check(&config))?;
+            let (text, sound) = check_names::check(&config);
+            command::print(&text)?;
+            return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Explain { app } => command::explain(&config()?, app)?,
         Command::Status { json } => command::status(&place()?, *json)?,
         Command::Certs { action: Some(action), .. } => {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,7 +85,7 @@ impl DnsProofs {
         // Before anything is published: what cannot be looked for must not be left behind.
         let servers = match self.settings.propagation.is_zero() {
             true => Vec::new(),
-            false => self.servers(&at).await.map_err(failed)?,
+            false => servers(&self.settings, &self.resolvers, &at).await.map_err(failed)?,
         };
         let record = DnsRecord { name: spoken(&at), value: value.to_owned(), domain: domain.to_owned() };
         if !record.is_sound() {
@@ -124,7 +125,7 @@ impl DnsProofs {
     pub(in crate::cert) async fn stands(&self, wanted: &Standing) -> Result<(), String> {
         let wanted_name = name(&wanted.name).map_err(|error| error.to_string())?;
         let at = self.resolvers.follow(&wanted_name).await?;
-        let servers = self.servers(&at).await?;
+        let servers = servers(&self.settings, &self.resolvers, &at).await?;
         let now = self.clock.now();
         let shows = |text: &[u8]| wanted.is_met_by(text, now);
         match dns_watch::look(&servers, &at, &shows).await {
@@ -215,17 +216,33 @@ impl DnsProofs {
             }
         }
     }
+}
 
-    async fn servers(&self, of: &Name) -> Result<Vec<NameServer>, String> {
-        if self.settings.name_servers.is_empty() {
-            return self.resolvers.servers(&self.resolvers.zone(of).await?).await;
+/// How the records that prove `domain` would be looked for, in words; or what stands against it. Changes nothing.
+pub(in crate::cert) async fn survey(settings: &Dns, domain: &str) -> Result<String, String> {
+    let resolvers = Resolvers::new(&settings.resolvers);
+    let challenge = name(&format!("_acme-challenge.{domain}")).map_err(|error| error.to_string())?;
+    let at = resolvers.follow(&challenge).await?;
+    let servers = servers(settings, &resolvers, &at).await?;
+    match dns_watch::look(&servers, &at, &|_| true).await {
+        View::Partial(silent) => Err(format!("not every name server of its zone answers: {silent}")),
+        // A record that is not there yet is no fault.
+        View::Clear | View::Missing(_) => {
+            let names: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
+            Ok(format!("its record {} would be looked for at {}", spoken(&at), names.join(", ")))
         }
-        let server = |address: &std::net::SocketAddr| NameServer {
-            name: format!("the name server {address}"),
-            addresses: vec![*address],
-        };
-        Ok(self.settings.name_servers.iter().map(server).collect())
     }
+}
+
+async fn servers(settings: &Dns, resolvers: &Resolvers, of: &Name) -> Result<Vec<NameServer>, String> {
+    if settings.name_servers.is_empty() {
+        return resolvers.servers(&resolvers.zone(of).await?).await;
+    }
+    let server = |address: &SocketAddr| NameServer {
+        name: format!("the name server {address}"),
+        addresses: vec![*address],
+    };
+    Ok(settings.name_servers.iter().map(server).collect())
 }
 
 fn told(trouble: Trouble) -> String {

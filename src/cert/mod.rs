@@ -37,6 +37,8 @@ mod dns_update;
 mod dns_watch;
 mod dns_zone;
 
+pub mod reach;
+
 mod authorize;
 mod ca;
 pub mod issuer;

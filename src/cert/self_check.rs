@@ -1,6 +1,7 @@
 //! Whether a name leads to this machine, found out before a CA is asked: a failed validation counts against the name, a look
 //! costs nothing and says more.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -44,13 +45,60 @@ pub struct SelfCheck {
 
 /// What one address answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Seen {
+#[expect(missing_docs, reason = "the words it is shown by say it")]
+pub enum Seen {
     Ours,
     Refused,
     Silent,
     Unreachable,
     Elsewhere(String),
     Redirected(String),
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ours => f.write_str("leads here"),
+            Self::Refused => f.write_str("refuses connections"),
+            Self::Silent => f.write_str("does not answer"),
+            Self::Unreachable => f.write_str("cannot be reached from this machine"),
+            Self::Elsewhere(what) => write!(f, "is another server: {what}"),
+            Self::Redirected(to) => write!(f, "redirects to {to}"),
+        }
+    }
+}
+
+/// A name as it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// What follows from it.
+    pub verdict: Verdict,
+    /// Each address, with what it answered where it was asked.
+    pub addresses: Vec<(IpAddr, Option<Seen>)>,
+}
+
+/// What stands for edge while names are looked at: whoever answers with `answer` for `token` is edge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// What is asked for.
+    pub token: String,
+    /// What edge answers.
+    pub answer: String,
+}
+
+impl Mark {
+    /// Another one each time.
+    pub fn new() -> Self {
+        let token = format!("edge-self-check-{:016x}", fastrand::u64(..));
+        let answer = format!("{token}.{:016x}", fastrand::u64(..));
+        Self { token, answer }
+    }
+}
+
+impl Default for Mark {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl SelfCheck {
@@ -66,36 +114,43 @@ impl SelfCheck {
 
     /// Looks at `host`; over HTTP only where the CA will do so.
     pub async fn check(&self, host: &HostName, over_http: bool) -> Verdict {
+        let mark = Mark::new();
+        // The token is edge's own, and of the right alphabet.
+        let Ok(_published) = self.challenges.publish_http01(None, &mark.token, &mark.answer) else {
+            return Verdict::Unsure("the name could not be looked at".to_owned());
+        };
+        self.look(host, over_http.then_some(&mark)).await.verdict
+    }
+
+    /// Looks at `host`; over HTTP only for a mark, which somebody answers with.
+    pub async fn look(&self, host: &HostName, mark: Option<&Mark>) -> Found {
+        let unready = |message| Found { verdict: Verdict::Unready(message), addresses: Vec::new() };
         let addresses = match host.ip() {
             Some(address) => vec![address],
             None => match tokio::time::timeout(LIMIT, (self.resolve)(host.clone())).await {
                 Ok(Ok(addresses)) => addresses,
-                Ok(Err(error)) => return Verdict::Unready(unresolved(host, &error)),
+                Ok(Err(error)) => return unready(unresolved(host, &error)),
                 Err(_) => {
                     let message =
                         format!("the name servers of {host} do not answer. Nothing was sent to the CA");
-                    return Verdict::Unready(message);
+                    return unready(message);
                 }
             },
         };
         if addresses.is_empty() {
-            return Verdict::Unready(missing(host));
+            return unready(missing(host));
         }
-        if !over_http {
-            return Verdict::Ready;
-        }
-        let token = format!("edge-self-check-{:016x}", fastrand::u64(..));
-        let answer = format!("{token}.{:016x}", fastrand::u64(..));
-        // The token is edge's own, and of the right alphabet.
-        let Ok(_published) = self.challenges.publish_http01(None, &token, &answer) else {
-            return Verdict::Unsure("the name could not be looked at".to_owned());
+        let Some(mark) = mark else {
+            let addresses = addresses.into_iter().map(|address| (address, None)).collect();
+            return Found { verdict: Verdict::Ready, addresses };
         };
         let looks = addresses.iter().take(MOST_ADDRESSES).map(|address| async {
-            let looked = tokio::time::timeout(LIMIT, look(*address, self.port, host, &token, &answer));
+            let looked = tokio::time::timeout(LIMIT, look(*address, self.port, host, mark));
             (*address, looked.await.unwrap_or(Seen::Silent))
         });
         let seen = futures_util::future::join_all(looks).await;
-        judge(host, &seen)
+        let verdict = judge(host, &seen);
+        Found { verdict, addresses: seen.into_iter().map(|(address, seen)| (address, Some(seen))).collect() }
     }
 }
 
@@ -125,7 +180,7 @@ fn unresolved(host: &HostName, error: &io::Error) -> String {
     }
 }
 
-async fn look(address: IpAddr, port: u16, host: &HostName, token: &str, answer: &str) -> Seen {
+async fn look(address: IpAddr, port: u16, host: &HostName, mark: &Mark) -> Seen {
     let mut stream = match TcpStream::connect(SocketAddr::new(address, port)).await {
         Ok(stream) => stream,
         Err(error) => match error.kind() {
@@ -141,7 +196,8 @@ async fn look(address: IpAddr, port: u16, host: &HostName, token: &str, answer: 
     };
     let named = if host.ip().is_some_and(|ip| ip.is_ipv6()) { format!("[{host}]") } else { host.to_string() };
     let request = format!(
-        "GET /.well-known/acme-challenge/{token} HTTP/1.1\r\nHost: {named}\r\nUser-Agent: edge/{} (self-check)\r\nConnection: close\r\n\r\n",
+        "GET /.well-known/acme-challenge/{} HTTP/1.1\r\nHost: {named}\r\nUser-Agent: edge/{} (self-check)\r\nConnection: close\r\n\r\n",
+        mark.token,
         env!("CARGO_PKG_VERSION")
     );
     let mut read = Vec::new();
@@ -155,7 +211,7 @@ async fn look(address: IpAddr, port: u16, host: &HostName, token: &str, answer: 
         Err(_) if !read.is_empty() => {}
         Err(_) => return Seen::Silent,
     }
-    understand(&read, answer)
+    understand(&read, &mark.answer)
 }
 
 fn understand(read: &[u8], answer: &str) -> Seen {

@@ -28,7 +28,11 @@ pub enum Command {
     /// Run in the foreground until SIGTERM (the default)
     Run,
     /// Check the configuration: print every problem, or ok and each app's final command line
-    Check,
+    Check {
+        /// Look at each name as a CA would: its A and AAAA records, and who answers there; exit with 1 if one would fail
+        #[arg(long)]
+        dns: bool,
+    },
     /// Show listeners, apps, workers and certificates of the running edge
     Status {
         /// Print JSON
@@ -164,7 +168,8 @@ mod tests {
             ("edge", None, Command::Run),
             ("edge --config a.yaml", file(), Command::Run),
             ("edge run --config a.yaml", file(), Command::Run),
-            ("edge --config=a.yaml check", file(), Command::Check),
+            ("edge --config=a.yaml check", file(), Command::Check { dns: false }),
+            ("edge check --dns", None, Command::Check { dns: true }),
             ("edge status", None, Command::Status { json: false }),
             ("edge status --json --config a.yaml", file(), Command::Status { json: true }),
             ("edge certs --json", None, Command::Certs { json: true, check: false, action: None }),

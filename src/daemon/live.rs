@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
+use crate::cert::challenge::Challenges;
 use crate::cert::manager::Manager;
 use crate::config::model::{App, Backend, Config};
 use crate::daemon::listeners::Listeners;
@@ -56,6 +57,8 @@ pub struct Live {
     pub routing: Arc<ArcSwap<Routing>>,
     /// The certificates.
     pub manager: Manager,
+    /// What requests for challenges are answered with.
+    pub challenges: Arc<Challenges>,
     /// The bound addresses.
     pub listeners: RefCell<Listeners>,
     /// Held by whoever changes the configuration in force.
@@ -68,12 +71,18 @@ pub struct Live {
 
 impl Live {
     /// Starts every app of `config`.
-    pub fn start(config: Arc<Config>, manager: Manager, listeners: Listeners, hands: Hands) -> Self {
+    pub fn start(
+        config: Arc<Config>,
+        (manager, challenges): (Manager, Arc<Challenges>),
+        listeners: Listeners,
+        hands: Hands,
+    ) -> Self {
         let live = Self {
             apps: RefCell::new(Vec::new()),
             config: RefCell::new(Arc::clone(&config)),
             routing: Arc::default(),
             manager,
+            challenges,
             listeners: RefCell::new(listeners),
             turn: Turn::default(),
             reload_waits: Cell::new(false),

@@ -20,6 +20,13 @@ pub enum Operation {
     Resume(AppName),
     /// Obtain a new certificate for a name.
     Renew(String),
+    /// Answer for a token on port 80, as long as whoever asked listens.
+    Answer {
+        /// The token.
+        token: String,
+        /// The answer.
+        answer: String,
+    },
     /// What workers printed, of one app or all; and what they print from now on.
     Logs {
         /// Whose.
@@ -63,19 +70,20 @@ pub const LONGEST_TEXT: usize = 4096;
 
 impl Operation {
     /// Path, query and body of the request.
-    pub fn written(&self) -> (String, &str) {
+    pub fn written(&self) -> (String, String) {
         match self {
-            Self::Reload(None) => ("/reload".to_owned(), ""),
-            Self::Reload(Some(app)) => (format!("/reload/{app}"), ""),
-            Self::Restart(app) => (format!("/restart/{app}"), ""),
-            Self::Scale(app, workers) => (format!("/scale/{app}/{workers}"), ""),
-            Self::Maintain(app, text) => (format!("/maintenance/{app}/on"), text.as_deref().unwrap_or("")),
-            Self::Resume(app) => (format!("/maintenance/{app}/off"), ""),
+            Self::Reload(None) => ("/reload".to_owned(), String::new()),
+            Self::Reload(Some(app)) => (format!("/reload/{app}"), String::new()),
+            Self::Restart(app) => (format!("/restart/{app}"), String::new()),
+            Self::Scale(app, workers) => (format!("/scale/{app}/{workers}"), String::new()),
+            Self::Maintain(app, text) => (format!("/maintenance/{app}/on"), text.clone().unwrap_or_default()),
+            Self::Resume(app) => (format!("/maintenance/{app}/off"), String::new()),
             // In the body: a name may hold what a path cannot.
-            Self::Renew(name) => ("/renew".to_owned(), name),
+            Self::Renew(name) => ("/renew".to_owned(), name.clone()),
+            Self::Answer { token, answer } => ("/answer".to_owned(), format!("{token} {answer}")),
             Self::Logs { app, follow } => {
                 let app = app.as_ref().map(|app| format!("/{app}")).unwrap_or_default();
-                (format!("/logs{app}{}", if *follow { "?follow" } else { "" }), "")
+                (format!("/logs{app}{}", if *follow { "?follow" } else { "" }), String::new())
             }
         }
     }
@@ -102,6 +110,10 @@ impl Operation {
                 let name = std::str::from_utf8(body).ok()?;
                 name.parse::<HostPattern>().ok().map(|name| Self::Renew(name.to_string()))
             }
+            ("answer", None, None) => {
+                let (token, answer) = std::str::from_utf8(body).ok()?.split_once(' ')?;
+                Some(Self::Answer { token: token.to_owned(), answer: answer.to_owned() })
+            }
             ("logs", app, None) => Some(Self::Logs { app, follow: query == Some("follow") }),
             _ => None,
         }
@@ -125,6 +137,7 @@ mod tests {
             Operation::Maintain(app(), None),
             Operation::Resume(app()),
             Operation::Renew("*.a.example".to_owned()),
+            Operation::Answer { token: "a-token".to_owned(), answer: "an answer".to_owned() },
             Operation::Logs { app: None, follow: false },
             Operation::Logs { app: Some(app()), follow: true },
         ] {

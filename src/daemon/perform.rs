@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -19,6 +20,9 @@ use crate::worker::supervisor::Supervisor;
 /// What visitors are told where the operator says nothing.
 const MAINTENANCE: &str = "The application is being maintained. Please try again later.";
 
+/// How long edge answers for somebody who looks at it from outside.
+const LENT: Duration = Duration::from_secs(300);
+
 /// Lines on their way to an operator who reads slower than workers write.
 const UNREAD: usize = 64;
 
@@ -30,6 +34,16 @@ pub fn perform(live: &Rc<Live>, operation: Operation, scope: &Scope) -> mpsc::Re
         drop(scope.spawn(async move {
             tokio::select! {
                 () = logs(&live, app, follow, &operator) => {}
+                () = ends.drained() => {}
+            }
+        }));
+        return hears;
+    }
+    if let Operation::Answer { token, answer } = operation {
+        let (operator, hears) = mpsc::channel(1);
+        drop(scope.spawn(async move {
+            tokio::select! {
+                () = lend(&live, &token, &answer, &operator) => {}
                 () = ends.drained() => {}
             }
         }));
@@ -78,7 +92,7 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
             told.say(format!("{name}: a new certificate is served"));
             Ok(())
         }
-        Operation::Logs { .. } => Ok(()),
+        Operation::Logs { .. } | Operation::Answer { .. } => Ok(()),
     }
 }
 
@@ -127,6 +141,23 @@ fn unknown(live: &Live, name: &AppName) -> Failed {
 }
 
 /// What workers printed, in the order it came.
+/// Answers for `token` as long as the operator listens, at most for [`LENT`].
+async fn lend(live: &Live, token: &str, answer: &str, operator: &mpsc::Sender<Said>) {
+    let said = match live.challenges.publish_http01(None, token, answer) {
+        Ok(published) => {
+            let _gone = operator.send(Said::Word("answering".to_owned())).await;
+            let _over = tokio::time::timeout(LENT, operator.closed()).await;
+            drop(published);
+            Said::End(0)
+        }
+        Err(error) => {
+            let _gone = operator.send(Said::Complaint(error.to_string())).await;
+            Said::End(1)
+        }
+    };
+    let _gone = operator.send(said).await;
+}
+
 async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::Sender<Said>) {
     let wanted = |live: &LiveApp| app.as_ref().is_none_or(|name| live.app.name == *name);
     if let Some(name) = app.as_ref().filter(|name| live.app(name).is_none()) {

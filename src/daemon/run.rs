@@ -83,7 +83,8 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
         async move { launcher.reap_orphans(&workers).await }
     }));
     let hands = Hands { launcher: Rc::clone(&launcher) as Rc<dyn Launcher>, workers: workers.clone() };
-    let live = Rc::new(Live::start(Arc::clone(&config), manager, listeners, hands));
+    let live =
+        Rc::new(Live::start(Arc::clone(&config), (manager, Arc::clone(&challenges)), listeners, hands));
     // Operations end before what they operate on.
     let operations = Scope::new();
     drop(control.drive(admin.serve(control.clone(), Rc::new(desk(&live, &operations)))));

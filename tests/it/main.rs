@@ -22,6 +22,7 @@ mod balancers;
 mod config;
 mod connections;
 mod disasters;
+mod dns;
 mod early_answers;
 mod endurance;
 mod hostile;

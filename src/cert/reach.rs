@@ -1,0 +1,77 @@
+//! Whether every configured name could be proven to a CA and leads to this machine: the look at one name that precedes an order, for
+//! all of them and on demand.
+
+use crate::cert::dns_proof::survey;
+use crate::cert::self_check::{Found, Mark, SelfCheck, Verdict};
+use crate::config::model::{Config, Tls};
+use crate::name::HostPattern;
+
+/// Names that are looked at together.
+const AT_ONCE: usize = 8;
+
+/// One name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// Which.
+    pub name: HostPattern,
+    /// What was found.
+    pub outcome: Outcome,
+}
+
+/// What was found of a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its addresses were looked at.
+    Looked(Found),
+    /// It is proven by DNS alone: how, or what stands against it.
+    Dns(Result<String, String>),
+    /// No CA is asked for it.
+    Private,
+}
+
+impl Reach {
+    /// Whether a CA, or visitors, would not come through.
+    pub fn fails(&self) -> bool {
+        match &self.outcome {
+            Outcome::Looked(Found { verdict: Verdict::Unready(_), .. }) | Outcome::Dns(Err(_)) => true,
+            Outcome::Looked(Found { verdict: Verdict::Ready | Verdict::Unsure(_), .. })
+            | Outcome::Dns(Ok(_))
+            | Outcome::Private => false,
+        }
+    }
+}
+
+/// Looks at every name of `config`; over HTTP where somebody answers with `mark`.
+pub async fn look(config: &Config, self_check: &SelfCheck, mark: Option<&Mark>) -> Vec<Reach> {
+    let names: Vec<(&HostPattern, Tls)> =
+        config.apps.iter().flat_map(|app| app.domains.iter().map(|name| (name, app.tls_for(name)))).collect();
+    let mut found = Vec::new();
+    for some in names.chunks(AT_ONCE) {
+        let looks = some.iter().map(|(name, tls)| async {
+            Reach { name: (*name).clone(), outcome: one(config, name, tls, self_check, mark).await }
+        });
+        found.extend(futures_util::future::join_all(looks).await);
+    }
+    found
+}
+
+async fn one(
+    config: &Config,
+    name: &HostPattern,
+    tls: &Tls,
+    self_check: &SelfCheck,
+    mark: Option<&Mark>,
+) -> Outcome {
+    match (name, tls) {
+        (_, Tls::Internal) => Outcome::Private,
+        (_, Tls::Acme | Tls::Off | Tls::Files { .. }) if name.is_internal() => Outcome::Private,
+        (HostPattern::Wildcard(suffix), Tls::Acme) => {
+            Outcome::Dns(survey(&config.acme.dns, suffix.as_str()).await)
+        }
+        // Whoever it is served to comes by names below it, which only they know.
+        (HostPattern::Wildcard(_), Tls::Off | Tls::Files { .. }) => Outcome::Private,
+        (HostPattern::Exact(host), Tls::Acme | Tls::Off | Tls::Files { .. }) => {
+            Outcome::Looked(self_check.look(host, mark).await)
+        }
+    }
+}
