@@ -53,6 +53,13 @@ pub(in crate::cert) enum Standing {
     Nothing,
 }
 
+/// A record that the operator makes, and did not.
+struct Lacking {
+    /// As it is written in a zone, where the CA says what it wants.
+    record: Option<String>,
+    failure: Failure,
+}
+
 impl Authorizer<'_> {
     /// Sees `order` through to the point where it can be finalized. The answers stay published as long as the guards.
     pub(in crate::cert) async fn authorize(
@@ -138,45 +145,45 @@ impl Authorizer<'_> {
 
     /// The first kind that both sides can do. For a record that the operator makes, that is found out by looking.
     async fn pick(&self, offered: &[Challenge], account: &str) -> Result<ChallengeKind, Failure> {
-        let mut lacking = None;
-        for kind in self.kinds.iter().copied() {
-            let Some(challenge) = offered.iter().find(|challenge| challenge.r#type == acme(kind)) else {
-                continue;
-            };
-            match kind {
-                ChallengeKind::Http01 | ChallengeKind::TlsAlpn01 | ChallengeKind::Dns01 => return Ok(kind),
-                ChallengeKind::DnsPersist01 => match self.stands(challenge, account).await {
-                    Ok(()) => return Ok(kind),
-                    Err(failure) => {
-                        tracing::info!(cert = %self.name, "{}", failure.message);
-                        lacking = Some(failure);
-                    }
-                },
+        let of_kind = |kind| offered.iter().find(|challenge| challenge.r#type == acme(kind));
+        let standing = match of_kind(ChallengeKind::DnsPersist01) {
+            Some(challenge) if self.kinds.contains(&ChallengeKind::DnsPersist01) => {
+                Some(self.stands(challenge, account).await)
+            }
+            Some(_) | None => None,
+        };
+        let lacks = standing.as_ref().and_then(|found| found.as_ref().err()?.record.clone());
+        self.dns.note(self.name, lacks);
+        for kind in self.kinds.iter().copied().filter(|kind| of_kind(*kind).is_some()) {
+            match (kind, &standing) {
+                (ChallengeKind::Http01 | ChallengeKind::TlsAlpn01 | ChallengeKind::Dns01, _)
+                | (ChallengeKind::DnsPersist01, Some(Ok(()))) => return Ok(kind),
+                (ChallengeKind::DnsPersist01, Some(Err(_)) | None) => {}
             }
         }
-        Err(lacking.unwrap_or_else(|| Failure::new(Class::Permanent, self.nothing_in_common(offered))))
+        Err(match standing {
+            Some(Err(lacking)) => lacking.failure,
+            Some(Ok(())) | None => Failure::new(Class::Permanent, self.nothing_in_common(offered)),
+        })
     }
 
     /// Whether the record that proves the name for good is there.
-    async fn stands(&self, challenge: &Challenge, account: &str) -> Result<(), Failure> {
+    async fn stands(&self, challenge: &Challenge, account: &str) -> Result<(), Lacking> {
         let record = dns_persist::Standing::new(self.name, self.client.issuers(&challenge.url), account);
         let Some(text) = record.text() else {
             let message = format!(
                 "{} offers dns-persist-01 for {} without the name it wants to see",
                 self.ca, self.name
             );
-            return Err(Failure::new(Class::Permanent, message));
+            return Err(Lacking { record: None, failure: Failure::new(Class::Permanent, message) });
         };
-        match self.dns.stands(&record).await {
-            Ok(()) => Ok(()),
-            Err(why) => {
-                let message = format!(
-                    "{} is proven to {} by one TXT record that stays. Create it: {}. TXT \"{text}\" ({why})",
-                    self.name, self.ca, record.name
-                );
-                Err(Failure::new(Class::Dns, message))
-            }
-        }
+        let Err(why) = self.dns.stands(&record).await else { return Ok(()) };
+        let record = format!("{}. TXT \"{text}\"", record.name);
+        let message = format!(
+            "{} is proven to {} by one TXT record that stays. Create it: {record} ({why})",
+            self.name, self.ca
+        );
+        Err(Lacking { record: Some(record), failure: Failure::new(Class::Dns, message) })
     }
 
     async fn publish(

@@ -1,7 +1,7 @@
 //! Proofs by records in DNS: published, seen by the zone's own servers before the CA is told, and removed whatever happens.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use crate::cert::store::RecordStore;
 use crate::cert::trouble::Trouble;
 use crate::clock::Clock;
 use crate::config::model::{Dns, Publish};
+use crate::name::HostPattern;
 use crate::scope::Scope;
 
 /// When a record that could not be removed is tried again; after that, at the next order and the next start.
@@ -38,6 +39,8 @@ pub(in crate::cert) struct DnsProofs {
     turn: Mutex<()>,
     /// Texts of the records that an attempt needs.
     needed: RefCell<HashSet<String>>,
+    /// Which record each name lacks that would prove it for good, as its last attempt found out.
+    lacking: RefCell<HashMap<HostPattern, Option<String>>>,
 }
 
 /// A published record; once this is dropped, [`DnsProofs::tidy`] removes it.
@@ -66,6 +69,7 @@ impl DnsProofs {
             resolvers,
             turn: Mutex::new(()),
             needed: RefCell::default(),
+            lacking: RefCell::default(),
         })
     }
 
@@ -81,15 +85,12 @@ impl DnsProofs {
         };
         let challenge =
             name(&format!("_acme-challenge.{domain}")).map_err(|error| failed(error.to_string()))?;
-        let at = self.resolvers.follow(&challenge).await.map_err(failed)?;
         // Before anything is published: what cannot be looked for must not be left behind.
-        let servers = match self.settings.propagation.is_zero() {
-            true => Vec::new(),
-            false => servers(&self.settings, &self.resolvers, &at).await.map_err(failed)?,
-        };
+        let (at, servers) =
+            self.locate(&challenge, !self.settings.propagation.is_zero()).await.map_err(failed)?;
         let record = DnsRecord { name: spoken(&at), value: value.to_owned(), domain: domain.to_owned() };
         if !record.is_sound() {
-            return Err(failed("the CA's challenge is no text that could stand in a record".to_owned()));
+            return Err(failed(format!("`{}` is no name that a record can be published at", record.name)));
         }
         let presented = {
             let _turn = self.turn.lock().await;
@@ -121,17 +122,42 @@ impl DnsProofs {
         Ok(presented)
     }
 
+    /// Where a record really is and, where it is looked for, the servers that must show it.
+    async fn locate(&self, wanted: &Name, looked_for: bool) -> Result<(Name, Vec<NameServer>), String> {
+        let located = async {
+            let at = self.resolvers.follow(wanted).await?;
+            let servers = match looked_for {
+                true => servers(&self.settings, &self.resolvers, &at).await?,
+                false => Vec::new(),
+            };
+            Ok((at, servers))
+        };
+        let limit = self.settings.timeout;
+        tokio::time::timeout(limit, located).await.unwrap_or_else(|_| {
+            Err(format!("DNS did not tell within {} s where {} belongs", limit.as_secs_f64(), spoken(wanted)))
+        })
+    }
+
     /// Whether the record that the operator makes once stands. The error says where it lacks.
     pub(in crate::cert) async fn stands(&self, wanted: &Standing) -> Result<(), String> {
         let wanted_name = name(&wanted.name).map_err(|error| error.to_string())?;
-        let at = self.resolvers.follow(&wanted_name).await?;
-        let servers = servers(&self.settings, &self.resolvers, &at).await?;
+        let (at, servers) = self.locate(&wanted_name, true).await?;
         let now = self.clock.now();
         let shows = |text: &[u8]| wanted.is_met_by(text, now);
         match dns_watch::look(&servers, &at, &shows).await {
             View::Clear | View::Partial(_) => Ok(()),
             View::Missing(told) => Err(told),
         }
+    }
+
+    /// The record that `name` lacks, or none; for whoever asks next.
+    pub(in crate::cert) fn note(&self, name: &HostPattern, lacks: Option<String>) {
+        self.lacking.borrow_mut().insert(name.clone(), lacks);
+    }
+
+    /// What was noted of `name` since this was asked last.
+    pub(in crate::cert) fn take_note(&self, name: &HostPattern) -> Option<Option<String>> {
+        self.lacking.borrow_mut().remove(name)
     }
 
     /// Removes every record that no attempt needs, also those of an edge that was killed. Returns whether none is left.
@@ -218,11 +244,10 @@ impl DnsProofs {
     }
 }
 
-/// How the records that prove `domain` would be looked for, in words; or what stands against it. Changes nothing.
-pub(in crate::cert) async fn survey(settings: &Dns, domain: &str) -> Result<String, String> {
+/// How the record `wanted` would be looked for, in words; or what stands against it. Changes nothing.
+pub(in crate::cert) async fn survey(settings: &Dns, wanted: &str) -> Result<String, String> {
     let resolvers = Resolvers::new(&settings.resolvers);
-    let challenge = name(&format!("_acme-challenge.{domain}")).map_err(|error| error.to_string())?;
-    let at = resolvers.follow(&challenge).await?;
+    let at = resolvers.follow(&name(wanted).map_err(|error| error.to_string())?).await?;
     let servers = servers(settings, &resolvers, &at).await?;
     match dns_watch::look(&servers, &at, &|_| true).await {
         View::Partial(silent) => Err(format!("not every name server of its zone answers: {silent}")),

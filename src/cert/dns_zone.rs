@@ -87,14 +87,14 @@ impl Resolvers {
         if names.is_empty() {
             return Err(format!("DNS names no server of the zone {}", spoken(zone)));
         }
-        let mut servers = Vec::new();
-        for name in names {
-            let (four, six) = (self.ask(About::Ipv4, &name).await, self.ask(About::Ipv6, &name).await);
+        let located = names.iter().map(|name| async {
+            let (four, six) =
+                futures_util::future::join(self.ask(About::Ipv4, name), self.ask(About::Ipv6, name)).await;
             let found = [four, six].into_iter().filter_map(Result::ok).flat_map(|answer| answer.addresses);
-            let addresses: Vec<SocketAddr> = found.map(|ip: IpAddr| SocketAddr::new(ip, self.port)).collect();
-            servers.push(NameServer { name: spoken(&name), addresses });
-        }
-        Ok(servers)
+            let addresses = found.map(|ip: IpAddr| SocketAddr::new(ip, self.port)).collect();
+            NameServer { name: spoken(name), addresses }
+        });
+        Ok(futures_util::future::join_all(located).await)
     }
 
     /// The first resolver's answer that is one.

@@ -51,6 +51,8 @@ pub struct History {
     /// When the CA is asked although the name does not seem to lead here.
     #[serde(with = "seconds")]
     pub anyway_at: Option<SystemTime>,
+    /// The TXT record that would prove the name for good, where its CA takes one and it was not there.
+    pub dns_record: Option<String>,
     /// The settings towards the CA that the failures came from.
     pub settings: Option<String>,
 }

@@ -70,6 +70,12 @@ pub trait Issuer {
     /// in `scope`.
     fn tidy(&self, _scope: &Scope) {}
 
+    /// What the last attempt for `name` found out of a TXT record that would prove it for good, told once: the one to create, or
+    /// that none is lacking.
+    fn record(&self, _name: &HostPattern) -> Option<Option<String>> {
+        None
+    }
+
     /// When the CA at this position, which issued `bundle`, wants it renewed.
     fn advice<'a>(
         &'a self,
@@ -250,6 +256,10 @@ impl Issuer for AcmeIssuer {
             self.tidy(scope);
             end
         })
+    }
+
+    fn record(&self, name: &HostPattern) -> Option<Option<String>> {
+        self.dns.take_note(name)
     }
 
     fn tidy(&self, scope: &Scope) {

@@ -392,6 +392,7 @@ impl Name {
             renew_at: renewal.map(rfc3339),
             last_error,
             next_attempt: history.next_attempt.map(rfc3339),
+            dns_record: history.dns_record.clone(),
         }
     }
 }

@@ -185,6 +185,11 @@ impl Driver {
         end: Result<CertBundle, NotObtained>,
         now: SystemTime,
     ) {
+        if let Some(name) = self.names.borrow_mut().at_mut(index)
+            && let Some(record) = self.seams.issuer.record(&name.pattern)
+        {
+            name.machine.note_record(record);
+        }
         match end {
             Ok(bundle) => self.obtained(index, bundle, now),
             Err(NotObtained::Cancelled) => self.feed(index, Input::Cancelled, now),

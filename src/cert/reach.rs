@@ -3,7 +3,7 @@
 
 use crate::cert::dns_proof::survey;
 use crate::cert::self_check::{Found, Mark, SelfCheck, Verdict};
-use crate::config::model::{Config, Tls};
+use crate::config::model::{ChallengeKind, Config, Tls};
 use crate::name::HostPattern;
 
 /// Names that are looked at together.
@@ -66,7 +66,13 @@ async fn one(
         (_, Tls::Internal) => Outcome::Private,
         (_, Tls::Acme | Tls::Off | Tls::Files { .. }) if name.is_internal() => Outcome::Private,
         (HostPattern::Wildcard(suffix), Tls::Acme) => {
-            Outcome::Dns(survey(&config.acme.dns, suffix.as_str()).await)
+            let record = match config.acme.challenges_for(name).first() {
+                Some(ChallengeKind::DnsPersist01) => format!("_validation-persist.{suffix}"),
+                Some(ChallengeKind::Dns01 | ChallengeKind::Http01 | ChallengeKind::TlsAlpn01) | None => {
+                    format!("_acme-challenge.{suffix}")
+                }
+            };
+            Outcome::Dns(survey(&config.acme.dns, &record).await)
         }
         // Whoever it is served to comes by names below it, which only they know.
         (HostPattern::Wildcard(_), Tls::Off | Tls::Files { .. }) => Outcome::Private,

@@ -163,9 +163,15 @@ impl Certificate {
     /// forgotten; that a CA asked to wait is not.
     pub fn settle(&mut self, settings: &str) {
         if self.history.settings.as_deref().is_some_and(|known| known != settings) {
+            self.history.dns_record = None;
             self.forgive();
         }
         self.history.settings = Some(settings.to_owned());
+    }
+
+    /// The TXT record that would prove the name for good is not there; or it is, or its CA takes none.
+    pub fn note_record(&mut self, record: Option<String>) {
+        self.history.dns_record = record;
     }
 
     fn forgive(&mut self) {
@@ -205,6 +211,7 @@ impl Certificate {
                     obtained_at: Some(seconds::whole(now)),
                     fallback_at: self.history.fallback_at,
                     settings: self.history.settings.take(),
+                    dns_record: self.history.dns_record.take(),
                     ..History::default()
                 };
                 self.state = State::Storing;

@@ -72,6 +72,11 @@ pub fn certificates(certificates: &[CertificateStatus], now: OffsetDateTime, col
         if let Some(error) = &certificate.last_error {
             table.note(safe(error), palette.warn);
         }
+        let told =
+            |record: &&String| certificate.last_error.as_ref().is_none_or(|error| !error.contains(*record));
+        if let Some(record) = certificate.dns_record.as_ref().filter(told) {
+            table.note(format!("to prove it by DNS for good, create: {}", safe(record)), palette.faint);
+        }
     }
     table.print()
 }
@@ -336,6 +341,7 @@ mod tests {
             renew_at: Some("2026-01-12T00:00:00Z".to_owned()),
             last_error: None,
             next_attempt: None,
+            dns_record: None,
         }
     }
 
@@ -443,6 +449,19 @@ api.example.com   valid         41d  renews in 11d  Let's Encrypt E7
         let text = status(&many, NOW, false);
         assert_eq!(text.lines().count(), 6, "{text}");
         assert!(text.contains("draining") && text.contains("99 of 100 ready"));
+    }
+
+    #[test]
+    fn a_record_that_would_prove_a_name_for_good_is_printed_once() {
+        let record =
+            "_validation-persist.a.example. TXT \"ca.example; accounturi=https://ca.example/1\"".to_owned();
+        let good = certificate("a.example", CertificateState::Valid);
+        let lacking = CertificateStatus { dns_record: Some(record.clone()), ..good };
+        let failed =
+            CertificateStatus { last_error: Some(format!("Create it: {record} (why)")), ..lacking.clone() };
+        for one in [lacking, failed] {
+            assert_eq!(certificates(&[one], NOW, false).matches(&record).count(), 1);
+        }
     }
 
     #[test]

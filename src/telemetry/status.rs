@@ -139,6 +139,9 @@ pub struct CertificateStatus {
     pub last_error: Option<String>,
     /// When the next attempt is made, RFC 3339.
     pub next_attempt: Option<String>,
+    /// The TXT record that would prove the name for good, where its CA takes one and it is not there.
+    #[serde(default)]
+    pub dns_record: Option<String>,
 }
 
 /// State of a certificate.
