@@ -11,7 +11,7 @@ use crate::telemetry::line::{Shape, Stamp};
 use crate::telemetry::sink::Sink;
 
 /// A thread's lines are handed over at this size at the latest.
-const BATCH: usize = 16 << 10;
+const BATCH: usize = 64 << 10;
 
 /// A thread's lines are handed over after this time at the latest.
 const LINGER: Duration = Duration::from_millis(150);

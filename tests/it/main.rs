@@ -21,6 +21,7 @@ mod acme;
 mod balancers;
 mod config;
 mod connections;
+mod cost;
 mod disasters;
 mod dns;
 mod early_answers;

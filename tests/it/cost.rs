@@ -1,0 +1,123 @@
+//! What a request costs, in system calls: counted, because time on a shared machine says little.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+
+use crate::support::edge::{Edge, Setup};
+use crate::support::{processes, within};
+
+const CONNECTIONS: usize = 64;
+
+/// Every request is one read from the client, one write to the worker, one read from it and one write to the client. The rest is
+/// shared: readiness of many connections is learned at once, access lines are written many at a time.
+#[tokio::test]
+async fn a_proxied_request_makes_four_system_calls() {
+    let edge = Setup::new()
+        .top("threads: 1\nlimits: {connections_per_client: 0, in_flight_per_client: 0}")
+        .app("app", "domains: [a.test]\ncommand: edge hello\nworkers: 1")
+        .start()
+        .await;
+    edge.wait_until_up("app").await;
+    let mut best: Option<Shares> = None;
+    // A busy machine may let edge wait, which costs more looks for readiness; it cannot make edge do less than it has to.
+    for _ in 0..10 {
+        let shares = shares(&edge).await;
+        println!("figure: {:.2} system calls a proxied request: {shares:.3?}", total(&shares));
+        let working = total(&shares) - shares.get("epoll_wait").copied().unwrap_or(0.0);
+        assert!(
+            (4.0..=4.1).contains(&working),
+            "{working:.2} system calls a request besides epoll_wait: {shares:.3?}"
+        );
+        if best.as_ref().is_none_or(|best| total(&shares) < total(best)) {
+            best = Some(shares);
+        }
+        if best.as_ref().is_some_and(|best| total(best) <= 4.1) {
+            break;
+        }
+    }
+    let best = best.expect("at least one round");
+    assert!(total(&best) <= 4.1, "{:.2} system calls a request: {best:.3?}", total(&best));
+    edge.stop().await;
+}
+
+type Shares = BTreeMap<String, f64>;
+
+fn total(shares: &Shares) -> f64 {
+    shares.values().sum()
+}
+
+/// What each system call adds to a request. What connections and handshakes cost is the same in both rounds and falls out.
+async fn shares(edge: &Edge) -> Shares {
+    let few = traced(edge, 20).await;
+    let many = traced(edge, 120).await;
+    let requests = (CONNECTIONS * 100) as f64;
+    let share =
+        |call: &String, calls: u64| (calls as f64 - few.get(call).copied().unwrap_or(0) as f64) / requests;
+    let shares = many.iter().map(|(call, calls)| (call.clone(), share(call, *calls)));
+    shares.filter(|(_, share)| *share > 0.002).collect()
+}
+
+/// System calls of edge, by name, while every connection asks `each` times.
+async fn traced(edge: &Edge, each: usize) -> BTreeMap<String, u64> {
+    let file = edge.dir().join(format!("calls-{each}"));
+    let mut strace = Command::new("strace")
+        .args(["-f", "-c", "-U", "calls,name", "-o"])
+        .arg(&file)
+        .args(["-p", &edge.pid().to_string()])
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("strace is installed (tests/run does it)");
+    let mut said = BufReader::new(strace.stderr.take().expect("a pipe")).lines();
+    let attached = within(Duration::from_secs(10), "strace watches", said.next_line()).await.expect("a line");
+    assert!(attached.as_ref().is_some_and(|line| line.contains("attached")), "strace: {attached:?}");
+    let config = Arc::new(edge.trust().await.offering(&["http/1.1"]));
+    let address = edge.https;
+    tokio::task::spawn_blocking(move || ask_all_at_once(&config, address, each))
+        .await
+        .expect("the answers are well");
+    processes::signal(strace.id().expect("it runs"), Signal::SIGINT);
+    within(Duration::from_secs(10), "strace ends", strace.wait()).await.expect("its status");
+    let counts = std::fs::read_to_string(&file).expect("strace has written");
+    let counted = counts.lines().filter_map(|line| {
+        let (calls, name) = line.trim().split_once(' ')?;
+        Some((name.trim().to_owned(), calls.parse().ok()?))
+    });
+    counted.filter(|(name, _)| name != "total").collect()
+}
+
+/// All connections ask before any reads its answer: edge has more to do than it can, as under load.
+fn ask_all_at_once(config: &Arc<ClientConfig>, address: SocketAddr, times: usize) {
+    let mut streams: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let name = ServerName::try_from("a.test").expect("a name");
+            let session = ClientConnection::new(Arc::clone(config), name).expect("a session");
+            StreamOwned::new(session, TcpStream::connect(address).expect("a connection"))
+        })
+        .collect();
+    let mut answer = [0; 4096];
+    for _ in 0..times {
+        for stream in &mut streams {
+            stream.write_all(b"GET /status/200 HTTP/1.1\r\nhost: a.test\r\n\r\n").expect("it is sent");
+        }
+        for stream in &mut streams {
+            // One record: head and body.
+            let length = stream.read(&mut answer).expect("an answer");
+            assert!(
+                answer[..length].starts_with(b"HTTP/1.1 200"),
+                "{}",
+                String::from_utf8_lossy(&answer[..length])
+            );
+        }
+    }
+}
