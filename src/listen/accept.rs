@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -306,26 +307,27 @@ impl Door {
         };
         let Ends { peer, local } = ends.canonical();
         let (stage, scope) = (self.stage.clone(), self.scope.clone());
-        match self.kind {
+        // Each phase is boxed and gone before the next begins: a connection has no room for its handshake while it serves.
+        let serving: Pin<Box<dyn Future<Output = ()>>> = match self.kind {
             Kind::Http => {
                 drop(deadline);
                 let conn = Rc::new(ConnInfo::new(peer, local, None, presence));
-                Box::pin(serve_http1(stream, conn, plane, stage)).await;
+                Box::pin(serve_http1(stream, conn, plane, stage))
             }
             Kind::Https => {
-                // Boxed, so that the room of a handshake is not kept for the connection's life.
                 let accepting =
                     Box::pin(tls::accept(stream, local.ip(), &plane.certificates, &plane.challenges));
                 let Some(accepted) = self.in_time(accepting, &deadline).await? else { return Ok(()) };
                 drop((handshake, deadline));
                 let conn = Rc::new(ConnInfo::new(peer, local, Some(accepted.info), presence));
                 if accepted.h2 {
-                    Box::pin(serve_http2(accepted.stream, conn, plane, stage, scope)).await;
+                    Box::pin(serve_http2(accepted.stream, conn, plane, stage, scope))
                 } else {
-                    Box::pin(serve_http1(accepted.stream, conn, plane, stage)).await;
+                    Box::pin(serve_http1(accepted.stream, conn, plane, stage))
                 }
             }
-        }
+        };
+        serving.await;
         Ok(())
     }
 

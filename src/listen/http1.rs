@@ -39,20 +39,27 @@ use crate::upstream::wire::RequestFraming;
 /// How long a connection that never carried a request is kept at drain.
 pub const UNUSED_AT_DRAIN: Duration = Duration::from_secs(1);
 
-/// Serves HTTP/1.1 on `stream` until it ends.
-pub async fn serve_http1<S: Client + 'static>(stream: S, conn: Rc<ConnInfo>, plane: Rc<Plane>, stage: Stage) {
+/// Serves HTTP/1.1 on `stream` until it ends. No `async fn`: its future would keep room for the stream that has moved on.
+pub fn serve_http1<S: Client + 'static>(
+    stream: S,
+    conn: Rc<ConnInfo>,
+    plane: Rc<Plane>,
+    stage: Stage,
+) -> impl Future<Output = ()> {
     let mut talk = Talk::new(stream, conn, plane, stage);
-    let end = loop {
-        let next = match poll_fn(|cx| talk.poll_next(cx)).await {
-            Ok(next) => next,
-            Err(end) => break end,
+    async move {
+        // Boxed, both of them, so that an idle connection holds room neither for a request nor for its end.
+        let end = loop {
+            let next = match poll_fn(|cx| talk.poll_next(cx)).await {
+                Ok(next) => next,
+                Err(end) => break end,
+            };
+            if let Err(end) = Box::pin(talk.answer(next)).await {
+                break end;
+            }
         };
-        // Boxed, so that an idle connection does not hold room for a request.
-        if let Err(end) = Box::pin(talk.answer(next)).await {
-            break end;
-        }
-    };
-    talk.end(end).await;
+        Box::pin(talk.end(end)).await;
+    }
 }
 
 /// What comes next on a connection.

@@ -206,7 +206,11 @@ impl<'a> Passage<'a> {
                 if translated.is_some() {
                     Translated::check_declined(response.status())?;
                 }
-                Ok(Outcome::Answer(self.passed_on(site, response).await))
+                if !site.synchronous || response.body().is_end_stream() {
+                    return Ok(Outcome::Answer(response.map(Content::Upstream)));
+                }
+                // Boxed: most requests need no room for this.
+                Ok(Outcome::Answer(Box::pin(self.read_ahead(response)).await))
             }
             Answer::Upgraded { head, tunnel } => {
                 let head = match &translated {
@@ -218,11 +222,8 @@ impl<'a> Passage<'a> {
         }
     }
 
-    /// A worker's response, read ahead of the client where it would hold up a synchronous worker.
-    async fn passed_on(&self, site: &Site, response: Response<ResponseBody>) -> Response<Content> {
-        if !site.synchronous || response.body().is_end_stream() {
-            return response.map(Content::Upstream);
-        }
+    /// A synchronous worker's response, read ahead of a client that would hold it up.
+    async fn read_ahead(&self, response: Response<ResponseBody>) -> Response<Content> {
         let (head, body) = response.into_parts();
         let body = spool(body, &self.plane.reach.budget, &self.plane.tunnels).await;
         Response::from_parts(head, Content::Spooled(body))
