@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::client::{Connection, PATIENCE, Trust, Wire, empty};
@@ -130,20 +132,22 @@ async fn killed_uvicorns_are_back_in_a_second_and_cost_no_get() {
     let edge = python::setup().app("a", &python::app("uvicorn main:app", "workers: 4")).start().await;
     edge.wait_until_up("a").await;
     let trust = edge.trust().await;
-    let load = clients(&edge, &trust, 8, &["/", "/slow/20"], 30);
+    let (count, pause) = if full_length() { (12, 14) } else { (8, 30) };
+    let load = clients(&edge, &trust, count, &["/", "/slow/20"], pause);
     let begun = Instant::now();
     let mut back = Vec::new();
     for _ in 0..if full_length() { 60 } else { 3 } {
         let before = edge.workers("a").await;
         let victim = fastrand::choice(before.iter().copied()).expect("all are ready");
+        let (killed, at) = (Instant::now(), OffsetDateTime::now_utc());
         processes::signal(victim, Signal::SIGKILL);
-        let killed = Instant::now();
-        until(Duration::from_secs(20), "a successor", async || {
+        let successor = until(Duration::from_secs(20), "a successor", async || {
             let now = edge.workers("a").await;
-            (now.len() == 4 && !now.contains(&victim)).then_some(())
+            let new = now.iter().copied().find(|pid| !before.contains(pid))?;
+            (now.len() == 4).then_some(new)
         })
         .await;
-        back.push(killed.elapsed());
+        back.push(Return::read(&edge.log_objects(), at, successor));
         tokio::time::sleep(
             Duration::from_secs(if full_length() { 5 } else { 1 }).saturating_sub(killed.elapsed()),
         )
@@ -151,19 +155,62 @@ async fn killed_uvicorns_are_back_in_a_second_and_cost_no_get() {
     }
     let took = begun.elapsed().as_secs_f64();
     let tally = load.stop().await;
-    back.sort();
     println!(
-        "figure: {} kills, {:.0} requests/s, {} failed, p99 {:?}, slowest {:?}; ready again after {:?}, at the longest {:?}",
+        "figure: {} kills, {:.0} requests/s, {} failed, p99 {:?}, slowest {:?}; median and longest: started again after {}, \
+         imported and listened {} later, was given requests {} after that; in all {}",
         back.len(),
         tally.good as f64 / took,
         tally.failed.len(),
         tally.at(0.99),
         tally.slowest,
-        back[back.len() / 2],
-        back[back.len() - 1]
+        Return::spread(&back, |one| one.started),
+        Return::spread(&back, |one| one.listened),
+        Return::spread(&back, |one| one.admitted),
+        Return::spread(&back, |one| one.started + one.listened + one.admitted),
     );
     assert!(tally.failed.is_empty(), "{:#?}", tally.failed);
+    // What edge itself takes, beside clients and interpreters that want the same two processors.
+    back.sort_by_key(|one| one.started + one.admitted);
+    let own = back[back.len() / 2];
+    assert!(own.started + own.admitted < Duration::from_millis(500), "{own:?}");
     edge.stop().await;
+}
+
+/// How long a killed worker's place was empty, in three parts.
+#[derive(Clone, Copy, Debug)]
+struct Return {
+    /// From the kill to the start of its successor.
+    started: Duration,
+    /// From there to its word that it listens, which comes after all imports.
+    listened: Duration,
+    /// From there to its first request.
+    admitted: Duration,
+}
+
+impl Return {
+    fn read(log: &[serde_json::Value], killed: OffsetDateTime, successor: u32) -> Self {
+        let when = |message: &str| {
+            let said = |line: &&serde_json::Value| {
+                line["pid"] == successor && line["msg"].as_str().is_some_and(|text| text.contains(message))
+            };
+            let line = log.iter().find(said).unwrap_or_else(|| panic!("{successor}: {message}"));
+            OffsetDateTime::parse(line["ts"].as_str().unwrap(), &Rfc3339).unwrap()
+        };
+        // Log lines are of the millisecond.
+        let span = |from: OffsetDateTime, to: OffsetDateTime| (to - from).try_into().unwrap_or_default();
+        let (started, listens) = (when("worker started"), when("Uvicorn running on"));
+        Self {
+            started: span(killed, started),
+            listened: span(started, listens),
+            admitted: span(listens, when("worker ready")),
+        }
+    }
+
+    fn spread(all: &[Self], part: impl Fn(&Self) -> Duration) -> String {
+        let mut all: Vec<u128> = all.iter().map(|one| part(one).as_millis()).collect();
+        all.sort_unstable();
+        format!("{}/{} ms", all[all.len() / 2], all[all.len() - 1])
+    }
 }
 
 const LIFESPAN: &str = r#"

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::client::{Connection, Trust, Wire, empty, next_chunk, tls};
 use crate::support::edge::{Edge, Setup};
 use crate::support::load::{Client, Load};
-use crate::support::{full_length, processes, until};
+use crate::support::{full_length, processes, python, until};
 
 const HELLO: &str = "domains: [a.test]\ncommand: edge hello\nworkers: 4\n";
 
@@ -169,14 +169,20 @@ async fn whatever_a_worker_starts_ends_with_it_however_edge_ends() {
     let here = setup.dir().display().to_string();
     let more =
         format!("workers: 1\nserver: generic\ntransport: tcp\nstop_grace_period: 1s\nworking_dir: {here}");
-    let mut edge = setup
-        .app("a", &format!("domains: [a.test]\ncommand: sh {}\n{more}", script.display()))
-        .app("b", &format!("domains: [b.test]\ncommand: npm start\n{more}"))
-        .app("c", &format!("domains: [c.test]\ncommand: sh -c 'edge hello & wait'\n{more}"))
-        .start()
-        .await;
+    let mut commands = vec![
+        ("a", format!("sh {}", script.display())),
+        ("b", "npm start".to_owned()),
+        ("c", "sh -c 'edge hello & wait'".to_owned()),
+    ];
+    if full_length() {
+        commands.push(("d", format!("{} run --no-project --offline edge hello", python::uv().display())));
+    }
+    let add = |setup: Setup, (app, command): &(&str, String)| {
+        setup.app(app, &format!("domains: [{app}.test]\ncommand: {command}\n{more}"))
+    };
+    let mut edge = commands.iter().fold(setup, add).start().await;
     for crash in [true, true, false] {
-        for app in ["a", "b", "c"] {
+        for (app, _) in &commands {
             edge.wait_until_up(app).await;
         }
         let all = processes::belonging_to(edge.dir()).len();

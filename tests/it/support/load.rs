@@ -21,6 +21,8 @@ pub(crate) struct Tally {
     pub(crate) slowest: Duration,
     /// What each of them took.
     took: Vec<Duration>,
+    /// From the first request to the last answer.
+    span: Duration,
 }
 
 impl Tally {
@@ -31,12 +33,18 @@ impl Tally {
         took.get((took.len() as f64 * share) as usize).copied().unwrap_or_default()
     }
 
+    /// How long the clients were at work.
+    pub(crate) fn span(&self) -> Duration {
+        self.span
+    }
+
     fn add(&mut self, other: Self) {
         self.good += other.good;
         self.failed.extend(other.failed);
         self.handshakes += other.handshakes;
         self.slowest = self.slowest.max(other.slowest);
         self.took.extend(other.took);
+        self.span = self.span.max(other.span);
     }
 }
 
@@ -81,6 +89,7 @@ impl Load {
 
 async fn work(client: Client, enough: CancellationToken) -> Tally {
     let mut tally = Tally::default();
+    let first = Instant::now();
     let mut connection: Option<(Connection, u32)> = None;
     while !enough.is_cancelled() {
         let (mut open, used) = match connection.take() {
@@ -111,6 +120,7 @@ async fn work(client: Client, enough: CancellationToken) -> Tally {
         let took = begun.elapsed();
         tally.slowest = tally.slowest.max(took);
         tally.took.push(took);
+        tally.span = first.elapsed();
         tokio::time::sleep(client.pause).await;
     }
     tally

@@ -51,9 +51,14 @@ pub(crate) fn cpu(pid: u32) -> Duration {
 
 /// Resident memory of a process, in KiB.
 pub(crate) fn memory(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS line");
-    resident.split_whitespace().next().expect("a number").parse().expect("a number")
+    memory_if_alive(pid).expect("the process lives")
+}
+
+/// The same, of a process that may have ended.
+pub(crate) fn memory_if_alive(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    resident.split_whitespace().next()?.parse().ok()
 }
 
 /// Effective user id of a process.
