@@ -7,8 +7,9 @@ use std::time::Duration;
 /// send every thread to the same one.
 pub const COMPARED: usize = 8;
 
-/// Latencies in this relation are alike: what lies between is noise, and requests in flight decide.
-const ALIKE: f32 = 2.0;
+/// Latencies in this relation are alike: what lies between is noise, or the trace of one slow page, and requests in flight decide.
+/// So nobody is sent to a busy worker while another, quick but for its last answer, has nothing to do.
+const ALIKE: f32 = LEAP;
 /// A latency below this, in seconds, is as good as any.
 const SHORT: f32 = 0.001;
 /// An answer counts for at most so many times what answers took before: one slow page among many is not a slow worker, and of
@@ -23,8 +24,8 @@ const FADE: f32 = 5.0;
 const SILENCE: f32 = 1.0;
 /// How long a new worker gets less than its share …
 const SLOW_START: Duration = Duration::from_secs(10);
-/// … beginning at the share of one this many times slower.
-const COLD: f32 = 10.0;
+/// … beginning at the share of one with so many times as much in flight.
+const COLD: f32 = 5.0;
 
 /// A slot that has room.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -45,17 +46,17 @@ pub fn choose(candidates: &[Candidate], turn: usize) -> Option<usize> {
     let known = candidates.iter().map(|one| one.latency).filter(|latency| *latency > 0.0);
     let quickest = known.fold(f32::INFINITY, f32::min);
     let unknown = if quickest.is_finite() { quickest } else { SHORT };
-    let weight = |one: &Candidate| {
-        let latency = if one.latency > 0.0 { one.latency } else { unknown };
-        latency.max(SHORT) * slow_start(one.age)
-    };
+    let weight =
+        |one: &Candidate| if one.latency > 0.0 { one.latency.max(SHORT) } else { unknown.max(SHORT) };
     let lightest = candidates.iter().map(weight).fold(f32::INFINITY, f32::min);
-    let load = |one: &Candidate| weight(one).max(lightest * ALIKE) * (one.in_flight + 1) as f32;
+    let load = |one: &Candidate| {
+        weight(one).max(lightest * ALIKE) * slow_start(one.age) * (one.in_flight + 1) as f32
+    };
     let in_turn = (0..count).map(|step| (turn + step) % count);
     in_turn.min_by(|a, b| load(&candidates[*a]).total_cmp(&load(&candidates[*b])))
 }
 
-/// How many times slower a new worker counts.
+/// How many times busier a new worker counts.
 fn slow_start(age: Duration) -> f32 {
     let left = 1.0 - age.as_secs_f32() / SLOW_START.as_secs_f32();
     1.0 + (COLD - 1.0) * left.max(0.0)
@@ -186,6 +187,17 @@ mod tests {
         let (word, risen) = latency.pack();
         assert_eq!(Latency::unpack(word, risen), latency);
         assert_eq!(Latency::unpack(0, 0).at(OLD), 0.0);
+    }
+
+    #[test]
+    fn nobody_is_sent_to_a_busy_worker_for_the_one_slow_page_of_an_idle_one() {
+        let ms = Duration::from_millis;
+        let usual = Latency::default().after(ms(5), ms(1000));
+        let slow = usual.after(ms(500), ms(1600));
+        for turn in 0..4 {
+            let candidates = [old(1, usual.at(ms(1600))), old(0, slow.at(ms(1600)))];
+            assert_eq!(choose(&candidates, turn), Some(1), "{slow:?}");
+        }
     }
 
     #[test]

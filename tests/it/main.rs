@@ -3,6 +3,22 @@
 //!
 //! `tests/run` prepares what these tests need (Pebble, a Python environment, node) and runs them.
 //! `EDGE_TEST_FULL=1` makes the load tests as long as the promises say; without it they are shortened.
+//!
+//! What makes a supervisor of workers, and the tests that hold it to that:
+//!
+//! | promise | tests |
+//! |---|---|
+//! | kills in a storm fail no GET, and execute no POST twice | `disasters::a_storm_of_kills…` |
+//! | a killed `uvicorn` serves again in 1.5 s | `disasters::killed_uvicorns…` |
+//! | deploys in a row fail no request, and say good-bye to every WebSocket | `endurance::deploy_after_deploy…` |
+//! | a broken deploy changes nothing, and says why | `disasters::a_broken_deploy…` |
+//! | an app that crashes at every start costs nothing, and is back once it is repaired | `disasters::an_app_that_crashes…` |
+//! | a worker that hangs is avoided in 3 s and replaced; one that is merely slow is not | `disasters::requests_that_a_blocked…` and the five after it |
+//! | every server stops in time, nothing is cut, nothing is left | `servers` (`stops`) |
+//! | whatever a worker starts ends with it | `endurance::whatever_a_worker_starts…`, `hygiene::a_daemon_that_hides…`, `hygiene::as_process_1…` |
+//! | recycling costs no request, and a leak is held | `supervising::recycling…`, `supervising::an_app_that_leaks…` |
+//! | every server's documented command works as it is, without rights, heard by nobody else | `servers` |
+//! | connections are kept no longer than servers keep them, are spread, and cost nothing when closed | `connections` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(
