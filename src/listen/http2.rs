@@ -58,6 +58,8 @@ where
     let (mut watch, first) = Watch::new(true, timeouts, &limits, deadline.now());
     deadline.set(first);
     let (mut finishing, mut parting) = (false, false);
+    // At drain: what had been received when it was looked last.
+    let mut drained: Option<u64> = None;
     let ended = poll_fn(|cx: &mut Context<'_>| {
         let step = stage.step();
         if step == Step::Aborting {
@@ -73,11 +75,13 @@ where
             // What the last one said is written by now.
             return if tunnels.none_open() { Poll::Ready(Ok(())) } else { deadline.poll_passed(cx).map(Ok) };
         }
-        if !finishing && step == Step::Draining {
-            finishing = true;
-            connection.as_mut().graceful_shutdown();
-            if meter.read() == 0 {
-                // Browsers open connections they may never use: a request that is on its way gets this long.
+        if drained.is_none() && step == Step::Draining {
+            drained = Some(meter.read());
+            if !std::mem::replace(&mut finishing, true) {
+                connection.as_mut().graceful_shutdown();
+            }
+            if conn.open.get() == 0 {
+                // A request that is on its way gets this long, and a client that is gone without a word no longer.
                 deadline.set(UNUSED_AT_DRAIN);
             }
         }
@@ -88,7 +92,8 @@ where
             let seen = Seen { requests: conn.requests.get(), read: meter.read() };
             if let Some(next) = watch.observe(conn.open.get(), seen) {
                 let spare = if watch.is_idle() { Spare::Idle } else { Spare::No };
-                deadline.set_spare(next, spare);
+                let at_drain = drained.is_some() && watch.is_idle();
+                deadline.set_spare(if at_drain { UNUSED_AT_DRAIN } else { next }, spare);
             }
             if !finishing && watch.is_over(seen.requests, deadline.now()) {
                 finishing = true;
@@ -101,6 +106,11 @@ where
             match watch.passed(meter.blocked()) {
                 Verdict::Again(after) => deadline.set(after),
                 Verdict::HeadTooSlow | Verdict::Stalled => return Poll::Ready(Ok(())),
+                // The rest of an answer is still taken, as its windows show.
+                Verdict::Close if drained.is_some_and(|before| before != seen.read) => {
+                    drained = Some(seen.read);
+                    deadline.set(UNUSED_AT_DRAIN);
+                }
                 // A connection told to finish and still there has had its time.
                 Verdict::Close if finishing => return Poll::Ready(Ok(())),
                 Verdict::Close => {
