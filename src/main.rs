@@ -11,10 +11,21 @@ use edge::daemon::cli::{self, Call, Command};
 use edge::daemon::{check_names, command, hello, run};
 use edge::report::Report;
 
-/// Buffers of a few kilobytes come and go with each request: this allocator keeps them at hand for each thread, and gives
-/// memory back after a flood.
+/// Buffers of a few kilobytes come and go with each request: this allocator keeps them at hand for each thread.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Gives memory back within seconds after a flood. Without threads of its own the allocator looks after a data plane's memory
+/// only while that has work: one that a flood has left would keep it.
+const MEMORY: &[u8] = b"background_thread:true,dirty_decay_ms:5000,muzzy_decay_ms:0\0";
+
+/// Where the allocator looks for its options.
+#[expect(
+    unsafe_code,
+    reason = "the name is the allocator's own, and stands for a pointer to text that ends with NUL"
+)]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static OPTIONS: Option<&u8> = MEMORY.first();
 
 /// What ends a call early.
 enum Failure {
