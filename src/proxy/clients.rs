@@ -17,6 +17,10 @@ use crate::deadline::Deadlines;
 /// How long a request waits while as many of its client's as allowed are in flight.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
+/// How many requests of a client may wait for each that may be in flight. Whoever waits holds its head and its place in a
+/// connection: a burst of an office fits, what one address asks for without end does not.
+const WAITING_EACH: u32 = 4;
+
 /// Parts of the table, so that threads seldom meet at one lock.
 const SHARDS: usize = 64;
 
@@ -185,9 +189,9 @@ impl Presence {
         None
     }
 
-    /// Waits for others of the client to end. Cancel-safe.
+    /// Waits for others of the client to end, unless too many wait already. Cancel-safe.
     pub async fn enter(self: &Rc<Self>, most: u32, deadlines: &Deadlines) -> Result<InFlight, Crowded> {
-        let waiting = Waiting::new(&self.requests);
+        let waiting = Waiting::new(&self.requests, most.saturating_mul(WAITING_EACH)).ok_or(Crowded)?;
         let deadline = deadlines.deadline();
         deadline.set(LONGEST_WAIT);
         loop {
@@ -207,9 +211,11 @@ impl Presence {
 struct Waiting<'a>(&'a Requests);
 
 impl<'a> Waiting<'a> {
-    fn new(requests: &'a Requests) -> Self {
-        requests.word.fetch_add(WAITING, Ordering::Relaxed);
-        Self(requests)
+    /// One more, if fewer than `most` are.
+    fn new(requests: &'a Requests, most: u32) -> Option<Self> {
+        let waiting = Self(requests);
+        let before = requests.word.fetch_add(WAITING, Ordering::Relaxed) / WAITING;
+        (before < u64::from(most)).then_some(waiting)
     }
 }
 
@@ -298,6 +304,21 @@ mod tests {
             () = steps => {}
             () = deadlines.run() => unreachable!("it never returns"),
         }
+        assert_eq!(client.requests.word.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn f03_so_many_requests_wait_and_the_next_is_refused_at_once() {
+        let clients = Arc::<Clients>::default();
+        let client = clients.connect(ip("192.0.2.1"), 0).expect("room");
+        let deadlines = Deadlines::new();
+        let first = client.try_enter(1).expect("room");
+        let waiting: Vec<_> = (0..WAITING_EACH).map_while(|_| Waiting::new(&client.requests, 4)).collect();
+        assert_eq!(waiting.len(), 4);
+        let begun = tokio::time::Instant::now();
+        assert!(client.enter(1, &deadlines).await.is_err());
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        drop((first, waiting));
         assert_eq!(client.requests.word.load(Ordering::Relaxed), 0);
     }
 }
