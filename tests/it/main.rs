@@ -35,6 +35,7 @@ mod support;
 mod access_log;
 mod acme;
 mod balancers;
+mod catalogue;
 mod config;
 mod connections;
 mod cost;

@@ -127,7 +127,19 @@ pub(crate) async fn tls_over(
 
 /// A connection whose client end has the address `from`.
 pub(crate) async fn tcp_from(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    tcp_with(None, from, to).await
+}
+
+/// As [`tcp_from`], where the system takes little that the client does not read.
+pub(crate) async fn tcp_narrow(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    tcp_with(Some(4096), from, to).await
+}
+
+async fn tcp_with(buffer: Option<u32>, from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
+    if let Some(size) = buffer {
+        socket.set_recv_buffer_size(size)?;
+    }
     socket.bind(SocketAddr::new(from, 0))?;
     socket.connect(to).await
 }
@@ -448,6 +460,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
         })
         .await
         .expect("the bytes are written");
+    }
+
+    /// Writes all bytes; whether the other end is still there.
+    pub(crate) async fn try_write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).await.is_ok() && self.stream.flush().await.is_ok()
     }
 
     /// Reads until `end` has been seen, and returns everything up to and including it.

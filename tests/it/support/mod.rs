@@ -2,10 +2,12 @@
 
 pub(crate) mod client;
 pub(crate) mod edge;
+pub(crate) mod h2;
 pub(crate) mod load;
 pub(crate) mod origin;
 pub(crate) mod processes;
 pub(crate) mod python;
+pub(crate) mod recorder;
 pub(crate) mod service;
 
 use std::future::Future;

@@ -166,7 +166,7 @@ impl Peer {
             if let Some(at) = memchr::memmem::find(&self.read, end) {
                 let rest = self.read.split_off(at + end.len());
                 let found = std::mem::replace(&mut self.read, rest);
-                return Some(String::from_utf8(found).expect("heads are ASCII"));
+                return Some(String::from_utf8_lossy(&found).into_owned());
             }
             if !self.fill().await {
                 return None;
