@@ -211,6 +211,8 @@ impl fmt::Display for WorkerId {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -235,6 +237,19 @@ mod tests {
         }
         assert!("a.*.b".parse::<HostPattern>().is_err());
         assert!("*".parse::<HostPattern>().is_err());
+    }
+
+    proptest! {
+        /// P3: whoever reads a host again reads the same one, in whatever case and with whatever dot it was written.
+        #[test]
+        fn a_host_reads_as_itself(text in "[a-zA-Z0-9.:_-]{1,20}|\\[[0-9a-fA-F:.]{2,20}\\]|\\PC{1,12}") {
+            if let Ok(host) = HostName::parse(&text) {
+                let again = HostName::parse(host.as_str());
+                prop_assert_eq!(again.as_ref(), Ok(&host), "{}", text);
+                prop_assert_eq!(HostName::parse(&text.to_uppercase()), again, "{}", text);
+                prop_assert!(host.as_str().bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase()), "{}", text);
+            }
+        }
     }
 
     #[test]

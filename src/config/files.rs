@@ -322,3 +322,21 @@ proptest! {
         let _ = loaded(&nested(&[(&path.replace("apps.api", "defaults"), value)]), &surroundings());
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(50))]
+
+    #[test]
+    fn no_damage_to_a_whole_file_panics_the_loader(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), "[-\\[\\]{}:,'\"&*!|a-z0-9 \n]{0,6}", 0..30_usize), 1..4),
+    ) {
+        let mut text = std::fs::read_to_string(root().join("config/reference.yaml")).expect("reference.yaml");
+        for (at, with, length) in damage {
+            let boundary = |at: usize| (at..).find(|at| text.is_char_boundary(*at)).expect("the end is one");
+            let at = boundary(at.index(text.len()));
+            let end = boundary((at + length).min(text.len()));
+            text.replace_range(at..end, &with);
+        }
+        let _ = loaded(&text, &surroundings());
+    }
+}

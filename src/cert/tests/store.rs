@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use proptest::prelude::*;
+
 use super::setup::{now, pattern, provider};
 use crate::cert::bundle::{BundleError, CertBundle};
 use crate::cert::failure::Class;
@@ -137,6 +139,36 @@ fn a_bundle_from_a_ca_must_name_what_was_asked_be_valid_and_be_linked() {
     pem.extend_from_slice(&foreign);
     let mixed = CertBundle::parse(&provider(), &pem).expect("readable");
     assert!(matches!(mixed.check_issued(&wanted, now()), Err(BundleError::BrokenChain { position: 0 })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// P9: whatever became of a file, it is an error, or a key with a certificate that belongs to it.
+    #[test]
+    fn no_damage_to_a_bundle_panics_or_parts_key_and_certificate(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..40_usize), 1..4),
+    ) {
+        static PEM: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| shelf().issue("a.test").to_pem());
+        let mut pem = PEM.clone();
+        for (at, byte, length) in damage {
+            let at = at.index(pem.len());
+            // Changed, cut out, or said twice.
+            match length {
+                0..10 => pem[at] = byte,
+                10..25 => drop(pem.drain(at..(at + length * 20).min(pem.len()))),
+                _ => {
+                    let again = pem[at..(at + length * 20).min(pem.len())].to_vec();
+                    pem.extend(again);
+                }
+            }
+            pem.push(b'\n');
+        }
+        if let Ok(bundle) = CertBundle::parse(&provider(), &pem) {
+            prop_assert!(bundle.certified().keys_match().is_ok());
+            prop_assert!(CertBundle::parse(&provider(), &bundle.to_pem()).is_ok(), "it cannot be stored");
+        }
+    }
 }
 
 #[test]
