@@ -123,6 +123,7 @@
 //!   worker/launch.rs          the only place that makes and kills processes
 //!   worker/journal.rs         what an app's workers printed last
 //!   worker/output.rs          what workers print, as log lines
+//!   worker/probe_http2.rs     a question to a worker that speaks HTTP/2
 //!   worker/probe.rs           one attempt to find a worker ready
 //!   worker/usage.rs           memory of a worker, read from the kernel
 //!   worker/supervisor.rs      driver of one app's workers; publishes the roster   ← telemetry
@@ -189,7 +190,12 @@
 //!   upstream/upload.rs        the sending half of an attempt
 //!   upstream/body.rs          a worker's body, with what is left of the upload
 //!   upstream/spool.rs         a synchronous worker's body, read faster than its client takes it
+//!   upstream/stream_head.rs P  heads of HTTP/2 towards the worker, without sockets
+//!   upstream/shared.rs        this thread's connections of HTTP/2, shared by its requests
+//!   upstream/stream_upload.rs the sending half of a stream
+//!   upstream/stream_body.rs   a worker's body over HTTP/2
 //!   upstream/exchange.rs      one attempt: a request out, the head of the answer in
+//!   upstream/stream.rs        the same over HTTP/2
 //!
 //! ── floor 5: proxy ── HTTP meaning, independent of the wire version   ← config
 //!   proxy/clients.rs          what each client holds: connections, requests in flight

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::check_worker;
 use crate::config::context::{AppContext, readable_file};
 use crate::config::keys::{self, Place};
-use crate::config::model::{Acme, App, Backend, PlainHttp, Queue, Sticky, Tls};
+use crate::config::model::{Acme, App, Backend, PlainHttp, Protocol, Queue, Sticky, Tls};
 use crate::config::scalar;
 use crate::config::section::{Section, Value};
 use crate::name::{AppName, HostName, HostPattern};
@@ -57,6 +57,7 @@ fn app(
     let domains = domains(written_name, section, &tls, taken, context);
     let default = default(written_name, section, taken);
     let backend = backend(name.as_ref(), section, context);
+    let protocol = protocol(section);
     let http = plain_http(section, &tls);
     let redirect_to = redirect_to(section, &domains);
     let hsts = hsts(section, &tls);
@@ -67,6 +68,7 @@ fn app(
         domains,
         default,
         backend: backend?,
+        protocol,
         tls,
         http,
         redirect_to,
@@ -81,6 +83,11 @@ fn queue(section: &Section<'_>) -> Queue {
     let section = section.section("queue");
     let size = section.read("size", 0, |text| scalar::number(text, 0, LONGEST_QUEUE));
     Queue { size: u32::try_from(size).unwrap_or(0), timeout: section.positive_duration("timeout") }
+}
+
+fn protocol(section: &Section<'_>) -> Protocol {
+    let kinds = [("http1", Protocol::Http1), ("h2c", Protocol::H2c)];
+    section.choice("protocol", &kinds, Protocol::Http1)
 }
 
 fn sticky(section: &Section<'_>) -> Sticky {

@@ -76,16 +76,18 @@ fn find<'a>(config: &'a Config, name: &AppName) -> Option<&'a Arc<App>> {
 }
 
 fn app_change(old: &App, new: &Arc<App>) -> Option<Change> {
+    let respoken = old.protocol != new.protocol;
     match (&old.backend, &new.backend) {
         (Backend::Workers(before), Backend::Workers(after)) if before != after => {
             let resized = WorkerSpec { workers: before.workers, ..(**after).clone() };
-            Some(if resized == **before {
+            Some(if resized == **before && !respoken {
                 Change::Scaled(Arc::clone(new), after.workers)
             } else {
                 Change::Workers(Arc::clone(new))
             })
         }
-        (before, after) if before != after => Some(Change::Backend(Arc::clone(new))),
+        (Backend::Workers(_), Backend::Workers(_)) if respoken => Some(Change::Workers(Arc::clone(new))),
+        (before, after) if before != after || respoken => Some(Change::Backend(Arc::clone(new))),
         _ if *old != **new => Some(Change::Settings(Arc::clone(new))),
         _ => None,
     }
@@ -180,6 +182,8 @@ mod tests {
             ("workers: 2", "workers: 2, start_timeout: 5s", vec!["workers a"]),
             ("unix:/x", "unix:/y", vec!["backend b"]),
             ("upstream: 'unix:/x'", "command: edge hello", vec!["backend b"]),
+            ("upstream: 'unix:/x'", "upstream: 'unix:/x', protocol: h2c", vec!["backend b"]),
+            ("workers: 2", "workers: 2, protocol: h2c", vec!["workers a"]),
             ("  b: {", "  c: {", vec!["added c", "removed b"]),
             ("apps:", "email: me@example.com\napps:", vec!["restart email"]),
             (

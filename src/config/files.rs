@@ -185,6 +185,7 @@ fn every_key_of_the_table_changes_something() {
         "limits.header_fields" | "limits.response_header_fields" | "limits.trailer_fields" => "7",
         "limits.interim_responses" => "7",
         "apps.NAME.sticky" => "ip",
+        "apps.NAME.protocol" => "h2c",
         "log.level" => "debug",
         "log.format" => "json",
         "log.access" => "/var/log/access.log",

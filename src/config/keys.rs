@@ -363,6 +363,12 @@ pub const KEYS: &[Key] = &[
         "How long a request waits for a worker; 503 with Retry-After beyond.",
     ),
     key(
+        "apps.NAME.protocol",
+        Is("http1"),
+        App,
+        "What workers or upstream servers speak: `http1`, or `h2c`, HTTP/2 without TLS from the first byte, as gRPC servers do; WebSockets are not passed on then.",
+    ),
+    key(
         "apps.NAME.sticky",
         Is("none"),
         App,

@@ -139,6 +139,8 @@ pub struct App {
     pub default: bool,
     /// Who answers.
     pub backend: Backend,
+    /// What is spoken with them.
+    pub protocol: Protocol,
     /// Where its certificates come from.
     pub tls: Tls,
     /// What plain HTTP does.
@@ -153,6 +155,15 @@ pub struct App {
     pub queue: Queue,
     /// Whether a client stays with one worker.
     pub sticky: Sticky,
+}
+
+/// What edge speaks with workers and upstream servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 without TLS, from the first byte (RFC 9113 §3.3).
+    H2c,
 }
 
 /// Bounds of the requests that wait for a worker; 503 beyond either.

@@ -29,6 +29,7 @@ use crate::telemetry::sink::Sink;
 use crate::upstream::budget::Budget;
 use crate::upstream::exchange::Reach;
 use crate::upstream::idle::IdleConnections;
+use crate::upstream::shared::SharedConnections;
 
 /// What every data-plane thread reads.
 #[derive(Clone)]
@@ -149,12 +150,16 @@ async fn serve(
     let idle = IdleConnections::new();
     let access = shared.access.map_or_else(AccessLog::off, AccessLog::new);
     idle.keep_for(shared.rules.timeouts.pool_idle);
+    // Of a scope that nobody waits for: connections to workers stay open for the requests that are.
+    let http2 = SharedConnections::new(Scope::new());
+    http2.keep_for(shared.rules.timeouts.pool_idle);
     let plane = CurrentPlane::new(Plane {
         routing: shared.routing,
         certificates: shared.certificates,
         challenges: shared.challenges,
         reach: Reach {
             idle: Rc::clone(&idle),
+            shared: Rc::clone(&http2),
             deadlines: deadlines.clone(),
             timeouts: shared.rules.timeouts,
             limits: shared.rules.limits,
@@ -195,6 +200,7 @@ async fn serve(
                 }
                 Order::Rules(rules) => {
                     idle.keep_for(rules.timeouts.pool_idle);
+                    http2.keep_for(rules.timeouts.pool_idle);
                     plane.follow(*rules);
                 }
                 Order::Close(listener, closed) => {
@@ -216,6 +222,7 @@ async fn serve(
         () = stage.follow(&scope, &deadlines) => Ok(false),
         () = deadlines.run() => Ok(false),
         () = idle.run() => Ok(false),
+        () = http2.run() => Ok(false),
         () = access.run() => Ok(false),
     };
     access.flush();

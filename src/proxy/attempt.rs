@@ -26,7 +26,7 @@ pub fn is_fatal(error: &SendError) -> bool {
 /// [`is_fatal`] holds. `replayable` says that nothing of the request's body was read, or that there is none.
 pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize, fatal: usize) -> Verdict {
     let safe_to_repeat = match error {
-        SendError::Connect(_) | SendError::Closed { sent: false, .. } => true,
+        SendError::Connect(_) | SendError::Refused | SendError::Closed { sent: false, .. } => true,
         // The worker may have acted on what it got; and a request that kills must not go from worker to worker.
         SendError::Closed { sent: true, .. } => method.is_idempotent() && fatal <= 1,
         // What blocked one worker would block the next. What a hanging worker left unread comes as `Closed`, or earlier as this:
@@ -34,7 +34,7 @@ pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize
         SendError::Hung => false,
         SendError::Unread => method.is_idempotent(),
         // It answered, or may be working still: asking again would double the load of a struggling app.
-        SendError::BadResponse(_) | SendError::TimedOut => false,
+        SendError::BadResponse(_) | SendError::Reset(_) | SendError::TimedOut => false,
         SendError::Unwritable(_) | SendError::RequestBody(_) => false,
     };
     if safe_to_repeat && replayable && made < ATTEMPTS { Verdict::Retry } else { Verdict::GiveUp }
@@ -74,6 +74,9 @@ mod tests {
             (connect(), &get, true, 2, Retry),
             (connect(), &get, true, 3, GiveUp),
             (SendError::Hung, &get, true, 1, GiveUp),
+            (SendError::Refused, &post, true, 1, Retry),
+            (SendError::Refused, &post, false, 1, GiveUp),
+            (SendError::Reset(h2::Reason::INTERNAL_ERROR), &get, true, 1, GiveUp),
             (SendError::Unread, &get, true, 1, Retry),
             (SendError::Unread, &post, true, 1, GiveUp),
             (SendError::TimedOut, &get, true, 1, GiveUp),

@@ -13,9 +13,9 @@ use crate::report::Report;
 use crate::upstream::body::ResponseBody;
 use crate::upstream::error::ResponseBodyError;
 use crate::upstream::spool::SpooledBody;
+use crate::upstream::stream_body::StreamBody;
 
 /// What a response's body is made of.
-#[expect(clippy::large_enum_variant, reason = "nearly every answer is a worker's")]
 pub enum Content {
     /// Nothing.
     Empty,
@@ -23,6 +23,8 @@ pub enum Content {
     Full(Bytes),
     /// A worker's answer.
     Upstream(ResponseBody),
+    /// A worker's answer over HTTP/2.
+    Stream(StreamBody),
     /// A synchronous worker's answer, read ahead of the client.
     Spooled(SpooledBody),
 }
@@ -68,6 +70,7 @@ impl Body {
                 return Poll::Ready(Some(Ok(Frame::data(page))));
             }
             Content::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Content::Stream(body) => Pin::new(body).poll_frame(cx),
             Content::Spooled(body) => Pin::new(body).poll_frame(cx),
         };
         match ready!(frame) {
@@ -116,6 +119,7 @@ impl http_body::Body for Body {
             Content::Empty => true,
             Content::Full(page) => page.is_empty(),
             Content::Upstream(body) => body.is_end_stream(),
+            Content::Stream(body) => body.is_end_stream(),
             Content::Spooled(body) => body.is_end_stream(),
         }
     }
@@ -125,6 +129,7 @@ impl http_body::Body for Body {
             Content::Empty => SizeHint::with_exact(0),
             Content::Full(page) => SizeHint::with_exact(page.len() as u64),
             Content::Upstream(body) => body.size_hint(),
+            Content::Stream(body) => body.size_hint(),
             Content::Spooled(body) => body.size_hint(),
         }
     }
@@ -136,6 +141,7 @@ impl Body {
         let request_bytes = match &self.content {
             Content::Empty | Content::Full(_) => None,
             Content::Upstream(body) => Some(body.request_bytes()),
+            Content::Stream(body) => Some(body.request_bytes()),
             Content::Spooled(body) => Some(body.request_bytes()),
         };
         if let (Some(bytes), Some(entry)) = (request_bytes, &mut self.entry) {

@@ -133,8 +133,10 @@ impl ProxyError {
                 SendError::Connect(_)
                 | SendError::Closed { .. }
                 | SendError::Hung
+                | SendError::Reset(_)
                 | SendError::BadResponse(_),
             ) => (Worker, StatusCode::BAD_GATEWAY),
+            Self::Send(SendError::Refused) => (Worker, StatusCode::SERVICE_UNAVAILABLE),
             Self::Send(SendError::Unwritable(_)) => (Client, StatusCode::BAD_REQUEST),
             Self::Send(SendError::Unread | SendError::TimedOut) => (Worker, StatusCode::GATEWAY_TIMEOUT),
             Self::Send(SendError::RequestBody(RequestBodyError::TooLarge { .. })) => {
@@ -177,6 +179,8 @@ impl ProxyError {
                 SendError::Connect(_)
                 | SendError::Closed { .. }
                 | SendError::Hung
+                | SendError::Refused
+                | SendError::Reset(_)
                 | SendError::BadResponse(_)
                 | SendError::Unread
                 | SendError::TimedOut,

@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, Response, Version};
 use http_body::Body as _;
 
 use crate::cert::challenge::Challenges;
-use crate::config::model::Tls;
+use crate::config::model::{Protocol, Tls};
 use crate::name::HostName;
 use crate::proxy::attempt::{self, Verdict};
 use crate::proxy::body::{Body, Content};
@@ -34,6 +34,7 @@ use crate::upstream::exchange::{Answer, Interim, Tunnel, exchange};
 use crate::upstream::pool::{self, Wish};
 use crate::upstream::request_body::RequestBody;
 use crate::upstream::spool::spool;
+use crate::upstream::stream;
 use crate::upstream::wire::RequestHead;
 
 /// What a request is answered with.
@@ -172,8 +173,17 @@ impl<'a> Passage<'a> {
         target::check_announced_length(&self.parts.headers, site.app.max_body)?;
         self.entry.enter(&self.caller).await?;
         let has_body = !incoming.is_end_stream();
-        let translated = upgrade::translate(&mut self.parts)?;
-        let is_handshake = translated.is_some() || upgrade::is_handshake(&self.parts, has_body)?;
+        let (translated, is_handshake) = match site.app.protocol {
+            Protocol::Http1 => {
+                let translated = upgrade::translate(&mut self.parts)?;
+                let is_handshake = translated.is_some() || upgrade::is_handshake(&self.parts, has_body)?;
+                (translated, is_handshake)
+            }
+            Protocol::H2c if self.parts.method == Method::CONNECT => {
+                return Err(ProxyError::ProtocolUnsupported);
+            }
+            Protocol::H2c => (None, false),
+        };
 
         // Of their own, because the answer borrows all of the passage; neither copies text.
         let (client_text, seen_host) = (self.caller.text().clone(), self.caller.host().cloned());
@@ -212,6 +222,7 @@ impl<'a> Passage<'a> {
                 // Boxed: most requests need no room for this.
                 Ok(Outcome::Answer(Box::pin(self.read_ahead(response)).await))
             }
+            Answer::Stream(response) => Ok(Outcome::Answer(response.map(Content::Stream))),
             Answer::Upgraded { head, tunnel } => {
                 let head = match &translated {
                     Some(translated) => translated.open(head)?,
@@ -270,7 +281,13 @@ impl<'a> Passage<'a> {
             record.worker = Some((lease.slot().id.slot, lease.slot().pid));
             tried[made] = (lease.slot().id.slot, lease.slot().id.incarnation);
 
-            let answer = exchange(&self.plane.reach, lease, &head, body, early).await;
+            let answer = match lease.slot().protocol {
+                Protocol::Http1 => exchange(&self.plane.reach, lease, &head, body, early).await,
+                // Boxed, so that requests of the other kind need no room for it.
+                Protocol::H2c => {
+                    Box::pin(stream::exchange(&self.plane.reach, lease, &head, body, early)).await
+                }
+            };
             let took = asked.elapsed();
             record.upstream = Some(took);
             let error = match answer {

@@ -23,6 +23,9 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PAT
 pub fn refusal(error: &ProxyError, request: &Parts, request_id: u64) -> Response<Content> {
     let status = error.status();
     let why = explanation(error);
+    if is_grpc_call(request) {
+        return grpc_refusal(status, &why, request_id);
+    }
     let html = wants_html(request);
     let text = if html { html_page(status, &why, request_id) } else { text_page(status, &why, request_id) };
     let mut response = full(status, request, text);
@@ -42,6 +45,48 @@ pub fn refusal(error: &ProxyError, request: &Parts, request_id: u64) -> Response
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// Whether the client is one of gRPC: it reads no pages.
+fn is_grpc_call(request: &Parts) -> bool {
+    request.version == Version::HTTP_2
+        && request.headers.get(CONTENT_TYPE).is_some_and(|kind| {
+            let kind = kind.as_bytes().strip_prefix(b"application/grpc");
+            kind.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        })
+}
+
+/// A refusal as gRPC has it: trailers only, in a head that is all of the answer.
+fn grpc_refusal(status: StatusCode, why: &str, request_id: u64) -> Response<Content> {
+    let mut response = empty(StatusCode::OK);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", grpc_status(status).into());
+    let mut message = String::with_capacity(why.len() + 32);
+    for byte in format!("{why} Request {request_id:016x}").bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => message.push(char::from(byte)),
+            // Writing to a String cannot fail.
+            _ => drop(write!(message, "%{byte:02X}")),
+        }
+    }
+    if let Ok(message) = HeaderValue::try_from(message) {
+        headers.insert("grpc-message", message);
+    }
+    response
+}
+
+/// What clients of gRPC make of a status, where they get one.
+fn grpc_status(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        413 => 8,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
 }
 
 /// 308 to `location`.
@@ -112,7 +157,7 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
         }
         ProxyError::Send(SendError::Unwritable(_)) => "The request could not be understood.",
         ProxyError::MethodRefused => "This method is not served here.",
-        ProxyError::ProtocolUnsupported => "Of the protocols to connect to, only WebSocket is spoken here.",
+        ProxyError::ProtocolUnsupported => "This protocol is not spoken here.",
         ProxyError::CodingUnsupported => "Transfer codings other than chunked are not supported.",
         ProxyError::ExpectationUnsupported => "The request expects something that is not supported.",
         ProxyError::VersionUnsupported => "HTTP/1.1, HTTP/1.0 and HTTP/2 are spoken here.",
@@ -126,7 +171,9 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
         ProxyError::Crowded => {
             "Too many requests from your address are being answered. Please try again in a moment."
         }
-        ProxyError::Acquire(_) => "The application is busy or starting. Please try again in a moment.",
+        ProxyError::Acquire(_) | ProxyError::Send(SendError::Refused) => {
+            "The application is busy or starting. Please try again in a moment."
+        }
         ProxyError::Send(SendError::RequestBody(RequestBodyError::TooSlow)) => {
             "The request body did not arrive in time."
         }
@@ -140,7 +187,11 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
             "The application did not answer in time."
         }
         ProxyError::Send(
-            SendError::Connect(_) | SendError::Closed { .. } | SendError::Hung | SendError::BadResponse(_),
+            SendError::Connect(_)
+            | SendError::Closed { .. }
+            | SendError::Hung
+            | SendError::Reset(_)
+            | SendError::BadResponse(_),
         )
         | ProxyError::BadUpgrade(_) => "The application did not give a usable answer.",
     })
@@ -197,7 +248,7 @@ mod tests {
     fn text(response: &Response<Content>) -> &str {
         match response.body() {
             Content::Full(page) => std::str::from_utf8(page).expect("pages are text"),
-            Content::Empty | Content::Upstream(_) | Content::Spooled(_) => "",
+            Content::Empty | Content::Upstream(_) | Content::Stream(_) | Content::Spooled(_) => "",
         }
     }
 
@@ -237,6 +288,38 @@ mod tests {
         let response = refusal(&ProxyError::UnknownHost, &parts(Method::HEAD, "*/*"), 1);
         assert_ne!(response.headers()[CONTENT_LENGTH], "0");
         assert!(matches!(response.body(), Content::Empty));
+    }
+
+    #[test]
+    fn a_client_of_grpc_gets_a_status_of_grpc() {
+        let call = |kind: &str| {
+            let request = Request::builder().method("POST").uri("/a.B/C").version(Version::HTTP_2);
+            request.header(CONTENT_TYPE, kind).body(()).expect("well formed").into_parts().0
+        };
+        let gone = ProxyError::Send(SendError::Connect(std::io::ErrorKind::ConnectionRefused.into()));
+        for kind in ["application/grpc", "application/grpc+proto", "application/grpc;x=y"] {
+            let response = refusal(&gone, &call(kind), 0xabc);
+            assert_eq!(response.status(), 200);
+            assert_eq!(response.headers()["grpc-status"], "14");
+            let message = "The application did not give a usable answer. Request 0000000000000abc";
+            assert_eq!(response.headers()["grpc-message"], message);
+            assert!(matches!(response.body(), Content::Empty));
+        }
+        for kind in ["application/grpc-web", "application/json"] {
+            assert_eq!(refusal(&gone, &call(kind), 1).status(), 502, "{kind}");
+        }
+        let odd = ProxyError::Maintenance { text: "90 % \u{fc}ber\n".into() };
+        let response = refusal(&odd, &call("application/grpc"), 1);
+        assert_eq!(response.headers()["grpc-message"], "90 %25 %C3%BCber%0A Request 0000000000000001");
+        for (error, status) in [
+            (ProxyError::BodyTooLarge { limit: 1 }, "8"),
+            (ProxyError::UnknownHost, "12"),
+            (ProxyError::Malformed("x"), "13"),
+            (ProxyError::Misdirected, "2"),
+        ] {
+            let response = refusal(&error, &call("application/grpc"), 1);
+            assert_eq!(response.headers()["grpc-status"], status, "{error:?}");
+        }
     }
 
     #[test]

@@ -82,6 +82,12 @@ pub enum SendError {
         /// Whether any byte of this request was written.
         sent: bool,
     },
+    /// The worker said that it did nothing with the request, as when it is about to close its connection of HTTP/2.
+    #[error("the worker did not take the request")]
+    Refused,
+    /// The worker reset the request's stream of HTTP/2.
+    #[error("the worker reset the request before it answered: {}", .0.description())]
+    Reset(h2::Reason),
     /// The worker had read the request, read nothing more from then on, and was ended for it.
     #[error("the worker hung and was ended before it answered")]
     Hung,
@@ -108,6 +114,9 @@ pub enum ResponseBodyError {
     /// The worker closed before the end its framing promised.
     #[error("the worker's answer ended early")]
     Truncated(#[source] Option<io::Error>),
+    /// The worker reset the stream of HTTP/2 that its answer came on.
+    #[error("the worker reset its answer: {}", .0.description())]
+    Reset(h2::Reason),
     /// Nothing for `timeouts.upstream_idle`.
     #[error("the worker stopped in the middle of its answer")]
     Stalled,

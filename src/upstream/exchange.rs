@@ -27,6 +27,8 @@ use crate::upstream::framing::BodyDecoder;
 use crate::upstream::idle::IdleConnections;
 use crate::upstream::lease::Lease;
 use crate::upstream::request_body::{Bounds, RequestBody};
+use crate::upstream::shared::SharedConnections;
+use crate::upstream::stream_body::StreamBody;
 use crate::upstream::upload::{Upload, UploadState};
 use crate::upstream::wire::{
     Asked, Malformed, RequestFraming, RequestHead, ResponseHead, parse_response_head, write_request_head,
@@ -41,6 +43,8 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Reach {
     /// Its idle connections.
     pub idle: Rc<IdleConnections>,
+    /// Its connections of HTTP/2.
+    pub shared: Rc<SharedConnections>,
     /// Its deadlines.
     pub deadlines: Deadlines,
     /// The configured time-outs.
@@ -64,6 +68,8 @@ pub enum Answer {
     /// A response. Its headers are the worker's without framing and hop-by-hop fields, except that a `Content-Length` the
     /// body is known to have is kept.
     Response(http::Response<ResponseBody>),
+    /// The same over HTTP/2.
+    Stream(http::Response<StreamBody>),
     /// 101: the head, and the connection with any bytes the worker sent after it.
     Upgraded {
         /// Status and fields of the 101.
@@ -78,6 +84,7 @@ impl Answer {
     pub fn slot(&self) -> &Slot {
         match self {
             Self::Response(response) => response.body().slot(),
+            Self::Stream(response) => response.body().slot(),
             Self::Upgraded { tunnel, .. } => tunnel.lease.slot(),
         }
     }
@@ -86,6 +93,7 @@ impl Answer {
     pub fn headers_mut(&mut self) -> &mut HeaderMap {
         match self {
             Self::Response(response) => response.headers_mut(),
+            Self::Stream(response) => response.headers_mut(),
             Self::Upgraded { head, .. } => head.headers_mut(),
         }
     }

@@ -252,6 +252,14 @@ pub fn write_last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Takes out of trailers what may not be one.
+pub(super) fn keep_trailers(trailers: &mut HeaderMap) {
+    let foreign: Vec<HeaderName> = trailers.keys().filter(|name| !may_trail(name)).cloned().collect();
+    for name in foreign {
+        trailers.remove(name);
+    }
+}
+
 /// Fields that mean nothing, or something dangerous, after the content: framing, routing, identity, control and content type.
 fn may_trail(name: &HeaderName) -> bool {
     const NEVER: [&str; 39] = [

@@ -105,6 +105,22 @@ impl RequestBody {
         Ok(())
     }
 
+    /// Puts back what was read of it, to be read once more.
+    pub(super) fn put_back(&mut self, read: &[Bytes], trailers: Option<HeaderMap>, budget: &Rc<Budget>) {
+        let mut share = budget.share();
+        let (rest, unread, whole) = match self.ahead.take() {
+            Some(ahead) => (ahead.data, ahead.trailers, ahead.whole),
+            None => (BytesMut::new(), None, self.incoming.is_end_stream()),
+        };
+        let trailers = trailers.or(unread);
+        let mut data = BytesMut::with_capacity(read.iter().map(Bytes::len).sum::<usize>() + rest.len());
+        for piece in read.iter().map(|piece| &piece[..]).chain([&rest[..]]) {
+            data.extend_from_slice(piece);
+        }
+        share.grow(data.len());
+        self.ahead = Some(Ahead { data, trailers, whole, _share: share });
+    }
+
     /// Whether all of it came with the request's head, or nearly so.
     pub fn is_short(&self) -> bool {
         self.size_hint().upper().is_some_and(|length| length <= SHORT)
@@ -157,7 +173,8 @@ impl RequestBody {
     }
 }
 
-fn fits(trailers: &HeaderMap, limits: &ChunkLimits) -> bool {
+/// Whether trailers keep to their limits.
+pub(super) fn fits(trailers: &HeaderMap, limits: &ChunkLimits) -> bool {
     let size: usize = trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     trailers.len() <= limits.trailer_fields as usize && size <= limits.trailer_size as usize
 }

@@ -318,7 +318,7 @@ pub fn content_length(value: &HeaderValue) -> Result<u64, Malformed> {
 }
 
 /// Fields about one connection (RFC 9110 §7.6.1), which never cross a proxy.
-fn is_connection_field(name: &HeaderName) -> bool {
+pub(super) fn is_connection_field(name: &HeaderName) -> bool {
     *name == CONNECTION
         || *name == TRANSFER_ENCODING
         || *name == TE
@@ -327,7 +327,7 @@ fn is_connection_field(name: &HeaderName) -> bool {
         || *name == PROXY_CONNECTION
 }
 
-fn check_request(method: &Method, target: &str) -> Result<(), Malformed> {
+pub(super) fn check_request(method: &Method, target: &str) -> Result<(), Malformed> {
     if !method.as_str().bytes().all(is_token_byte) {
         return Err(Malformed("the method is not a token"));
     }

@@ -78,9 +78,13 @@ impl Member {
             Some(NotReady::Unreachable { .. }) => {
                 listening::addresses(&self.child.family()).iter().map(ToString::to_string).collect()
             }
-            Some(NotReady::Silent { .. } | NotReady::NotHttp { .. } | NotReady::Status { .. }) | None => {
-                Vec::new()
-            }
+            Some(
+                NotReady::Silent { .. }
+                | NotReady::NotHttp { .. }
+                | NotReady::NotHttp2 { .. }
+                | NotReady::Status { .. },
+            )
+            | None => Vec::new(),
         };
         if elsewhere.is_empty() {
             return reason;

@@ -21,6 +21,7 @@ mod member;
 pub mod output;
 mod places;
 pub mod probe;
+mod probe_http2;
 pub mod program;
 mod recycling;
 mod registry;

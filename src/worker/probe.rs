@@ -5,14 +5,18 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::config::model::{Address, App, Tls};
+use crate::config::model::{Address, App, Protocol, Tls};
 use crate::name::HostPattern;
+use crate::worker::probe_http2::{self, Said};
 
 /// What is asked, and what counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     request: String,
     path: String,
+    host: String,
+    scheme: &'static str,
+    protocol: Protocol,
     /// Only 2xx and 3xx count: the operator named the path. Otherwise any answer does.
     picky: bool,
 }
@@ -37,6 +41,12 @@ pub enum NotReady {
     /// It answered something else than HTTP, or hung up.
     #[error("no HTTP answer to GET {path}")]
     NotHttp {
+        /// What was asked for.
+        path: String,
+    },
+    /// The same, where HTTP/2 was expected.
+    #[error("no HTTP/2 answer to GET {path}; does the command speak `protocol: h2c`?")]
+    NotHttp2 {
         /// What was asked for.
         path: String,
     },
@@ -78,7 +88,19 @@ impl Question {
              X-Forwarded-Proto: {scheme}\r\nX-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: {host}\r\n\
              Connection: close\r\n\r\n"
         );
-        Self { request, path: path.to_owned(), picky: healthcheck_path.is_some() }
+        let (path, protocol, picky) = (path.to_owned(), app.protocol, healthcheck_path.is_some());
+        Self { request, path, host, scheme, protocol, picky }
+    }
+
+    /// The same in HTTP/2.
+    fn request_http2(&self) -> http::Result<http::Request<()>> {
+        http::Request::get(format!("http://{}{}", self.host, self.path))
+            .header("user-agent", "edge-probe")
+            .header("accept", "*/*")
+            .header("x-forwarded-proto", self.scheme)
+            .header("x-forwarded-for", "127.0.0.1")
+            .header("x-forwarded-host", &self.host)
+            .body(())
     }
 
     /// Asks until the answer counts; `missed` hears why it does not, once for each reason in a row. Cancel-safe.
@@ -87,7 +109,10 @@ impl Question {
         while let Err(reason) = self.ask(address).await {
             let rest = match reason {
                 NotReady::Unreachable { .. } => LISTEN_PAUSE,
-                NotReady::Silent { .. } | NotReady::NotHttp { .. } | NotReady::Status { .. } => {
+                NotReady::Silent { .. }
+                | NotReady::NotHttp { .. }
+                | NotReady::NotHttp2 { .. }
+                | NotReady::Status { .. } => {
                     let longer = (pause * 3 / 2).min(LAST_PAUSE);
                     std::mem::replace(&mut pause, longer)
                 }
@@ -104,7 +129,12 @@ impl Question {
     pub async fn answers(&self, address: &Address) -> bool {
         match self.ask(address).await {
             Ok(()) | Err(NotReady::Status { .. }) => true,
-            Err(NotReady::Unreachable { .. } | NotReady::Silent { .. } | NotReady::NotHttp { .. }) => false,
+            Err(
+                NotReady::Unreachable { .. }
+                | NotReady::Silent { .. }
+                | NotReady::NotHttp { .. }
+                | NotReady::NotHttp2 { .. },
+            ) => false,
         }
     }
 
@@ -131,6 +161,9 @@ impl Question {
     }
 
     async fn exchange(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), NotReady> {
+        if self.protocol == Protocol::H2c {
+            return self.exchange_http2(stream).await;
+        }
         let not_http = || NotReady::NotHttp { path: self.path.clone() };
         stream.write_all(self.request.as_bytes()).await.map_err(|_| not_http())?;
         let mut head = Vec::with_capacity(1024);
@@ -158,6 +191,22 @@ impl Question {
     }
 }
 
+impl Question {
+    async fn exchange_http2(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), NotReady> {
+        let not_http = NotReady::NotHttp2 { path: self.path.clone() };
+        let Ok(request) = self.request_http2() else { return Err(not_http) };
+        let status = match probe_http2::ask(stream, request).await {
+            None => return Err(not_http),
+            Some(Said::Status(status)) => status,
+            Some(Said::Reset) => 500,
+        };
+        if self.picky && !(200..400).contains(&status) {
+            return Err(NotReady::Status { path: self.path.clone(), status });
+        }
+        Ok(())
+    }
+}
+
 /// The status code, once the first line is far enough in.
 fn status(head: &[u8]) -> Option<u16> {
     let code = head.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(1..5))?.strip_prefix(b" ")?;
@@ -170,7 +219,8 @@ mod tests {
     use tokio::io::duplex;
 
     fn question(picky: bool) -> Question {
-        Question { request: "GET / HTTP/1.1\r\n\r\n".into(), path: "/".into(), picky }
+        let (request, path, host) = ("GET / HTTP/1.1\r\n\r\n".into(), "/".into(), "a.test".into());
+        Question { request, path, host, scheme: "https", protocol: Protocol::Http1, picky }
     }
 
     async fn answered(picky: bool, answer: &'static [u8]) -> Result<(), NotReady> {

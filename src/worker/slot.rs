@@ -12,7 +12,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::config::model::Address;
+use crate::config::model::{Address, Protocol};
 use crate::name::WorkerId;
 
 /// The bit of a closed slot. Below it the word counts twice: requests in flight, and those of them without an answer yet.
@@ -29,6 +29,8 @@ pub struct Slot {
     pub pid: u32,
     /// Where it listens.
     pub address: Address,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// How long an idle connection to it may be kept before the server would close it.
     pub idle_timeout: Duration,
     /// When it was opened.
@@ -53,6 +55,7 @@ impl Slot {
         id: WorkerId,
         pid: u32,
         address: Address,
+        protocol: Protocol,
         idle_timeout: Duration,
         limit: Option<NonZeroU32>,
     ) -> Arc<Self> {
@@ -60,6 +63,7 @@ impl Slot {
             id,
             pid,
             address,
+            protocol,
             idle_timeout,
             opened_at: Instant::now(),
             latency: AtomicU64::new(0),
@@ -288,7 +292,14 @@ mod tests {
 
     fn slot() -> Arc<Slot> {
         let id = WorkerId { app: "api".parse().expect("valid"), slot: 0, incarnation: 1 };
-        Slot::new(id, 1, Address::Unix("/x".into()), Duration::from_secs(60), NonZeroU32::new(2))
+        Slot::new(
+            id,
+            1,
+            Address::Unix("/x".into()),
+            Protocol::Http1,
+            Duration::from_secs(60),
+            NonZeroU32::new(2),
+        )
     }
 
     #[tokio::test]

@@ -137,8 +137,14 @@ impl Crew {
     pub(super) fn admit(&mut self, at: Seat) {
         let Some(worker) = self.workers.get_mut(&at) else { return };
         let (id, pid) = (worker.id.clone(), worker.child.pid());
-        worker.slot =
-            Some(Slot::new(id.clone(), pid, worker.address.clone(), worker.idle_timeout, worker.concurrency));
+        worker.slot = Some(Slot::new(
+            id.clone(),
+            pid,
+            worker.address.clone(),
+            worker.setup.app.protocol,
+            worker.idle_timeout,
+            worker.concurrency,
+        ));
         worker.missed = None;
         let start_ms = worker.launched_at.elapsed().as_millis() as u64;
         tracing::info!(app = %id.app, worker = at.slot, pid, start_ms, "worker ready");

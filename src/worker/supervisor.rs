@@ -62,7 +62,9 @@ pub fn fixed_roster(app: &App) -> Arc<Roster> {
             let id = |slot| WorkerId { app: app.name.clone(), slot, incarnation: 1 };
             let slots = (0..).zip(addresses);
             roster.publish(
-                slots.map(|(slot, address)| Slot::new(id(slot), 0, address.clone(), IDLE, None)).collect(),
+                slots
+                    .map(|(slot, address)| Slot::new(id(slot), 0, address.clone(), app.protocol, IDLE, None))
+                    .collect(),
             );
         }
         Backend::Workers(_) => {}

@@ -111,6 +111,7 @@ fn app() -> Arc<App> {
         hsts: None,
         max_body: 1,
         queue: Queue { size: 100, timeout: Duration::from_secs(10) },
+        protocol: crate::config::model::Protocol::Http1,
         sticky: Sticky::None,
     })
 }

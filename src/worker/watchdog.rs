@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::config::model::{Address, ServerKind};
+use crate::config::model::{Address, Protocol, ServerKind};
 use crate::worker::adapter::Plan;
 use crate::worker::lifecycle::Input;
 use crate::worker::probe::Question;
@@ -74,7 +74,7 @@ impl Watch {
             match self {
                 Self::Nobody => return std::future::pending().await,
                 Self::Reading => {
-                    let mut read = Box::pin(read(&slot.address));
+                    let mut read = Box::pin(read(&slot.address, probe(slot.protocol)));
                     if tokio::time::timeout(UNREAD, &mut read).await.is_ok() {
                         continue;
                     }
@@ -126,15 +126,15 @@ async fn until_answered(question: &Question, address: &Address) {
 }
 
 /// Completes once the worker has read a probe. Cancel-safe.
-async fn read(address: &Address) {
+async fn read(address: &Address, probe: &[u8]) {
     loop {
         let read = match address {
             Address::Unix(path) => match UnixStream::connect(path).await {
-                Ok(stream) => read_by_unix(stream).await,
+                Ok(stream) => read_by_unix(stream, probe).await,
                 Err(_) => false,
             },
             Address::Tcp(to) => match TcpStream::connect(to).await {
-                Ok(stream) => read_by_loopback(stream, to.port()).await,
+                Ok(stream) => read_by_loopback(stream, to.port(), probe).await,
                 Err(_) => false,
             },
             // Workers have addresses, not names.
@@ -148,8 +148,8 @@ async fn read(address: &Address) {
 }
 
 /// `false` if the connection ended before that.
-async fn read_by_unix(mut stream: UnixStream) -> bool {
-    if stream.write_all(PROBE).await.is_err() {
+async fn read_by_unix(mut stream: UnixStream, probe: &[u8]) -> bool {
+    if stream.write_all(probe).await.is_err() {
         return false;
     }
     loop {
@@ -164,9 +164,9 @@ async fn read_by_unix(mut stream: UnixStream) -> bool {
     true
 }
 
-async fn read_by_loopback(mut stream: TcpStream, port: u16) -> bool {
+async fn read_by_loopback(mut stream: TcpStream, port: u16, probe: &[u8]) -> bool {
     let Ok(client) = stream.local_addr() else { return false };
-    if stream.write_all(PROBE).await.is_err() {
+    if stream.write_all(probe).await.is_err() {
         return false;
     }
     loop {
@@ -181,7 +181,13 @@ async fn read_by_loopback(mut stream: TcpStream, port: u16) -> bool {
     true
 }
 
-const PROBE: &[u8] = b"\r\n";
+/// What is sent: as little as its protocol has. Over HTTP/2 that is a connection on which nothing is asked (RFC 9113 §3.4).
+fn probe(protocol: Protocol) -> &'static [u8] {
+    match protocol {
+        Protocol::Http1 => b"\r\n",
+        Protocol::H2c => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -194,7 +200,8 @@ mod tests {
         let path = root.path().join("x.sock");
         let listener = UnixListener::bind(&path).expect("bound");
         let address = Address::Unix(path);
-        let blocked = tokio::time::timeout(Duration::from_millis(300), read(&address)).await;
+        let blocked =
+            tokio::time::timeout(Duration::from_millis(300), read(&address, probe(Protocol::Http1))).await;
         assert!(blocked.is_err(), "it has not even accepted");
         let serve = async {
             loop {
@@ -203,7 +210,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = read(&address) => {}
+            () = read(&address, probe(Protocol::Http1)) => {}
             () = serve => {}
             () = tokio::time::sleep(Duration::from_secs(5)) => panic!("it was read"),
         }

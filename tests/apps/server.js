@@ -1,7 +1,8 @@
-// The application behind node: as main.py, without WebSockets, which node's own http module does not speak.
+// The application behind node: as main.py, without WebSockets, which node's own http module does not speak. With H2C set it speaks
+// HTTP/2.
 'use strict';
 
-const http = require('http');
+const http = require(process.env.H2C ? 'http2' : 'http');
 
 const worker = process.env.EDGE_WORKER;
 const pattern = Buffer.from(Array.from({ length: 65536 }, (_, at) => at % 256));
@@ -18,7 +19,7 @@ const server = http.createServer((request, response) => {
     json({
       scheme: forwardedProto,
       client: forwardedFor,
-      host: request.headers.host,
+      host: request.headers.host ?? request.authority,
       forwarded_proto: forwardedProto,
       forwarded_for: forwardedFor,
       worker,

@@ -43,6 +43,8 @@ mod disasters;
 mod dns;
 mod early_answers;
 mod endurance;
+mod grpc;
+mod h2c;
 mod hostile;
 mod http1;
 mod hygiene;

@@ -76,6 +76,31 @@ async fn node() {
     serves(Server { command: "node server.js", websocket: false, ..ASGI }).await;
 }
 
+/// The same over HTTP/2, where the server speaks that without TLS.
+#[tokio::test]
+async fn hypercorn_over_http2() {
+    serves_http2("hypercorn main:app").await;
+}
+
+#[tokio::test]
+async fn granian_over_http2() {
+    serves_http2("granian --interface asgi main:app").await;
+}
+
+#[tokio::test]
+async fn node_over_http2() {
+    serves_http2("env H2C=1 node server.js").await;
+}
+
+async fn serves_http2(command: &str) {
+    let edge = without_rights(setup_with(command, 2, "\nprotocol: h2c"), None).start().await;
+    edge.wait_until_up("app").await;
+    all_workers_answer(&edge, 2).await;
+    carries_ten_megabytes(&edge).await;
+    streams_events(&edge).await;
+    edge.stop().await;
+}
+
 /// A command that runs processes of its own behind one address keeps what that is for (memory shared by `--preload`): edge runs
 /// it once, adds no workers and no limit.
 #[tokio::test]
@@ -128,11 +153,15 @@ async fn delegated(command: &str) {
 }
 
 fn setup(command: &str, workers: usize) -> Setup {
+    setup_with(command, workers, "")
+}
+
+fn setup_with(command: &str, workers: usize, more: &str) -> Setup {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let path = format!("{}/target/test-venv/bin:{}", root.display(), std::env::var("PATH").unwrap());
     let yaml = format!(
         "domains: [app.test]\ncommand: {command}\nworkers: {workers}\nworking_dir: {}/tests/apps\n\
-         environment:\n  PATH: \"{path}\"\n  PYTHONDONTWRITEBYTECODE: \"1\"",
+         environment:\n  PATH: \"{path}\"\n  PYTHONDONTWRITEBYTECODE: \"1\"{more}",
         root.display()
     );
     Setup::new().environment("PATH", &path).app_as_written("app", &yaml)

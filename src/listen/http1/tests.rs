@@ -13,8 +13,8 @@ use super::*;
 use crate::cert::challenge::Challenges;
 use crate::cert::resolver::Certificates;
 use crate::clock::SystemClock;
-use crate::config::model::Tls;
 use crate::config::model::{Address, App, Backend, PlainHttp, Queue, Sticky, Timeouts};
+use crate::config::model::{Protocol, Tls};
 use crate::deadline::Deadlines;
 use crate::listen::tcp::Tcp;
 use crate::name::WorkerId;
@@ -87,6 +87,7 @@ async fn world(count: u32) -> World {
         hsts: None,
         max_body: 10,
         queue: Queue { size: 100, timeout: Duration::from_secs(10) },
+        protocol: crate::config::model::Protocol::Http1,
         sticky: Sticky::None,
     };
     let roster = Roster::new();
@@ -96,7 +97,7 @@ async fn world(count: u32) -> World {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = Address::Tcp(listener.local_addr().expect("bound"));
         let id = WorkerId { app: name.clone(), slot, incarnation: 1 };
-        slots.push(Slot::new(id, 100 + slot, address, Duration::from_secs(60), None));
+        slots.push(Slot::new(id, 100 + slot, address, Protocol::Http1, Duration::from_secs(60), None));
         workers.push(listener);
     }
     roster.publish(slots);
@@ -109,6 +110,7 @@ async fn world(count: u32) -> World {
         challenges: Challenges::new(),
         reach: Reach {
             idle: IdleConnections::new(),
+            shared: crate::upstream::shared::SharedConnections::new(tasks.child()),
             deadlines: Deadlines::new(),
             timeouts,
             limits: crate::config::check_limits::presets().1,

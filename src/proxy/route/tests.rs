@@ -18,6 +18,7 @@ fn app(name: &str, domains: &[&str], change: impl FnOnce(&mut App)) -> Arc<Site>
         hsts: None,
         max_body: 1,
         queue: Queue { size: 100, timeout: Duration::from_secs(10) },
+        protocol: crate::config::model::Protocol::Http1,
         sticky: Sticky::None,
     };
     change(&mut app);

@@ -14,7 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
+use crate::config::model::Protocol;
 use crate::name::WorkerId;
+use crate::scope::Scope;
 use crate::upstream::client_body::ClientBody;
 use crate::upstream::error::{RequestBodyError, ResponseBodyError};
 use crate::worker::slot::Slot;
@@ -88,9 +90,10 @@ impl Rig {
         let path = dir.path().join("w");
         let listener = UnixListener::bind(&path).expect("bound");
         let id = WorkerId { app: "api".parse().expect("valid"), slot: 0, incarnation: 1 };
-        let slot = Slot::new(id, 1, Address::Unix(path), LONG, None);
+        let slot = Slot::new(id, 1, Address::Unix(path), Protocol::Http1, LONG, None);
         let reach = Reach {
             idle: IdleConnections::new(),
+            shared: SharedConnections::new(Scope::new()),
             deadlines: Deadlines::new(),
             timeouts,
             limits: Limits { body_rate: 0, ..crate::config::check_limits::presets().1 },
@@ -101,7 +104,7 @@ impl Rig {
 
     fn at(address: Address) -> Self {
         let rig = Self::new();
-        let slot = Slot::new(rig.slot.id.clone(), 1, address, LONG, None);
+        let slot = Slot::new(rig.slot.id.clone(), 1, address, Protocol::Http1, LONG, None);
         Self { slot, ..rig }
     }
 
@@ -134,7 +137,7 @@ impl Rig {
     async fn response(&self, method: Method) -> Result<Response<ResponseBody>, SendError> {
         self.send(method, false, &mut None).await.map(|answer| match answer {
             Answer::Response(response) => response,
-            Answer::Upgraded { .. } => panic!("not asked for"),
+            Answer::Stream(_) | Answer::Upgraded { .. } => panic!("not asked for"),
         })
     }
 
@@ -167,7 +170,7 @@ impl Rig {
             let mut body = Some(RequestBody::new(incoming, deadline, self.reach.bounds(self.max_body)));
             match self.send(parts.method, false, &mut body).await {
                 Ok(Answer::Response(response)) => Ok(response),
-                Ok(Answer::Upgraded { .. }) => panic!("not asked for"),
+                Ok(Answer::Stream(_) | Answer::Upgraded { .. }) => panic!("not asked for"),
                 Err(error) => {
                     let text = error.to_string();
                     *self.failed.borrow_mut() = Some(error);

@@ -1,14 +1,14 @@
 use std::num::NonZeroU32;
 
 use super::*;
-use crate::config::model::Address;
+use crate::config::model::{Address, Protocol};
 use crate::name::WorkerId;
 
 const QUEUE: Queue = Queue { size: 100, timeout: Duration::from_secs(10) };
 
 fn slot(slot: u32, incarnation: u64, limit: u32) -> Arc<Slot> {
     let id = WorkerId { app: "api".parse().expect("valid"), slot, incarnation };
-    Slot::new(id, 1, Address::Unix("/x".into()), Duration::ZERO, NonZeroU32::new(limit))
+    Slot::new(id, 1, Address::Unix("/x".into()), Protocol::Http1, Duration::ZERO, NonZeroU32::new(limit))
 }
 
 fn slots(count: u32, limit: u32) -> Vec<Arc<Slot>> {
