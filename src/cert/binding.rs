@@ -59,7 +59,7 @@ pub(in crate::cert) async fn register(
             .await
     })
     .await
-    .map_err(|error| Trouble::Ca(Call::Account, error))?;
+    .map_err(|error| Trouble::Ca(Call::Binding, error))?;
     text(&answer.headers, LOCATION.as_str()).map(str::to_owned).ok_or_else(|| {
         Failure::new(Class::Transient, "the CA registered the account without saying where it is".to_owned())
             .into()

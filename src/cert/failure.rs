@@ -72,6 +72,8 @@ pub enum Call {
     Directory,
     /// Registration, or a change of it.
     Account,
+    /// Registration that is bound to an account made at the CA's site.
+    Binding,
     /// A new order.
     NewOrder,
     /// An order of an earlier attempt.
@@ -121,8 +123,14 @@ impl Failure {
                 return Self::challenge(ca, name, answer.kind, answer.detail);
             }
             Some("caa") => return Self::challenge(ca, name, answer.kind, answer.detail),
+            Some("unauthorized" | "malformed") if call == Call::Binding => (
+                Class::Action,
+                format!(
+                    "{ca} does not accept the key given as `acme.eab`{detail}. Correct its `kid` or `hmac_key_file`"
+                ),
+            ),
             Some("unauthorized") => match call {
-                Call::Directory | Call::Account | Call::NewOrder => (
+                Call::Directory | Call::Account | Call::Binding | Call::NewOrder => (
                     Class::Account,
                     format!("{ca} refuses this account{detail}. Ask the CA about it; its key is kept"),
                 ),
@@ -177,7 +185,8 @@ impl Failure {
             },
             Some(_) | None => return Self::by_status(ca, name, call, answer),
         };
-        let about_account = class == Class::Account || (class == Class::Action && call == Call::Account);
+        let registers = matches!(call, Call::Account | Call::Binding);
+        let about_account = class == Class::Account || (class == Class::Action && registers);
         let reach = if about_account { Reach::Account } else { Reach::Name };
         Self { reach, ..Self::new(class, message) }
     }
@@ -187,7 +196,7 @@ impl Failure {
         match answer.status {
             Some(429) => Self::limited(ca, name, call, answer),
             Some(503) if answer.retry_after.is_some() => Self::limited(ca, name, call, answer),
-            Some(404 | 409) if !matches!(call, Call::Directory | Call::Account) => Self::new(
+            Some(404 | 409) if !matches!(call, Call::Directory | Call::Account | Call::Binding) => Self::new(
                 Class::Order,
                 format!("{ca} no longer knows the order for {name}{detail}. A new one follows"),
             ),
@@ -208,7 +217,7 @@ impl Failure {
         let class = if paused { Class::Action } else { Class::Limited };
         // A limit met while ordering may be this name's or the account's. Only the text knows; the CA's service as a whole
         // (no problem document) and registration are certainly not about this name.
-        let about_account = matches!(call, Call::Directory | Call::Account)
+        let about_account = matches!(call, Call::Directory | Call::Account | Call::Binding)
             || answer.kind.is_none()
             || detail.contains("new orders");
         let reach = if about_account && !paused { Reach::Account } else { Reach::Name };

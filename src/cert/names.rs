@@ -51,13 +51,18 @@ impl Cas {
     /// Those of `acme`.
     pub fn of(acme: &Acme) -> Arc<Self> {
         let ids = acme.directories().map(CaId::of).collect();
-        let kid = acme.eab.as_ref().map(|eab| eab.kid.as_str());
+        // Told from another key by its digest: these settings are kept with the history of a name.
+        let bound = acme.eab.as_ref().map(|eab| {
+            let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &eab.hmac_key);
+            let start: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            format!("{} {start}", eab.kid)
+        });
         let settings = format!(
             "{} {} {:?} {} {:?} {:?}",
             acme.email.as_deref().unwrap_or("-"),
             acme.profile.as_deref().unwrap_or("-"),
             acme.challenges,
-            kid.unwrap_or("-"),
+            bound.as_deref().unwrap_or("-"),
             acme.key_type,
             acme.dns,
         );

@@ -269,6 +269,10 @@ impl Certificate {
             Input::Force => self.force(now),
             Input::ClockJump { by, forward } => {
                 self.shift(by, forward);
+                if self.state == State::Due {
+                    // By the old time; the next tick says whether by the new one as well.
+                    self.state = State::Resting;
+                }
                 vec![Action::Remember]
             }
         }

@@ -212,6 +212,11 @@ impl CaId {
     pub fn internal() -> Self {
         Self("internal".to_owned())
     }
+
+    /// The name of its directory.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// A store in a directory of this machine.

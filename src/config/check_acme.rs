@@ -23,6 +23,11 @@ const KNOWN: [(&str, &str); 4] = [
     ("google", "https://dv.acme-v02.api.pki.goog/directory"),
 ];
 
+/// Whether this is the directory of Let's Encrypt, for tests or not.
+pub fn is_lets_encrypt(directory: &str) -> bool {
+    directory.ends_with(".api.letsencrypt.org/directory")
+}
+
 /// The keys below `acme`, with the top's `email`.
 pub(super) fn acme(root: &Section<'_>, base: &Path, listen: &Listen) -> Acme {
     let section = root.section("acme");

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use crate::config::check_acme;
 use crate::config::check_worker;
 use crate::config::context::{AppContext, readable_file};
 use crate::config::keys::{self, Place};
@@ -143,8 +144,8 @@ fn domain(value: &Value<'_>) -> Option<HostPattern> {
     }
 }
 
-/// Whether a CA could find out that the name is ours: no addresses (RFC 8738, where CAs ask for a certificate profile), and no
-/// wildcards without a record in DNS.
+/// Whether a CA could find out that the name is ours, and would say so: no wildcards without a record in DNS, and of Let's Encrypt
+/// no addresses (RFC 8738) but under its profile for them.
 fn check_certifiable(value: &Value<'_>, domain: &HostPattern, tls: &Tls, acme: &Acme) {
     if *tls != Tls::Acme || domain.is_internal() {
         return;
@@ -159,10 +160,14 @@ fn check_certifiable(value: &Value<'_>, domain: &HostPattern, tls: &Tls, acme: &
             format!("set one of these, list `dns-persist-01` under `acme.challenges`, or {help}"),
         ),
         HostPattern::Wildcard(_) => {}
-        HostPattern::Exact(name) if name.ip().is_some() => value.refuse_with(
-            format_args!("`{domain}`: a certificate for an address needs the shortlived profile, which is not supported"),
-            help,
-        ),
+        HostPattern::Exact(name)
+            if name.ip().is_some() && acme.profile.is_none() && acme.directories().any(check_acme::is_lets_encrypt) =>
+        {
+            value.refuse_with(
+                format_args!("`{domain}`: Let's Encrypt certifies addresses only for a few days at a time"),
+                format!("set `acme: {{profile: shortlived}}`, or {help}"),
+            )
+        }
         HostPattern::Exact(_) => {}
     }
 }

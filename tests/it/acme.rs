@@ -1,5 +1,9 @@
 //! Certificates from a CA: obtained, stored, renewed, and what happens while the CA is of no use.
 
+mod crashes;
+mod load;
+mod proofs;
+
 use std::time::{Duration, Instant};
 
 use crate::ca::free_port;
@@ -65,6 +69,16 @@ async fn two_names_are_served_soon_after_a_cold_start_and_at_once_after_a_restar
     for (_, host) in TWO_APPS {
         served(&edge, host, &issued, Duration::from_secs(20)).await;
     }
+    // What fails then is shown with the next attempt, and takes nothing away.
+    edge.failing(&["certs", "renew", TWO_APPS[0].1]).await;
+    let certificate = edge.certificate(TWO_APPS[0].1).await;
+    assert!(
+        certificate["last_error"].as_str().is_some_and(|error| error.contains("refused")),
+        "{certificate}"
+    );
+    assert_eq!(certificate["state"], "retrying", "{certificate}");
+    assert!(certificate["next_attempt"].is_string(), "{certificate}");
+    served(&edge, TWO_APPS[0].1, &issued, Duration::from_secs(20)).await;
     edge.stop().await;
 }
 
@@ -92,7 +106,7 @@ async fn short_certificates_are_renewed_under_load_without_a_failure() {
         path: "/",
         wire: Wire::BOTH[at / 2 % 2],
         trust: issued.clone(),
-        per_connection: if at < 6 { 1 } else { u32::MAX },
+        per_connection: if at < 6 { 1 } else { 1000 },
         pause: Duration::from_millis(100),
     }));
     tokio::time::sleep(Duration::from_secs(length)).await;

@@ -1,9 +1,13 @@
 //! Clocks that are wrong, are set, or jump.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::ca::stub::Step;
-use super::lab::{DAY, Lab, local, valid};
+use super::fakes::{Rig, Running, rig};
+use super::lab::{DAY, HOUR, Lab, MINUTE, local, valid};
+use crate::clock::Clock;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test]
 async fn a_clock_far_from_the_cas_orders_nothing_until_it_is_right() {
@@ -22,6 +26,63 @@ async fn a_clock_far_from_the_cas_orders_nothing_until_it_is_right() {
         lab.pass_until(&running, 7 * Duration::from_secs(1), valid).await;
         running.stop().await;
         lab.close().await;
+    })
+    .await;
+}
+
+/// Names whose certificates are as old as that.
+fn installed(rig: &Rig, many: usize, age: Duration) -> Vec<String> {
+    let names: Vec<String> = (0..many).map(|one| format!("n{one:03}.example.com")).collect();
+    rig.store(names.iter().map(String::as_str), |_| age);
+    names
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_starts_no_storm_and_its_repair_brings_the_plan_back() {
+    local(async {
+        let rig = rig();
+        let names = installed(&rig, 60, 30 * DAY);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let running = rig.run(&names);
+        let planned = |running: &Running| -> Vec<_> {
+            running.manager.status().into_iter().map(|one| one.renew_at).collect()
+        };
+        let before = planned(&running);
+
+        // Three hours back: nothing is due, and nothing is planned anew.
+        rig.clock.back(3 * HOUR);
+        tokio::time::sleep(2 * MINUTE).await;
+        assert_eq!((rig.ca.orders.get(), planned(&running)), (0, before.clone()));
+        rig.clock.forward(3 * HOUR);
+
+        // Stuck at 1970.
+        let since_1970 = rig.clock.now().duration_since(SystemTime::UNIX_EPOCH).expect("later");
+        rig.clock.back(since_1970);
+        tokio::time::sleep(2 * MINUTE).await;
+        assert_eq!(rig.ca.orders.get(), 0, "ordered in 1970");
+        rig.clock.forward(since_1970);
+        tokio::time::sleep(2 * MINUTE).await;
+        assert_eq!((rig.ca.orders.get(), planned(&running)), (0, before.clone()));
+
+        // Forty days ahead, where all of them are due.
+        rig.clock.forward(40 * DAY);
+        tokio::time::sleep(20 * SECOND).await;
+        let started: Vec<_> = rig.ca.started.borrow().iter().map(|(at, _)| *at).collect();
+        assert!(started.len() > 5, "{}", started.len());
+        let apart = started.windows(2).map(|pair| pair[1].duration_since(pair[0]).expect("later")).min();
+        println!(
+            "figure: {} orders in 20 s after a clock was set 40 days ahead, {apart:?} apart at least",
+            started.len()
+        );
+        assert!(apart >= Some(SECOND), "{apart:?}: more than one a second");
+        rig.clock.back(40 * DAY);
+        tokio::time::sleep(2 * SECOND).await;
+        let orders = rig.ca.orders.get();
+        tokio::time::sleep(10 * MINUTE).await;
+        assert_eq!(rig.ca.orders.get(), orders, "the rest keeps its plan");
+        let kept = planned(&running).iter().zip(&before).filter(|(now, then)| now == then).count();
+        assert_eq!(kept, names.len() - orders as usize);
+        running.stop().await;
     })
     .await;
 }

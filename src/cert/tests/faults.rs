@@ -2,81 +2,77 @@
 
 use std::time::Duration;
 
-use super::ca::stub::{Fault, Step};
-use super::lab::{DAY, Lab, local, valid};
+use super::ca::stub::{Ari, Fault, STEPS, Step};
+use super::lab::{DAY, HOUR, Lab, Running, local, valid};
+use crate::config::model::Config;
 use crate::telemetry::status::CertificateState;
 
-#[tokio::test]
-async fn whatever_breaks_at_any_step_the_same_order_goes_on() {
-    local(async {
-        let steps = [
-            Step::Directory,
-            Step::Nonce,
-            Step::NewAccount,
-            Step::NewOrder,
-            Step::Authorization,
-            Step::Challenge,
-            Step::Order,
-            Step::Finalize,
-            Step::Certificate,
-        ];
-        let faults =
-            [Fault::Page(503), Fault::Page(200), Fault::Reset, Fault::Stall, Fault::Half, Fault::Lost];
-        for step in steps {
-            for fault in &faults {
-                let lab = Lab::open().await;
-                lab.stub.fail(step, fault.clone());
-                let running = lab.run(&["a.example.com"]);
-                lab.until_asked(step, 1).await;
-                lab.pass_until(&running, Duration::from_secs(7), valid).await;
-                let orders = lab.stub.orders().len();
-                // An answer that is lost with the order's URL costs a second one; nothing else does.
-                let most = if step == Step::NewOrder { 2 } else { 1 };
-                assert!((1..=most).contains(&orders), "{step:?} {fault:?}: {orders} orders");
-                assert_eq!(lab.stub.books().issued, 1, "{step:?} {fault:?}");
-                assert_eq!(lab.stub.books().accounts.len(), 1, "{step:?} {fault:?}");
-                running.stop().await;
-                lab.close().await;
-            }
+/// Every way a request can go wrong, at every step of an order; and a handshake that breaks, before each.
+#[test]
+fn whatever_breaks_at_any_step_the_same_order_goes_on() {
+    let faults = [Fault::Page(503), Fault::Page(200), Fault::Reset, Fault::Stall, Fault::Half, Fault::Lost];
+    std::thread::scope(|threads| {
+        for fault in faults {
+            threads.spawn(move || on_its_own(every_step(&fault)));
         }
-    })
-    .await;
+        threads.spawn(|| on_its_own(every_handshake()));
+    });
 }
 
-#[tokio::test]
-async fn a_handshake_that_breaks_is_a_failure_like_any_other() {
-    local(async {
+/// Time that passes for one test passes for no other.
+pub(super) fn on_its_own(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(local(test));
+}
+
+async fn every_step(fault: &Fault) {
+    for step in STEPS {
         let lab = Lab::open().await;
-        lab.stub.books().broken_handshakes = 2;
-        let running = lab.run(&["a.example.com"]);
+        lab.stub.books().ari = Ari::Usual(6 * HOUR);
+        lab.stub.fail(step, fault.clone());
+        let running = lab.run_with(&with_contact(&lab), None);
+        lab.until_asked(step, 1).await;
         lab.pass_until(&running, Duration::from_secs(7), valid).await;
-        assert_eq!(lab.stub.orders().len(), 1);
-        running.stop().await;
-        lab.close().await;
-    })
-    .await;
+        if step == Step::RenewalInfo {
+            // What was not said is asked for again.
+            lab.pass_until(&running, HOUR / 2, |_| lab.stub.asked(step) > 1).await;
+        }
+        // An answer that is lost with the order's URL costs a second one; nothing else does.
+        let most = if step == Step::NewOrder { 2 } else { 1 };
+        recovered(lab, running, most, &format!("{step:?} {fault:?}")).await;
+    }
 }
 
-#[tokio::test]
-async fn killed_at_any_request_edge_goes_on_with_the_same_order_and_key() {
-    local(async {
-        for step in [Step::Authorization, Step::Challenge, Step::Order, Step::Finalize, Step::Certificate] {
-            for fault in [Fault::Stall, Fault::Lost] {
-                let lab = Lab::open().await;
-                lab.stub.fail(step, fault.clone());
-                let running = lab.run(&["a.example.com"]);
-                lab.until_asked(step, 1).await;
-                running.kill().await;
-                let running = lab.run(&["a.example.com"]);
-                lab.pass_until(&running, Duration::from_secs(7), valid).await;
-                assert_eq!(lab.stub.orders().len(), 1, "{step:?} {fault:?}");
-                assert_eq!(lab.stub.books().issued, 1, "{step:?} {fault:?}");
-                running.stop().await;
-                lab.close().await;
-            }
-        }
-    })
-    .await;
+async fn every_handshake() {
+    let mut connections = 1;
+    let mut broken = 0;
+    while broken < connections {
+        broken += 1;
+        let lab = Lab::open().await;
+        lab.stub.books().broken_handshake = Some(broken);
+        let running = lab.run_with(&with_contact(&lab), None);
+        lab.pass_until(&running, Duration::from_secs(7), valid).await;
+        connections = lab.stub.books().connections.min(16);
+        recovered(lab, running, 1, &format!("handshake {broken}")).await;
+    }
+    assert!(broken >= 9, "an order takes more than {broken} requests");
+}
+
+fn with_contact(lab: &Lab) -> Config {
+    let mut config = lab.config(&["a.example.com"]);
+    config.acme.email = Some("ops@example.com".to_owned());
+    config
+}
+
+async fn recovered(lab: Lab, running: Running, most: usize, what: &str) {
+    let orders = lab.stub.orders().len();
+    assert!((1..=most).contains(&orders), "{what}: {orders} orders");
+    assert_eq!(lab.stub.books().issued, 1, "{what}");
+    assert_eq!(lab.stub.books().accounts.len(), 1, "{what}");
+    running.stop().await;
+    // Nothing is left behind: no task, which `stop` waits for, and no answer.
+    assert_eq!(format!("{:?}", lab.challenges), "Challenges { http01: 0, tls_alpn01: 0 }", "{what}");
+    lab.close().await;
 }
 
 #[tokio::test]

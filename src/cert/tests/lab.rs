@@ -1,9 +1,13 @@
 //! A manager with the stub CA, the ports it validates at, and a time that tests move.
 
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +22,7 @@ use crate::cert::manager::{self, Manager};
 use crate::cert::resolver::Certificates;
 use crate::cert::self_check::SelfCheck;
 use crate::cert::store::DirStore;
+use crate::clock::Clock;
 use crate::config::model::{Config, Tls};
 use crate::listen::tls;
 use crate::name::HostName;
@@ -80,38 +85,13 @@ impl Lab {
     }
 
     pub(super) fn run_with(&self, config: &Config, looking: Option<SelfCheck>) -> Running {
-        let (scope, certificates) = (Scope::new(), Certificates::new());
-        let store = Arc::new(DirStore::open(&config.storage, provider()).expect("opened"));
-        let internal = store.internal();
-        let mut issuer = AcmeIssuer::new(
-            config.acme.clone(),
-            provider(),
-            Arc::clone(&self.clock) as _,
-            Arc::clone(&self.challenges),
-            Arc::clone(&store) as _,
-            Arc::clone(&store) as _,
-            Arc::clone(&store) as _,
-        );
-        if let Some(looking) = looking {
-            issuer = issuer.looking(looking);
-        }
-        let seams = Seams {
-            clock: Arc::clone(&self.clock) as _,
-            store,
-            issuer: Rc::new(issuer),
-            internal,
-            provider: provider(),
-        };
-        let manager = manager::start_with(config, seams, Arc::clone(&certificates), &scope).expect("started");
-        Running { scope, manager, certificates }
+        start(config, &self.clock, &self.challenges, looking)
     }
 
     /// Time passes everywhere.
     pub(super) async fn pass(&self, by: Duration) {
         self.stub.pass(by);
-        tokio::time::pause();
-        tokio::time::advance(by).await;
-        tokio::time::resume();
+        pass(by).await;
     }
 
     /// Lets time pass in steps until `holds`; what a step leads to gets some real time.
@@ -139,6 +119,13 @@ impl Lab {
         self.pass_until(running, step, |all| self.stub.books().issued > issued && valid(all)).await;
     }
 
+    /// How long it is from now to the next attempt for a name.
+    pub(super) fn until_next(&self, running: &Running, index: usize) -> Duration {
+        let next = running.status(index).next_attempt.expect("planned");
+        let next = OffsetDateTime::parse(&next, &Rfc3339).expect("a date");
+        SystemTime::from(next).duration_since(self.clock.now()).unwrap_or_default()
+    }
+
     /// Waits until the CA has seen `wanted` requests of this kind.
     pub(super) async fn until_asked(&self, step: Step, wanted: usize) {
         for _ in 0..4000 {
@@ -156,6 +143,46 @@ impl Lab {
     }
 }
 
+/// A manager over the real storage and the real issuer.
+pub(super) fn start(
+    config: &Config,
+    clock: &Arc<SetClock>,
+    challenges: &Arc<Challenges>,
+    looking: Option<SelfCheck>,
+) -> Running {
+    let (scope, certificates) = (Scope::new(), Certificates::new());
+    let store = Arc::new(DirStore::open(&config.storage, provider()).expect("opened"));
+    let internal = store.internal();
+    let mut issuer = AcmeIssuer::new(
+        config.acme.clone(),
+        provider(),
+        Arc::clone(clock) as _,
+        Arc::clone(challenges),
+        Arc::clone(&store) as _,
+        Arc::clone(&store) as _,
+        Arc::clone(&store) as _,
+    );
+    if let Some(looking) = looking {
+        issuer = issuer.looking(looking);
+    }
+    let seams = Seams {
+        clock: Arc::clone(clock) as _,
+        store,
+        issuer: Rc::new(issuer),
+        internal,
+        provider: provider(),
+    };
+    let manager = manager::start_with(config, seams, Arc::clone(&certificates), &scope).expect("started");
+    Running { scope, manager, certificates }
+}
+
+/// Time passes on this thread's clocks.
+pub(super) async fn pass(by: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(by).await;
+    tokio::time::resume();
+}
+
 impl Running {
     pub(super) fn status(&self, index: usize) -> CertificateStatus {
         self.manager.status()[index].clone()
@@ -166,7 +193,7 @@ impl Running {
     }
 
     pub(super) async fn until(&self, what: &str, mut holds: impl FnMut(&[CertificateStatus]) -> bool) {
-        for _ in 0..4000 {
+        for _ in 0..12_000 {
             if holds(&self.manager.status()) {
                 return;
             }
@@ -183,7 +210,7 @@ impl Running {
         assert!(self.scope.close(Duration::from_secs(20)).await, "it drains by itself");
     }
 
-    /// As if the process were killed: nothing runs to its end.
+    /// Nothing runs to its end any more.
     pub(super) async fn kill(self) {
         self.scope.abort();
         self.scope.close(Duration::ZERO).await;
@@ -222,8 +249,46 @@ async fn answer(mut stream: TcpStream, challenges: &Challenges) {
     drop(stream.write_all(reply.as_bytes()).await);
 }
 
+/// What is logged on this thread.
+#[derive(Clone, Default)]
+pub(super) struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl Logged {
+    /// Everything from now on, down to the finest detail, until the guard is dropped.
+    pub(super) fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
+        let logged = Self::default();
+        let writer = logged.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let guard = tracing::subscriber::set_default(subscriber);
+        (logged, guard)
+    }
+
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("not poisoned")).into_owned()
+    }
+
+    /// How many lines say this.
+    pub(super) fn lines(&self, words: &str) -> usize {
+        self.text().lines().filter(|line| line.contains(words)).count()
+    }
+}
+
+impl Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Write::write(&mut *self.0.lock().expect("not poisoned"), bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Handshakes as edge makes them, on a free port of loopback.
-async fn answer_tls(challenges: Arc<Challenges>, scope: &Scope) -> u16 {
+pub(super) async fn answer_tls(challenges: Arc<Challenges>, scope: &Scope) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
     let port = listener.local_addr().expect("bound").port();
     let ends = scope.clone();

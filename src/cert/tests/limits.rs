@@ -1,9 +1,12 @@
 //! A CA says how long to wait, or that it will never issue: nothing but time, or another configuration, changes that.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::ca::stub::{Fault, Step};
 use super::lab::{HOUR, Lab, MINUTE, local, valid};
+use super::setup::app;
+use crate::config::model::Tls;
 use crate::telemetry::status::CertificateState;
 
 #[tokio::test]
@@ -17,14 +20,22 @@ async fn a_limit_is_waited_for_over_restarts_changes_and_commands() {
             let mut running = lab.run(&["a.example.com"]);
             running.until("limited", |all| all[0].last_error.is_some()).await;
             assert!(running.error(0).contains("deleted"), "{}", running.error(0));
+            let asked = lab.stub.requests();
             for passed in [5, 20, 30] {
                 lab.pass(passed * MINUTE).await;
                 running.stop().await;
                 running = lab.run(&["a.example.com"]);
+                // A reload, of another app and with another setting towards the CA.
+                let mut other = lab.config(&["a.example.com"]);
+                other.apps = vec![app("other", &["a.example.com"], Tls::Acme)];
+                other.acme.email = Some(format!("{passed}@example.com"));
+                let prepared =
+                    running.manager.prepare(Arc::new(other)).await.expect("runs").expect("prepared");
+                running.manager.adopt(prepared).await;
                 let refused = running.manager.renew("a.example.com").await;
                 assert!(refused.expect_err("refused").contains("wait"), "forced past the CA's wait");
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                assert_eq!(lab.stub.asked(Step::NewOrder), 1, "after {passed} min");
+                assert_eq!(lab.stub.requests(), asked, "after {passed} min");
             }
             lab.pass_until(&running, MINUTE, valid).await;
             let order = lab.stub.orders().pop().expect("one");
@@ -56,25 +67,6 @@ async fn a_limit_on_the_account_holds_names_that_come_later() {
         assert_eq!(lab.stub.asked(Step::NewOrder), 1);
         lab.pass_until(&running, MINUTE, valid).await;
         assert_eq!(lab.stub.asked(Step::NewOrder), 3);
-        running.stop().await;
-        lab.close().await;
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_refused_name_is_parked_and_asked_for_once_a_day() {
-    local(async {
-        let lab = Lab::open().await;
-        for _ in 0..2 {
-            lab.stub.fail(Step::NewOrder, Fault::problem(400, "rejectedIdentifier", "on the list"));
-        }
-        let running = lab.run(&["a.example.com"]);
-        running.until("parked", |all| all[0].state == CertificateState::Parked).await;
-        lab.pass(18 * HOUR).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(lab.stub.asked(Step::NewOrder), 1);
-        lab.pass_until(&running, HOUR, |_| lab.stub.asked(Step::NewOrder) == 2).await;
         running.stop().await;
         lab.close().await;
     })

@@ -70,8 +70,18 @@ pub(crate) struct Books {
     pub(crate) dns: u16,
     /// Names it cannot resolve.
     pub(crate) unreachable: Vec<&'static str>,
-    /// The next connections that end before their handshake.
-    pub(crate) broken_handshakes: usize,
+    /// Connections so far.
+    pub(crate) connections: usize,
+    /// The one of them that ends before its handshake.
+    pub(crate) broken_handshake: Option<usize>,
+    /// Time between a request and its answer.
+    pub(crate) slow: Duration,
+    /// Requests that get no answer.
+    pub(crate) silent: usize,
+    /// How many clients at once look at an answer over HTTP, all of which must see the same.
+    pub(crate) perspectives: usize,
+    /// The most orders that were open at once.
+    pub(crate) most_open: usize,
     certificates: HashMap<usize, (String, SystemTime, SystemTime)>,
     windows: HashMap<String, (SystemTime, SystemTime)>,
     base: String,
@@ -117,6 +127,7 @@ pub(super) struct Validation {
     pub(super) http: u16,
     pub(super) tls: u16,
     pub(super) dns: u16,
+    pub(super) perspectives: usize,
 }
 
 /// How it is called in records that stand.
@@ -147,7 +158,12 @@ impl Books {
             tls,
             dns: 0,
             unreachable: Vec::new(),
-            broken_handshakes: 0,
+            connections: 0,
+            broken_handshake: None,
+            slow: Duration::ZERO,
+            silent: 0,
+            perspectives: 6,
+            most_open: 0,
             certificates: HashMap::new(),
             windows: HashMap::new(),
             base: format!("https://localhost:{port}"),
@@ -286,6 +302,8 @@ impl Books {
             told: String::new(),
             polls_left: self.processing,
         });
+        let open = self.orders.iter().filter(|order| !matches!(order.status, "valid" | "invalid")).count();
+        self.most_open = self.most_open.max(open);
         let number = self.orders.len() - 1;
         let location = format!("{}/order/{number}", self.base);
         Reply { status: 201, ..self.shown(number) }.with("location", location)
@@ -386,6 +404,7 @@ impl Books {
             http: self.http,
             tls: self.tls,
             dns: self.dns,
+            perspectives: self.perspectives,
         };
         let body = json!({
             "type": kind, "url": format!("{}{path}", self.base), "status": "processing", "token": token(number),

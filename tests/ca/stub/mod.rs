@@ -3,6 +3,7 @@
 //! own, and knows nothing of the code that is tested.
 
 mod books;
+pub(crate) mod garble;
 mod validate;
 mod wire;
 
@@ -58,6 +59,10 @@ pub(crate) enum Fault {
     Half,
     /// The request is carried out, and its answer lost.
     Lost,
+    /// The request is carried out, and nothing comes.
+    Mute,
+    /// The answer is another in some place, which the number picks.
+    Garbled(u64),
     /// The order turns invalid with this problem, after the request was answered well.
     Spoil { kind: &'static str, detail: &'static str },
 }
@@ -133,6 +138,11 @@ impl Stub {
     /// Time passes at the CA.
     pub(crate) fn pass(&self, by: Duration) {
         self.books().ahead += by;
+    }
+
+    /// How many requests there are that get no answer, but for the end of their connection.
+    pub(crate) fn silent(&self) -> usize {
+        self.books().silent
     }
 
     pub(crate) fn now(&self) -> SystemTime {

@@ -1,6 +1,6 @@
 //! Validation as a CA does it: a connection to the name, and a look at what answers.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,11 +34,18 @@ async fn connect(port: u16) -> Result<TcpStream, (&'static str, String)> {
     TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.map_err(|error| ("connection", error.to_string()))
 }
 
+/// CAs look from several places at once, and want the same answer everywhere.
 async fn http01(about: &Validation) -> Outcome {
+    let looks = (0..about.perspectives).map(|_| http01_once(about));
+    futures_util::future::try_join_all(looks).await.map(drop)
+}
+
+async fn http01_once(about: &Validation) -> Outcome {
     let mut stream = connect(about.http).await?;
+    let host = if about.name.contains(':') { format!("[{}]", about.name) } else { about.name.clone() };
     let request = format!(
-        "GET /.well-known/acme-challenge/{} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-        about.token, about.name
+        "GET /.well-known/acme-challenge/{} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n",
+        about.token
     );
     let failed = |error: std::io::Error| ("connection", error.to_string());
     stream.write_all(request.as_bytes()).await.map_err(failed)?;
@@ -114,10 +121,15 @@ async fn tls_alpn01(about: &Validation) -> Outcome {
         .with_custom_certificate_verifier(Arc::new(Anything))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"acme-tls/1".to_vec()];
-    let name = match about.name.parse::<Ipv4Addr>() {
-        Ok(address) => {
+    let name = match about.name.parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) => {
             let [a, b, c, d] = address.octets();
             format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        Ok(IpAddr::V6(address)) => {
+            let nibbles =
+                address.octets().into_iter().rev().map(|byte| format!("{:x}.{:x}.", byte & 15, byte >> 4));
+            format!("{}ip6.arpa", nibbles.collect::<String>())
         }
         Err(_) => about.name.clone(),
     };

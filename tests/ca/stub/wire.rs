@@ -18,6 +18,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::super::https;
 use super::books::{Books, Reply};
+use super::garble::garbled;
 use super::validate::validate;
 use super::{Fault, Step};
 
@@ -63,9 +64,8 @@ pub(super) fn serve(
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, books: Arc<Mutex<Books>>) {
     let broken = {
         let mut books = books.lock().expect("not poisoned");
-        let broken = books.broken_handshakes > 0;
-        books.broken_handshakes = books.broken_handshakes.saturating_sub(1);
-        broken
+        books.connections += 1;
+        books.broken_handshake == Some(books.connections)
     };
     if broken {
         return;
@@ -75,7 +75,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, books: Arc<Mutex<B
     let Some(step) = step(&path) else { return };
     let fault = books.lock().expect("not poisoned").fault(step);
     let spoil = match fault {
-        None | Some(Fault::Half | Fault::Lost) => None,
+        None | Some(Fault::Half | Fault::Lost | Fault::Mute | Fault::Garbled(_)) => None,
         Some(Fault::Spoil { kind, detail }) => Some((kind, detail)),
         Some(Fault::Problem { status, kind, detail, retry_after }) => {
             let mut reply = Reply::problem(status, kind, detail);
@@ -92,13 +92,26 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, books: Arc<Mutex<B
             let _ = stream.get_ref().0.set_zero_linger();
             return;
         }
-        Some(Fault::Stall) => return std::future::pending().await,
+        Some(Fault::Stall) => {
+            books.lock().expect("not poisoned").silent += 1;
+            return std::future::pending().await;
+        }
     };
+    let slow = books.lock().expect("not poisoned").slow;
+    if !slow.is_zero() {
+        tokio::time::sleep(slow).await;
+    }
     let (protected, payload) = jws(&body);
-    let (reply, validation) =
+    let (mut reply, validation) =
         books.lock().expect("not poisoned").answer(step, &path, &protected, &payload, spoil);
-    if matches!(fault, Some(Fault::Lost)) {
-        return;
+    match fault {
+        Some(Fault::Lost) => return,
+        Some(Fault::Mute) => {
+            books.lock().expect("not poisoned").silent += 1;
+            return std::future::pending().await;
+        }
+        Some(Fault::Garbled(seed)) => reply.body = garbled(&reply.body, seed),
+        _ => {}
     }
     send(&mut stream, &books, reply, matches!(fault, Some(Fault::Half))).await;
     drop(stream);

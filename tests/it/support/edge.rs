@@ -29,6 +29,7 @@ pub(crate) struct Setup {
     https: String,
     environment: Vec<(String, String)>,
     wrapper: Vec<String>,
+    storage: PathBuf,
 }
 
 impl Setup {
@@ -40,6 +41,7 @@ impl Setup {
         let bin = Path::new(BINARY).parent().expect("the binary is in a directory");
         let path = std::env::var("PATH").unwrap_or_default();
         Self {
+            storage: dir.path().join("storage"),
             dir,
             top: String::new(),
             apps: String::new(),
@@ -66,6 +68,20 @@ impl Setup {
     pub(crate) fn ports(mut self, http: u16, https: u16) -> Self {
         self.http = format!("127.0.0.1:{http}");
         self.https = format!("127.0.0.1:{https}");
+        self
+    }
+
+    /// Listens at each of these hosts of the machine, on these ports.
+    pub(crate) fn at(mut self, hosts: &[&str], http: u16, https: u16) -> Self {
+        let all =
+            |port: u16| hosts.iter().map(|host| format!("{host}:{port}")).collect::<Vec<_>>().join("\", \"");
+        (self.http, self.https) = (all(http), all(https));
+        self
+    }
+
+    /// Keeps its certificates there, as another edge does.
+    pub(crate) fn storage(mut self, dir: &Path) -> Self {
+        self.storage = dir.to_owned();
         self
     }
 
@@ -104,26 +120,35 @@ impl Setup {
     fn text(&self) -> String {
         let dir = self.dir.path().display();
         format!(
-            "storage: {dir}/storage\nruntime_dir: {dir}/run\nlisten:\n  http: [\"{}\"]\n  https: [\"{}\"]\n{}apps:\n{}",
-            self.http, self.https, self.top, self.apps
+            "storage: {}\nruntime_dir: {dir}/run\nlisten:\n  http: [\"{}\"]\n  https: [\"{}\"]\n{}apps:\n{}",
+            self.storage.display(),
+            self.http,
+            self.https,
+            self.top,
+            self.apps
         )
     }
 
     /// Starts `edge` and waits until it listens.
     pub(crate) async fn start(self) -> Edge {
+        let mut edge = self.launch();
+        edge.wait_until_listening().await;
+        edge
+    }
+
+    /// Starts `edge` and waits for nothing; where it listens is known if its ports were given.
+    pub(crate) fn launch(self) -> Edge {
         let config = self.dir.path().join("edge.yaml");
         fs::write(&config, self.text()).expect("the configuration is written");
-        let mut edge = Edge {
+        Edge {
             launched: Launched::spawn(self.dir.path(), &config, &self.environment, &self.wrapper),
             dir: self.dir,
             config,
             environment: self.environment,
             wrapper: self.wrapper,
-            http: unbound(),
-            https: unbound(),
-        };
-        edge.wait_until_listening().await;
-        edge
+            http: self.http.parse().unwrap_or(unbound()),
+            https: self.https.parse().unwrap_or(unbound()),
+        }
     }
 }
 
