@@ -24,7 +24,7 @@ const KNOWN: [(&str, &str); 4] = [
 ];
 
 /// Whether this is the directory of Let's Encrypt, for tests or not.
-pub fn is_lets_encrypt(directory: &str) -> bool {
+pub(super) fn is_lets_encrypt(directory: &str) -> bool {
     directory.ends_with(".api.letsencrypt.org/directory")
 }
 

@@ -23,7 +23,7 @@ async fn five_hundred_names_due_at_once_are_renewed_the_oldest_first_and_within_
             tokio::time::sleep(MINUTE).await;
             assert!(begun.elapsed() < 12 * HOUR, "{} orders", rig.ca.orders.get());
         }
-        let started = rig.ca.started.borrow();
+        let started = rig.ca.started.borrow().clone();
         assert_eq!(started.len(), MANY, "one order each");
         assert!(rig.ca.most_at_once.get() <= 4, "{} at once", rig.ca.most_at_once.get());
         let most = started
