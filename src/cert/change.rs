@@ -11,13 +11,16 @@ use crate::cert::internal::InternalCa;
 use crate::cert::names::{Cas, Name, NameId, Names, Source};
 use crate::cert::resolver::Served;
 use crate::cert::store::{CertStore, StoreError};
-use crate::config::model::{App, Config, Tls};
+use crate::config::model::{Acme, App, Config, Tls};
 use crate::name::{AppName, HostPattern};
 use crate::report::Report;
 
 /// The names of a configuration, ready to take the place of the present ones.
 pub struct Prepared {
     plan: Vec<Planned>,
+    cas: Arc<Cas>,
+    /// How certificates are ordered from then on.
+    pub(in crate::cert) acme: Box<Acme>,
     tickets: HashMap<AppName, Arc<dyn ProducesTickets>>,
 }
 
@@ -39,7 +42,9 @@ impl Names {
         rng: &mut Rng,
     ) -> Result<Prepared, StoreError> {
         let cas = Cas::of(&config.acme);
-        let mut prepared = Prepared { plan: Vec::new(), tickets: HashMap::new() };
+        let acme = Box::new(config.acme.clone());
+        let mut prepared =
+            Prepared { plan: Vec::new(), cas: Arc::clone(&cas), acme, tickets: HashMap::new() };
         for app in &config.apps {
             if !self.tickets.contains_key(&app.name)
                 && let Ok(tickets) = rustls::crypto::aws_lc_rs::Ticketer::new()
@@ -59,7 +64,7 @@ impl Names {
 
     /// Makes the prepared names the present ones.
     pub fn adopt_all(&mut self, prepared: Prepared) {
-        let Prepared { plan, tickets } = prepared;
+        let Prepared { plan, cas, acme: _, tickets } = prepared;
         self.tickets.extend(tickets);
         let mut known = std::mem::take(&mut self.list);
         for planned in plan {
@@ -73,6 +78,11 @@ impl Names {
                     let mut name = known.swap_remove(at);
                     let moved = name.app != app;
                     (name.app, name.default) = (app, default);
+                    if let Source::Acme(known) = &mut name.source {
+                        // The same CAs; what another setting repairs is tried again.
+                        *known = Arc::clone(&cas);
+                        name.machine.settle(&cas.settings);
+                    }
                     (name, moved)
                 }
             };
@@ -95,7 +105,7 @@ impl Names {
 fn stays(name: &Name, app: &App, cas: &Cas) -> bool {
     let pattern: &HostPattern = &name.pattern;
     match (&name.source, app.tls_for(pattern)) {
-        (Source::Acme(known), Tls::Acme) => **known == *cas,
+        (Source::Acme(known), Tls::Acme) => known.ids == cas.ids,
         (Source::Internal, Tls::Internal) | (Source::Off, Tls::Off) => true,
         (Source::Files(pair, _), Tls::Files { cert, key }) => {
             pair.app == app.name && pair.cert == cert && pair.key == key

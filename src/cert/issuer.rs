@@ -66,6 +66,12 @@ pub trait Issuer {
         scope: &'a Scope,
     ) -> Pin<Box<dyn Future<Output = Result<CertBundle, NotObtained>> + 'a>>;
 
+    /// The issuer under other settings for the same CAs; `None` where they are no others. Attempts that run go on under those
+    /// they began with.
+    fn under(&self, _settings: &Acme) -> Option<Rc<dyn Issuer>> {
+        None
+    }
+
     /// Removes what attempts, also those of an edge that was killed, have left behind in DNS. Returns at once; the rest goes on
     /// in `scope`.
     fn tidy(&self, _scope: &Scope) {}
@@ -91,6 +97,7 @@ pub struct AcmeIssuer {
     clock: Arc<dyn Clock>,
     challenges: Arc<Challenges>,
     orders: Arc<dyn OrderStore>,
+    accounts: Arc<dyn AccountStore>,
     cas: Vec<Ca>,
     self_check: Option<SelfCheck>,
     dns: Rc<DnsProofs>,
@@ -107,10 +114,10 @@ impl AcmeIssuer {
         orders: Arc<dyn OrderStore>,
         records: Arc<dyn RecordStore>,
     ) -> Self {
-        let cas = settings.directories().map(|url| Ca::new(url, &settings, Arc::clone(&accounts))).collect();
+        let cas = cas(&settings, &accounts);
         let self_check = settings.self_check.then(|| SelfCheck::new(Arc::clone(&challenges)));
         let dns = DnsProofs::new(settings.dns.clone(), records, Arc::clone(&clock));
-        Self { settings, provider, clock, challenges, orders, cas, self_check, dns }
+        Self { settings, provider, clock, challenges, orders, accounts, cas, self_check, dns }
     }
 
     /// Looks at names in another way than over the system's resolver and port 80.
@@ -244,7 +251,32 @@ impl AcmeIssuer {
     }
 }
 
+fn cas(settings: &Acme, accounts: &Arc<dyn AccountStore>) -> Vec<Ca> {
+    settings.directories().map(|url| Ca::new(url, settings, Arc::clone(accounts))).collect()
+}
+
 impl Issuer for AcmeIssuer {
+    fn under(&self, settings: &Acme) -> Option<Rc<dyn Issuer>> {
+        if *settings == self.settings {
+            return None;
+        }
+        let self_check = match settings.self_check == self.settings.self_check {
+            true => self.self_check.clone(),
+            false => settings.self_check.then(|| SelfCheck::new(Arc::clone(&self.challenges))),
+        };
+        Some(Rc::new(Self {
+            settings: settings.clone(),
+            provider: Arc::clone(&self.provider),
+            clock: Arc::clone(&self.clock),
+            challenges: Arc::clone(&self.challenges),
+            orders: Arc::clone(&self.orders),
+            accounts: Arc::clone(&self.accounts),
+            cas: cas(settings, &self.accounts),
+            self_check,
+            dns: Rc::clone(&self.dns),
+        }))
+    }
+
     fn obtain<'a>(
         &'a self,
         wanted: &'a Wanted,

@@ -94,6 +94,8 @@ pub struct Name {
     pub issued_by: usize,
     /// Position of the CA that is being asked for the next.
     pub asked: usize,
+    /// The settings it was asked under.
+    pub asked_under: Option<Arc<Cas>>,
     pub(in crate::cert) served: Option<Arc<Served>>,
     /// What is wrong with the operator's files.
     pub file_error: Option<String>,
@@ -154,6 +156,7 @@ impl Names {
             bundle: None,
             issued_by: 0,
             asked: 0,
+            asked_under: None,
             served: None,
             file_error: None,
             coming: None,
@@ -347,6 +350,14 @@ impl Names {
 }
 
 impl Name {
+    /// Whether the settings towards its CA have changed since it was asked.
+    pub fn is_asked_under_others(&self) -> bool {
+        match (&self.source, &self.asked_under) {
+            (Source::Acme(now), Some(then)) => now.settings != then.settings,
+            (Source::Acme(_) | Source::Internal | Source::Files(..) | Source::Off, _) => false,
+        }
+    }
+
     fn why_pending(&self, now: SystemTime) -> String {
         let history = self.machine.history();
         if !is_plausible(now) {

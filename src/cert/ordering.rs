@@ -1,6 +1,7 @@
 //! The driver's side of an order, from its start to its end, and of the question when a certificate should be renewed.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::oneshot;
@@ -80,6 +81,10 @@ impl Driver {
         let wanted = match self.names.borrow_mut().at_mut(index) {
             Some(name) => {
                 name.asked = ca;
+                name.asked_under = match &name.source {
+                    Source::Acme(cas) => Some(Arc::clone(cas)),
+                    Source::Internal | Source::Files(..) | Source::Off => None,
+                };
                 let replaces = name.bundle.clone().filter(|_| name.issued_by == ca);
                 let failures = &name.machine.history().failures;
                 let failed = |class| failures.get(&class).copied().unwrap_or_default();
@@ -235,6 +240,12 @@ impl Driver {
         if !first {
             // What another CA says of its account does not concern the names the first one is asked for.
             failure.reach = Reach::Name;
+        }
+        if self.names.borrow().at(index).is_some_and(Name::is_asked_under_others)
+            && failure.class != Class::Limited
+        {
+            // What it failed of may be repaired.
+            (failure.class, failure.reach) = (Class::Transient, Reach::Name);
         }
         let (reach, class, message) = (failure.reach, failure.class, failure.message.clone());
         self.feed(index, Input::Failed(failure), now);

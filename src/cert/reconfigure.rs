@@ -22,6 +22,9 @@ impl Driver {
     }
 
     pub(in crate::cert) fn adopt(&mut self, prepared: Prepared) {
+        if let Some(issuer) = self.seams.issuer.under(&prepared.acme) {
+            self.seams.issuer = issuer;
+        }
         self.names.borrow_mut().adopt_all(prepared);
         // Who tells edge to look at its configuration may have changed these as well.
         self.look_at_files();

@@ -23,6 +23,8 @@ pub enum Change {
     Backend(Arc<App>),
     /// Deadlines and bounds of connections that come from now on.
     Rules,
+    /// How certificates are ordered from now on.
+    Issuance,
     /// An address that was not listened on.
     Opened(Listener),
     /// An address that is not listened on any more.
@@ -43,7 +45,7 @@ pub struct Listener {
 #[error("{0}: changed, and a change of this key needs a restart of edge")]
 pub struct NeedsRestart(pub &'static str);
 
-/// What leads from `old` to `new`: listeners first, then rules, then apps in the order of the new file, then what is gone; or every key
+/// What leads from `old` to `new`: listeners first, then rules and issuance, then apps in the order of the new file, then what is gone; or every key
 /// that stands against it.
 pub fn diff(old: &Config, new: &Config) -> Result<Vec<Change>, Vec<NeedsRestart>> {
     let fixed = fixed(old, new);
@@ -54,13 +56,14 @@ pub fn diff(old: &Config, new: &Config) -> Result<Vec<Change>, Vec<NeedsRestart>
     let opened = after.iter().filter(|one| !before.contains(one)).copied().map(Change::Opened);
     let closed = before.iter().filter(|one| !after.contains(one)).copied().map(Change::Closed);
     let rules = (old.rules() != new.rules()).then_some(Change::Rules);
+    let issuance = (old.acme != new.acme).then_some(Change::Issuance);
     let apps = new.apps.iter().filter_map(|app| match find(old, &app.name) {
         Some(known) => app_change(known, app),
         None => Some(Change::Added(Arc::clone(app))),
     });
     let gone = old.apps.iter().filter(|app| find(new, &app.name).is_none());
     let removed = gone.map(|app| Change::Removed(app.name.clone()));
-    Ok(opened.chain(closed).chain(rules).chain(apps).chain(removed).collect())
+    Ok(opened.chain(closed).chain(rules).chain(issuance).chain(apps).chain(removed).collect())
 }
 
 /// Every configured address, http first, each in the order of the file.
@@ -112,15 +115,8 @@ fn fixed(old: &Config, new: &Config) -> Vec<NeedsRestart> {
         apps: _,
     } = new;
     let keys = [
-        ("email", old.acme.email != acme.email),
         ("acme.ca", !old.acme.directories().eq(acme.directories())),
-        ("acme.ca_root", old.acme.ca_root != acme.ca_root),
-        ("acme.key_type", old.acme.key_type != acme.key_type),
-        ("acme.challenges", old.acme.challenges != acme.challenges),
-        ("acme.profile", old.acme.profile != acme.profile),
-        ("acme.eab", old.acme.eab != acme.eab),
         ("acme.dns", old.acme.dns != acme.dns),
-        ("acme.self_check", old.acme.self_check != acme.self_check),
         ("storage", old.storage != *storage),
         ("runtime_dir", old.runtime_dir != *runtime_dir),
         ("threads", old.threads != *threads),
@@ -159,6 +155,7 @@ mod tests {
             Change::Workers(app) => format!("workers {}", app.name),
             Change::Backend(app) => format!("backend {}", app.name),
             Change::Rules => "rules".to_owned(),
+            Change::Issuance => "issuance".to_owned(),
             Change::Opened(one) => format!("opened {} {}", one.secure, one.address),
             Change::Closed(one) => format!("closed {} {}", one.secure, one.address),
         };
@@ -185,7 +182,8 @@ mod tests {
             ("upstream: 'unix:/x'", "upstream: 'unix:/x', protocol: h2c", vec!["backend b"]),
             ("workers: 2", "workers: 2, protocol: h2c", vec!["workers a"]),
             ("  b: {", "  c: {", vec!["added c", "removed b"]),
-            ("apps:", "email: me@example.com\napps:", vec!["restart email"]),
+            ("apps:", "email: me@example.com\napps:", vec!["issuance"]),
+            ("apps:", "acme: {ca: zerossl, profile: x}\napps:", vec!["restart acme.ca"]),
             (
                 "apps:",
                 "log: {access: false, level: warn}\napps:",

@@ -95,6 +95,7 @@ fn force(changes: &mut Vec<Change>, new: &Config, name: &AppName) -> Result<(), 
         | Change::Workers(_)
         | Change::Backend(_)
         | Change::Rules
+        | Change::Issuance
         | Change::Opened(_)
         | Change::Closed(_) => false,
     };
@@ -105,6 +106,7 @@ fn force(changes: &mut Vec<Change>, new: &Config, name: &AppName) -> Result<(), 
         | Change::Settings(_)
         | Change::Scaled(..)
         | Change::Rules
+        | Change::Issuance
         | Change::Opened(_)
         | Change::Closed(_) => false,
     };
@@ -225,6 +227,7 @@ impl Attempt<'_> {
                 | Change::Scaled(..)
                 | Change::Workers(_)
                 | Change::Rules
+                | Change::Issuance
                 | Change::Opened(_)
                 | Change::Closed(_) => {}
             }
@@ -242,6 +245,7 @@ impl Attempt<'_> {
                 | Change::Settings(_)
                 | Change::Backend(_)
                 | Change::Rules
+                | Change::Issuance
                 | Change::Opened(_)
                 | Change::Closed(_) => {}
             }

@@ -188,6 +188,12 @@ impl Running {
         self.manager.status()[index].clone()
     }
 
+    /// Another configuration takes effect.
+    pub(super) async fn reload(&self, config: Config) {
+        let prepared = self.manager.prepare(Arc::new(config)).await.expect("runs").expect("prepared");
+        self.manager.adopt(prepared).await;
+    }
+
     pub(super) fn error(&self, index: usize) -> String {
         self.status(index).last_error.unwrap_or_default()
     }

@@ -1,6 +1,5 @@
 //! A CA says how long to wait, or that it will never issue: nothing but time, or another configuration, changes that.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::ca::stub::{Fault, Step};
@@ -29,9 +28,7 @@ async fn a_limit_is_waited_for_over_restarts_changes_and_commands() {
                 let mut other = lab.config(&["a.example.com"]);
                 other.apps = vec![app("other", &["a.example.com"], Tls::Acme)];
                 other.acme.email = Some(format!("{passed}@example.com"));
-                let prepared =
-                    running.manager.prepare(Arc::new(other)).await.expect("runs").expect("prepared");
-                running.manager.adopt(prepared).await;
+                running.reload(other).await;
                 let refused = running.manager.renew("a.example.com").await;
                 assert!(refused.expect_err("refused").contains("wait"), "forced past the CA's wait");
                 tokio::time::sleep(Duration::from_millis(50)).await;

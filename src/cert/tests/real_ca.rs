@@ -300,13 +300,12 @@ async fn a_binding_is_asked_for_by_its_key_and_used_after_a_reload() {
         running.until("parked", |all| all[0].state == CertificateState::Parked).await;
         let missing = running.error(0);
         assert!(missing.contains("acme.eab"), "{missing}");
-        running.stop().await;
-        let running = rig.run_with(&with(b"wrong-wrong-wrong-wrong-wrong-12"));
+        running.reload(with(b"wrong-wrong-wrong-wrong-wrong-12")).await;
         let refused = |error: &String| *error != missing;
         running.until("refused", |all| all[0].last_error.as_ref().is_some_and(refused)).await;
         assert!(running.error(0).contains("acme.eab"), "{}", running.error(0));
-        running.stop().await;
-        let running = rig.run_with(&with(secret));
+        assert_eq!(running.status(0).state, CertificateState::Parked);
+        running.reload(with(secret)).await;
         running.until_valid().await;
         assert_eq!((rig.pebble.accounts(), rig.pebble.orders()), (1, 1));
         let text = logged.text();
