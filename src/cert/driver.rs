@@ -400,7 +400,11 @@ impl Driver {
                 Source::Files(..) | Source::Off => false,
             })
             .filter_map(|name| name.machine.wake_at(now));
-        let next = wake.chain(self.gate.opens_at(now)).min();
+        // Also where the gate has opened since it was asked: nothing else would wake those who wait for it.
+        let waits =
+            |name: &Name| self.owner && name.machine.is_due() && matches!(name.source, Source::Acme(_));
+        let opens = names.iter().any(waits).then(|| self.gate.opens_at(now)).flatten();
+        let next = wake.chain(opens).min();
         let sleep = next.map_or(longest, |at| at.duration_since(now).unwrap_or_default());
         // Never a spin, should a wake-up ever not lead to a change.
         sleep.clamp(Duration::from_millis(10), longest)

@@ -67,12 +67,12 @@ impl Gate {
         self.in_flight
     }
 
-    /// When the next may start that could not start now for its time alone; `None` while only the end of an order helps.
+    /// When one that waits may start: at once where time stands against it no more; `None` while only the end of an order helps.
     pub fn opens_at(&self, now: SystemTime) -> Option<SystemTime> {
         if self.in_flight >= Self::AT_ONCE {
             return None;
         }
-        self.full_until(now).max(self.rests_until(now))
+        Some(self.full_until(now).max(self.rests_until(now)).unwrap_or(now))
     }
 
     /// Until when a window is full. What runs counts as ordered.

@@ -378,6 +378,11 @@ fn the_gate_keeps_its_limits_and_its_order() {
             if waiting.is_empty() {
                 break;
             }
+            let whenever = now + 9 * HOUR;
+            prop_assert!(
+                running.len() == 4 || gate.opens_at(whenever).is_some(),
+                "nothing wakes those who wait"
+            );
             let ends = running.iter().map(|(end, _)| *end).min();
             let next = ends.into_iter().chain(gate.opens_at(now)).min().expect("one of them");
             now = now.max(next);
