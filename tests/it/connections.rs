@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::client::{Connection, Trust, Wire, empty, websocket};
 use crate::support::edge::{Setup, pid};
-use crate::support::load::{Client, Load};
 use crate::support::{full_length, processes, python, until};
 
 #[tokio::test]
@@ -122,66 +121,6 @@ async fn ask_each(
     }
     (server, good, failed)
 }
-
-#[tokio::test]
-async fn a_worker_ten_times_slower_gets_next_to_nothing() {
-    let setup = Setup::new();
-    let script = setup.dir().join("worker.py");
-    std::fs::write(&script, UNEQUAL).unwrap();
-    let yaml =
-        format!("domains: [a.test]\nworkers: 4\ntransport: unix\ncommand: python3 {}", script.display());
-    let edge = setup.app("a", &yaml).start().await;
-    edge.wait_until_up("a").await;
-    let trust = edge.trust().await;
-    // Who is new gets less for ten seconds; from then on it counts.
-    let asked = async || -> Vec<u64> {
-        let status = edge.status().await;
-        let workers = status["apps"]["a"]["workers"].as_array().unwrap();
-        workers.iter().map(|worker| worker["requests"].as_u64().unwrap()).collect()
-    };
-    let load = Load::start((0..12).map(|at| Client {
-        address: edge.https,
-        host: "a.test".into(),
-        path: "/",
-        wire: if at % 2 == 0 { Wire::H1 } else { Wire::H2 },
-        trust: trust.clone(),
-        per_connection: 100,
-        pause: Duration::from_millis(10),
-    }));
-    tokio::time::sleep(Duration::from_secs(if full_length() { 10 } else { 2 })).await;
-    let before = asked().await;
-    tokio::time::sleep(Duration::from_secs(if full_length() { 60 } else { 6 })).await;
-    let shares: Vec<u64> = asked().await.iter().zip(before).map(|(now, before)| now - before).collect();
-    let tally = load.stop().await;
-    let percent = shares[0] as f64 * 100.0 / shares.iter().sum::<u64>() as f64;
-    println!(
-        "figure: requests to four workers, the first ten times slower: {shares:?}, it had {percent:.1} %"
-    );
-    assert!(percent < 5.0, "{shares:?}");
-    assert!(tally.failed.is_empty(), "{:?}", tally.failed);
-    edge.stop().await;
-}
-
-/// Answers after 10 ms, as worker 0 after 100.
-const UNEQUAL: &str = r#"
-import asyncio, os
-pause = 0.1 if os.environ['EDGE_WORKER'] == '0' else 0.01
-async def serve(reader, writer):
-    try:
-        while True:
-            await reader.readuntil(b'\r\n\r\n')
-            await asyncio.sleep(pause)
-            writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok')
-            await writer.drain()
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass
-    finally:
-        writer.close()
-async def main():
-    server = await asyncio.start_unix_server(serve, os.environ['EDGE_SOCKET'])
-    await server.serve_forever()
-asyncio.run(main())
-"#;
 
 #[tokio::test]
 async fn clients_that_go_away_cost_uvicorn_no_memory() {

@@ -18,7 +18,7 @@
 //! | whatever a worker starts ends with it | `endurance::whatever_a_worker_starts…`, `hygiene::a_daemon_that_hides…`, `hygiene::as_process_1…` |
 //! | recycling costs no request, and a leak is held | `supervising::recycling…`, `supervising::an_app_that_leaks…` |
 //! | every server's documented command works as it is, without rights, heard by nobody else | `servers` |
-//! | connections are kept no longer than servers keep them, are spread, and cost nothing when closed | `connections` |
+//! | connections are kept no longer than servers keep them, are spread, and cost nothing when closed | `connections`, `queueing::a_worker_ten_times_slower…` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(
