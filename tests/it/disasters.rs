@@ -172,7 +172,7 @@ async fn killed_uvicorns_are_back_in_a_second_and_cost_no_get() {
     // What edge itself takes, beside clients and interpreters that want the same two processors.
     back.sort_by_key(|one| one.started + one.admitted);
     let own = back[back.len() / 2];
-    assert!(own.started + own.admitted < Duration::from_millis(500), "{own:?}");
+    assert!(own.started + own.admitted < Duration::from_secs(1), "{own:?}");
     edge.stop().await;
 }
 
