@@ -7,6 +7,7 @@
 mod answers;
 mod fields;
 mod framing;
+mod handshake;
 mod house;
 mod http2;
 mod oracle;
@@ -54,11 +55,12 @@ impl Row {
 }
 
 /// How many rows each group has.
-const GROUPS: [(&str, usize, &[Row]); 8] = [
+const GROUPS: [(&str, usize, &[Row]); 9] = [
     ("A", 20, framing::ROWS),
     ("B", 15, targets::ROWS),
     ("C", 10, fields::ROWS),
     ("D", 11, patience::ROWS),
+    ("E", 10, handshake::ROWS),
     ("F", 13, http2::ROWS),
     ("G", 4, upgrade::ROWS),
     ("H", 14, answers::ROWS),
