@@ -68,6 +68,24 @@ pub fn write(path: &Path, content: &[u8], readers: Readers) -> Result<(), Durabl
     sync_directory(directory).map_err(fail)
 }
 
+/// Writes a private file where there is none, whole or not at all; says whether it did.
+pub fn add(path: &Path, content: &[u8]) -> Result<bool, DurableError> {
+    let fail = |source| DurableError { action: "write", path: path.to_owned(), source };
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(fail(io::ErrorKind::InvalidInput.into()));
+    };
+    let temporary = directory.join(format!(".{}.added", name.to_string_lossy()));
+    // A link, unlike a rename, never takes the place of what somebody else has written meanwhile.
+    let linked =
+        write_new(&temporary, content, Readers::Owner).and_then(|()| fs::hard_link(&temporary, path));
+    drop(fs::remove_file(&temporary));
+    match linked {
+        Ok(()) => sync_directory(directory).map(|()| true).map_err(fail),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(fail(error)),
+    }
+}
+
 fn write_new(path: &Path, content: &[u8], readers: Readers) -> io::Result<()> {
     match fs::remove_file(path) {
         Ok(()) => {}

@@ -152,6 +152,7 @@
 //!   cert/challenge.rs         the answers to pending challenges, published for requests and handshakes
 //!   cert/tls_alpn.rs          the certificate that answers a TLS-ALPN-01 challenge
 //!   cert/self_check.rs        whether a name leads here, before a CA is asked
+//!   cert/import.rs         P  which certificates of another program are taken over, and for which names
 //!   cert/store.rs             certificates, accounts, orders and failures on disk
 //!   cert/disk.rs              writes in order, away from the thread that drives
 //!   cert/files.rs             certificates the operator maintains as files
@@ -160,6 +161,7 @@
 //!   cert/directory.rs         what a CA offers
 //!   cert/binding.rs           an account that is bound to one made at the CA's site
 //!   cert/account.rs           the account at a CA
+//!   cert/foreign.rs           what certbot and Caddy left behind
 //!   cert/ca.rs                one CA: its directory, account, client and clock
 //!   cert/authorize.rs         challenges picked, answered and explained
 //!   cert/internal.rs          edge's own CA
@@ -170,6 +172,8 @@
 //!   cert/change.rs            from the names of one configuration to those of the next
 //!   cert/driver.rs            performs what schedule and gate decide   ← telemetry
 //!   cert/ordering.rs          the driver's side of an order   ← telemetry
+//!   cert/offer.rs             a certificate of another program, on its way into the storage   ← telemetry
+//!   cert/importing.rs         the driver's side of one   ← telemetry
 //!   cert/reconfigure.rs       the driver's side of another configuration   ← telemetry
 //!   cert/manager.rs           loads what is stored, starts the driver, tells the status   ← telemetry
 //!
@@ -248,6 +252,7 @@
 //!   daemon/check_names.rs     somebody answers for edge while its names are looked at
 //!   daemon/command.rs         the subcommands that ask or read, and print
 //!   daemon/render.rs       P  the running state for people
+//!   daemon/import.rs          `edge certs import`
 //!   daemon/explain.rs         a worker's final command line and environment
 //!   daemon/hello.rs           the built-in demo worker
 //!   daemon/hello/routes.rs    its pages and streams

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use edge::config::load;
 use edge::config::problem::Problems;
 use edge::config::surroundings::Surroundings;
-use edge::daemon::cli::{self, Call, Command};
-use edge::daemon::{check_names, command, hello, run};
+use edge::daemon::cli::{self, Call, CertsAction, Command};
+use edge::daemon::{check_names, command, hello, import, run};
 use edge::report::Report;
 
 /// Buffers of a few kilobytes come and go with each request: this allocator keeps them at hand for each thread.
@@ -84,9 +84,12 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
         }
         Command::Explain { app } => command::explain(&config()?, app)?,
         Command::Status { json } => command::status(&place()?, *json)?,
-        Command::Certs { action: Some(action), .. } => {
-            let status = command::operate(&place()?, &command::certs_operation(action)?)?;
+        Command::Certs { action: Some(CertsAction::Renew { name }), .. } => {
+            let status = command::operate(&place()?, &command::renewal(name)?)?;
             return Ok(ExitCode::from(status));
+        }
+        Command::Certs { action: Some(CertsAction::Import { dir }), .. } => {
+            return Ok(ExitCode::from(import::import(&config()?, dir)?));
         }
         Command::Certs { json, check, action: None } => {
             let (text, healthy) = command::certs(&place()?, *json)?;

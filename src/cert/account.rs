@@ -57,6 +57,22 @@ struct Record {
     contact: Option<String>,
 }
 
+/// The record of an account that was made elsewhere: its key and its URL. `None` where they cannot be used.
+pub fn record(key_pkcs8: &[u8], url: &str) -> Option<Vec<u8>> {
+    Key::from_pkcs8_der(PrivatePkcs8KeyDer::from(key_pkcs8)).ok()?;
+    url.parse::<http::Uri>().ok().filter(|url| url.scheme_str() == Some("https"))?;
+    let key_pkcs8 = BASE64_URL_SAFE_NO_PAD.encode(key_pkcs8);
+    serde_json::to_vec_pretty(&Record { key_pkcs8, url: Some(url.to_owned()), contact: None }).ok()
+}
+
+/// Whether `record` is one that edge can use.
+pub fn is_usable(record_text: &[u8]) -> bool {
+    let Ok(Record { key_pkcs8, url: Some(url), .. }) = serde_json::from_slice(record_text) else {
+        return false;
+    };
+    BASE64_URL_SAFE_NO_PAD.decode(key_pkcs8).is_ok_and(|key| record(&key, &url).is_some())
+}
+
 impl Accounts {
     /// The account at the CA with this directory URL.
     pub fn new(directory: String, registration: Registration, store: Arc<dyn AccountStore>) -> Self {

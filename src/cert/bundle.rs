@@ -60,6 +60,8 @@ pub enum BundleError {
     NotYetValid,
     #[error("its certificate is expired or about to be; is this machine's clock right?")]
     Expired,
+    #[error("its certificate is expired")]
+    Ended,
     #[error("certificate {} of its chain was not issued by the next one", position + 1)]
     BrokenChain { position: usize },
 }
@@ -164,6 +166,11 @@ impl CertBundle {
         if now + self.validity.life() / 10 >= self.validity.not_after {
             return Err(BundleError::Expired);
         }
+        self.check_chain()
+    }
+
+    /// Whether each certificate is signed by the next.
+    pub fn check_chain(&self) -> Result<(), BundleError> {
         for (position, pair) in self.certified.cert.windows(2).enumerate() {
             let [below, above] = pair else { continue };
             let below = read_certificate(position, below)?;

@@ -16,9 +16,11 @@ use crate::cert::bundle::CertBundle;
 use crate::cert::change::Prepared;
 use crate::cert::disk::{Job, What};
 use crate::cert::gate::Gate;
+use crate::cert::import::Kept;
 use crate::cert::internal::InternalCa;
 use crate::cert::issuer::{Issuer, NotObtained};
 use crate::cert::names::{Name, NameId, Names, Source, rfc3339};
+use crate::cert::offer::Offer;
 use crate::cert::resolver::Certificates;
 use crate::cert::schedule::{Action, Input, is_plausible};
 use crate::cert::store::{CaId, CertStore, StoreError, load_best};
@@ -69,6 +71,12 @@ pub(in crate::cert) enum Event {
     Prepare(Arc<Config>, oneshot::Sender<Result<Prepared, StoreError>>),
     /// The operator wants a new certificate for the name; told how that ended.
     Renew(String, oneshot::Sender<Result<(), String>>),
+    /// A certificate that another program obtained; told at once whether it is taken, and then how storing it ended.
+    Import(
+        Box<Offer>,
+        oneshot::Sender<Result<Result<(), Kept>, String>>,
+        oneshot::Sender<Result<(), String>>,
+    ),
     /// The operator's files may have changed; told once they were looked at.
     Look(oneshot::Sender<()>),
     /// What was prepared takes effect; told once it is published.
@@ -278,6 +286,7 @@ impl Driver {
                 drop(reply.send(self.prepare(&config, now)));
             }
             Event::Renew(name, reply) => self.renew(&name, reply, now),
+            Event::Import(offer, reply, stored) => self.import(*offer, reply, stored, now),
             Event::Look(reply) => {
                 self.look_at_files();
                 let _nobody_waits = reply.send(());

@@ -9,15 +9,18 @@ use std::sync::Arc;
 use fastrand::Rng;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::cert::account;
 use crate::cert::challenge::Challenges;
 use crate::cert::change::Prepared;
 use crate::cert::disk;
 use crate::cert::driver::{Driver, Event, Seams, open_internal};
 use crate::cert::gate::Gate;
+use crate::cert::import::Kept;
 use crate::cert::issuer::AcmeIssuer;
 use crate::cert::names::{Names, Source, uses_internal};
+use crate::cert::offer::Offer;
 use crate::cert::resolver::Certificates;
-use crate::cert::store::{DirStore, StoreError};
+use crate::cert::store::{AccountStore, CaId, DirStore, StoreError};
 use crate::clock::Clock;
 use crate::config::model::Config;
 use crate::report::Report;
@@ -31,6 +34,7 @@ pub struct Manager {
     names: Rc<RefCell<Names>>,
     clock: Arc<dyn Clock>,
     root_file: Option<PathBuf>,
+    accounts: Option<Arc<dyn AccountStore>>,
 }
 
 /// Starts over the real store and the configured CA. Everything stored is published before this returns; no CA is waited for.
@@ -55,8 +59,10 @@ pub fn start(
     );
     let internal = store.internal();
     let volatile = store.is_volatile();
+    let accounts = Arc::clone(&store) as Arc<dyn AccountStore>;
     let seams = Seams { clock, store, issuer: Rc::new(issuer), internal, provider };
-    let manager = start_with(config, seams, certificates, scope)?;
+    let mut manager = start_with(config, seams, certificates, scope)?;
+    manager.accounts = Some(accounts);
     let acme = manager.names.borrow().iter().any(|name| matches!(name.source, Source::Acme(_)));
     if volatile && acme {
         tracing::warn!(
@@ -94,6 +100,7 @@ pub fn start_with(
         names: Rc::clone(&names),
         clock: Arc::clone(&seams.clock),
         root_file: internal.as_ref().map(|ca| ca.root_file().to_owned()),
+        accounts: None,
     };
     let mut driver = Driver {
         names,
@@ -150,6 +157,29 @@ impl Manager {
         let (reply, ended) = oneshot::channel();
         self.events.send(Event::Renew(name.to_owned(), reply)).map_err(|_| stopping())?;
         ended.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    /// Stores and serves a certificate that another program obtained, and waits until both are done, or why they are not; the one
+    /// that edge has may be as good.
+    pub async fn import(&self, offer: Offer) -> Result<Result<(), Kept>, String> {
+        let stopping = || "edge is stopping".to_owned();
+        let (reply, ended) = oneshot::channel();
+        let (stored, storing) = oneshot::channel();
+        self.events.send(Event::Import(Box::new(offer), reply, stored)).map_err(|_| stopping())?;
+        match ended.await.unwrap_or_else(|_| Err(stopping()))? {
+            Ok(()) => storing.await.unwrap_or_else(|_| Err(stopping())).map(Ok),
+            Err(kept) => Ok(Err(kept)),
+        }
+    }
+
+    /// Keeps an account that another program made, where edge has none at that CA yet; says whether it did.
+    pub async fn import_account(&self, ca: CaId, record: Vec<u8>) -> Result<bool, String> {
+        if !account::is_usable(&record) {
+            return Err("its record cannot be used".to_owned());
+        }
+        let Some(store) = self.accounts.clone() else { return Ok(false) };
+        let kept = account::off_thread(move || store.add_account(&ca, &record)).await;
+        kept.map_err(|trouble| trouble.into_failure("the CA", "the account").message)
     }
 
     /// Serves the operator's certificate files as they are now, without waiting for the next regular look at them.

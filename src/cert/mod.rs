@@ -44,15 +44,19 @@ mod ca;
 pub mod issuer;
 mod order;
 
+pub mod foreign;
+pub mod import;
 pub mod internal;
 
 pub mod resolver;
 
 pub mod files;
 pub mod names;
+pub mod offer;
 
 pub mod disk;
 pub mod driver;
+mod importing;
 mod ordering;
 mod reconfigure;
 

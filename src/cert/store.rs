@@ -151,6 +151,8 @@ pub trait AccountStore: Send + Sync + 'static {
     fn load_account(&self, ca: &CaId) -> Result<Option<Vec<u8>>, StoreError>;
     /// Replaces it.
     fn save_account(&self, ca: &CaId, record: &[u8]) -> Result<(), StoreError>;
+    /// Keeps it unless there is one; says whether it did.
+    fn add_account(&self, ca: &CaId, record: &[u8]) -> Result<bool, StoreError>;
 }
 
 /// Keeps orders that have not led to a stored certificate; the same promises as [`CertStore`].
@@ -211,6 +213,17 @@ impl CaId {
     /// Edge's own CA.
     pub fn internal() -> Self {
         Self("internal".to_owned())
+    }
+
+    /// Whether both are the same CA, although one may be spelled by another program.
+    pub fn is(&self, other: &Self) -> bool {
+        let letter = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+        self.0.chars().map(letter).eq(other.0.chars().map(letter))
+    }
+
+    /// Whether it is known to be of no use to the public: for tests, or a program's own.
+    pub fn is_for_tests(&self) -> bool {
+        self.0.contains("staging") || self.0.contains("testing") || self.0 == "local"
     }
 
     /// The name of its directory.
@@ -384,6 +397,14 @@ impl AccountStore for DirStore {
             durable::create_private_dir(directory)?;
         }
         Ok(durable::write(&path, record, Readers::Owner)?)
+    }
+
+    fn add_account(&self, ca: &CaId, record: &[u8]) -> Result<bool, StoreError> {
+        let path = self.account(ca);
+        if let Some(directory) = path.parent() {
+            durable::create_private_dir(directory)?;
+        }
+        Ok(durable::add(&path, record)?)
     }
 }
 

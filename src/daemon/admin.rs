@@ -29,7 +29,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-use crate::daemon::operation::{LONGEST_TEXT, Operation};
+use crate::daemon::operation::{Operation, longest};
 use crate::daemon::progress::Said;
 use crate::report::Report;
 use crate::scope::Scope;
@@ -200,7 +200,7 @@ async fn answer(request: Request<Incoming>, desk: &Desk, operating: &Cell<bool>)
             _ => not_allowed("GET"),
         };
     }
-    let Ok(body) = Limited::new(body, LONGEST_TEXT).collect().await else {
+    let Ok(body) = Limited::new(body, longest(parts.uri.path())).collect().await else {
         return plain(StatusCode::BAD_REQUEST, "the request's body is too long, or broke off\n");
     };
     let Some(operation) = Operation::parse(parts.uri.path(), parts.uri.query(), &body.to_bytes()) else {

@@ -115,6 +115,12 @@ pub enum CertsAction {
         /// The domain, as an app lists it
         name: String,
     },
+    /// Take over the certificates that certbot or Caddy keeps, for the domains of the configuration that have `tls: auto`
+    Import {
+        /// /etc/letsencrypt or its `live`; Caddy's data directory, its `certificates`, or the home of Caddy's user
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// On or off.
@@ -180,6 +186,15 @@ mod tests {
                     json: false,
                     check: false,
                     action: Some(CertsAction::Renew { name: "a.example".to_owned() }),
+                },
+            ),
+            (
+                "edge certs import /etc/letsencrypt",
+                None,
+                Command::Certs {
+                    json: false,
+                    check: false,
+                    action: Some(CertsAction::Import { dir: "/etc/letsencrypt".into() }),
                 },
             ),
             ("edge explain api", None, Command::Explain { app: "api".to_owned() }),

@@ -11,7 +11,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::load::Whereabouts;
 use crate::config::model::{Account, Backend, Config};
 use crate::daemon::ask::{AskError, Running};
-use crate::daemon::cli::{CertsAction, Operate, Switch};
+use crate::daemon::cli::{Operate, Switch};
 use crate::daemon::explain::{self, Checked};
 use crate::daemon::operation::{LONGEST_TEXT, Operation};
 use crate::daemon::progress::Said;
@@ -129,13 +129,11 @@ pub fn certs(place: &Whereabouts, json: bool) -> Result<(String, bool), CommandE
     Ok((text, healthy))
 }
 
-/// What `edge certs` is asked to do.
-pub fn certs_operation(action: &CertsAction) -> Result<Operation, CommandError> {
-    match action {
-        CertsAction::Renew { name } => match name.parse::<HostPattern>() {
-            Ok(name) => Ok(Operation::Renew(name.to_string())),
-            Err(_) => Err(CommandError::NoHost(name.clone())),
-        },
+/// `edge certs renew`.
+pub fn renewal(name: &str) -> Result<Operation, CommandError> {
+    match name.parse::<HostPattern>() {
+        Ok(name) => Ok(Operation::Renew(name.to_string())),
+        Err(_) => Err(CommandError::NoHost(name.to_owned())),
     }
 }
 
@@ -186,7 +184,7 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
-fn running(place: &Whereabouts) -> Running<'_> {
+pub(in crate::daemon) fn running(place: &Whereabouts) -> Running<'_> {
     Running { admin: &place.admin, config: &place.file }
 }
 

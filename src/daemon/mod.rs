@@ -7,6 +7,7 @@ pub mod cli;
 pub mod command;
 pub mod explain;
 pub mod hello;
+pub mod import;
 pub mod listeners;
 pub mod live;
 pub mod operation;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::cert::bundle::MAX_SIZE;
 use crate::name::{AppName, HostPattern};
 
 /// One request to act.
@@ -27,6 +28,8 @@ pub enum Operation {
         /// The answer.
         answer: String,
     },
+    /// Take over what another program obtained.
+    Import(Import),
     /// What workers printed, of one app or all; and what they print from now on.
     Logs {
         /// Whose.
@@ -34,6 +37,51 @@ pub enum Operation {
         /// Whether it goes on.
         follow: bool,
     },
+}
+
+/// Something of another program's on its way into a running edge. What it holds is secret and never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Import {
+    /// A certificate.
+    Certificate {
+        /// The name it is for.
+        name: HostPattern,
+        /// The CA it is from; empty where that is not known.
+        ca: String,
+        /// Its key and chain.
+        pem: String,
+    },
+    /// An account.
+    Account {
+        /// At which CA.
+        ca: String,
+        /// As edge keeps it.
+        record: String,
+    },
+}
+
+impl Import {
+    fn parse(what: &str, body: &[u8]) -> Option<Self> {
+        let (first, rest) = std::str::from_utf8(body).ok()?.split_once('\n')?;
+        match what {
+            "certificate" => {
+                let (ca, pem) = rest.split_once('\n')?;
+                let name = first.parse().ok()?;
+                Some(Self::Certificate { name, ca: ca.to_owned(), pem: pem.to_owned() })
+            }
+            "account" => Some(Self::Account { ca: first.to_owned(), record: rest.to_owned() }),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for Import {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Certificate { name, .. } => write!(f, "Certificate({name})"),
+            Self::Account { ca, .. } => write!(f, "Account({ca})"),
+        }
+    }
 }
 
 /// How many workers an operator wants.
@@ -68,6 +116,12 @@ impl fmt::Display for Number {
 /// The longest text for visitors, in bytes.
 pub const LONGEST_TEXT: usize = 4096;
 
+/// The longest body of the request at `path`.
+pub fn longest(path: &str) -> usize {
+    // Key and chain, and the lines about them.
+    if path.starts_with("/import/") { 3 * MAX_SIZE as usize } else { LONGEST_TEXT }
+}
+
 impl Operation {
     /// Path, query and body of the request.
     pub fn written(&self) -> (String, String) {
@@ -81,6 +135,12 @@ impl Operation {
             // In the body: a name may hold what a path cannot.
             Self::Renew(name) => ("/renew".to_owned(), name.clone()),
             Self::Answer { token, answer } => ("/answer".to_owned(), format!("{token} {answer}")),
+            Self::Import(Import::Certificate { name, ca, pem }) => {
+                ("/import/certificate".to_owned(), format!("{name}\n{ca}\n{pem}"))
+            }
+            Self::Import(Import::Account { ca, record }) => {
+                ("/import/account".to_owned(), format!("{ca}\n{record}"))
+            }
             Self::Logs { app, follow } => {
                 let app = app.as_ref().map(|app| format!("/{app}")).unwrap_or_default();
                 (format!("/logs{app}{}", if *follow { "?follow" } else { "" }), String::new())
@@ -94,7 +154,7 @@ impl Operation {
         let verb = words.next()?;
         let app = words.next().map(|word| word.parse::<AppName>()).transpose().ok()?;
         let last = words.next();
-        if words.next().is_some() || body.len() > LONGEST_TEXT {
+        if words.next().is_some() || body.len() > longest(path) {
             return None;
         }
         match (verb, app, last) {
@@ -114,6 +174,7 @@ impl Operation {
                 let (token, answer) = std::str::from_utf8(body).ok()?.split_once(' ')?;
                 Some(Self::Answer { token: token.to_owned(), answer: answer.to_owned() })
             }
+            ("import", Some(what), None) => Import::parse(what.as_str(), body).map(Self::Import),
             ("logs", app, None) => Some(Self::Logs { app, follow: query == Some("follow") }),
             _ => None,
         }
@@ -138,6 +199,12 @@ mod tests {
             Operation::Resume(app()),
             Operation::Renew("*.a.example".to_owned()),
             Operation::Answer { token: "a-token".to_owned(), answer: "an answer".to_owned() },
+            Operation::Import(Import::Certificate {
+                name: "*.a.example".parse().expect("valid"),
+                ca: String::new(),
+                pem: "one\ntwo\n".to_owned(),
+            }),
+            Operation::Import(Import::Account { ca: "ca.example".to_owned(), record: "{\n}".to_owned() }),
             Operation::Logs { app: None, follow: false },
             Operation::Logs { app: Some(app()), follow: true },
         ] {
@@ -158,6 +225,8 @@ mod tests {
             "/stop",
             "reload",
             "/renew",
+            "/import/certificate",
+            "/import/key",
         ] {
             assert_eq!(Operation::parse(nonsense, None, b""), None, "{nonsense}");
         }

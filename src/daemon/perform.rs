@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::daemon::import;
 use crate::daemon::live::{Live, LiveApp};
 use crate::daemon::operation::{Number, Operation};
 use crate::daemon::progress::{Failed, Progress, Said};
@@ -92,6 +93,7 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
             told.say(format!("{name}: a new certificate is served"));
             Ok(())
         }
+        Operation::Import(what) => import::receive(&live.manager, what, told).await,
         Operation::Logs { .. } | Operation::Answer { .. } => Ok(()),
     }
 }

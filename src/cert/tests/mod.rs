@@ -10,6 +10,7 @@ mod fakes;
 mod faults;
 mod handshake;
 mod hostile;
+mod import;
 mod knot;
 mod lab;
 mod limits;

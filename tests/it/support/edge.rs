@@ -85,6 +85,13 @@ impl Setup {
         self
     }
 
+    /// Writes the file, as [`Self::start`] does; returned is where it is.
+    pub(crate) fn written(&self) -> PathBuf {
+        let config = self.dir.path().join("edge.yaml");
+        fs::write(&config, self.text()).expect("the configuration is written");
+        config
+    }
+
     /// Adds an app whose keys are the lines of `yaml`. As root, its workers stay root unless the lines name a user: the
     /// checkout and the directory of the test may be closed to everybody else.
     pub(crate) fn app(self, name: &str, yaml: &str) -> Self {
@@ -138,8 +145,7 @@ impl Setup {
 
     /// Starts `edge` and waits for nothing; where it listens is known if its ports were given.
     pub(crate) fn launch(self) -> Edge {
-        let config = self.dir.path().join("edge.yaml");
-        fs::write(&config, self.text()).expect("the configuration is written");
+        let config = self.written();
         Edge {
             launched: Launched::spawn(self.dir.path(), &config, &self.environment, &self.wrapper),
             dir: self.dir,

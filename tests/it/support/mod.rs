@@ -1,5 +1,6 @@
 //! What every test stands on: `edge` itself, clients, an upstream server under the test's control, and a CA.
 
+pub(crate) mod caddy;
 pub(crate) mod client;
 pub(crate) mod edge;
 pub(crate) mod h2;
