@@ -86,6 +86,8 @@
 //!   telemetry/line.rs      P  the alphabet of every line edge writes
 //!   telemetry/access.rs    P  one line for each request, as JSON and as text
 //!   telemetry/status.rs    P  what `edge status --json` prints
+//!   telemetry/tally.rs     P  what is counted of requests, by each thread for itself
+//!   telemetry/metrics.rs   P  the running state as Prometheus reads it
 //!   telemetry/sink.rs         lines to standard output or a file, reopened on request   ← config
 //!   telemetry/buffer.rs       a thread's lines on their way to a sink; the access log as one thread sees it
 //!   telemetry/log.rs          events to the same place, as the configuration wants them   ← config
@@ -202,7 +204,7 @@
 //!   upstream/stream.rs        the same over HTTP/2
 //!
 //! ── floor 5: proxy ── HTTP meaning, independent of the wire version   ← config
-//!   proxy/clients.rs          what each client holds: connections, requests in flight
+//!   proxy/clients.rs          what each client holds: connections, requests in flight   ← telemetry::metrics
 //!   proxy/conn.rs             what is known of the client's connection   ← cert::resolver
 //!   proxy/target.rs        P  what a request asks for, checked before it is routed
 //!   proxy/forwarded.rs     P  what proxies say of a client, and how much of it is believed
@@ -212,7 +214,7 @@
 //!   proxy/entry.rs            a request's access line, from its head to its last byte   ← telemetry
 //!   proxy/relay.rs            bytes both ways after a protocol switch
 //!   proxy/error.rs         P  every way a request fails: whose fault, which status   ← upstream::error
-//!   proxy/route.rs            host and path to app, redirect, challenge or refusal   ← upstream::pool, worker::adapter
+//!   proxy/route.rs            host and path to app, redirect, challenge or refusal   ← upstream::pool, worker::adapter, telemetry::tally
 //!   proxy/sticky.rs           the cookie or address that keeps a client with a worker   ← upstream::affinity
 //!   proxy/headers.rs       P  what is removed, added, rewritten, each way
 //!   proxy/attempt.rs       P  try again or not   ← upstream::error
@@ -260,6 +262,7 @@
 //!   daemon/start_error.rs     what stands against a start
 //!   daemon/threads.rs         the data-plane threads
 //!   daemon/listeners.rs       bound addresses, opened and closed while connections live on
+//!   daemon/metrics.rs         the endpoint that Prometheus asks
 //!   daemon/live.rs            what runs: configuration, apps, listeners; publishes the routing
 //!   daemon/reload.rs          a changed configuration put in force, or nothing
 //!   daemon/perform.rs         restart, scale, maintenance, logs

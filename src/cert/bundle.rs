@@ -32,6 +32,7 @@ pub struct CertBundle {
     validity: Validity,
     issuer: String,
     serial: String,
+    profile: Option<String>,
 }
 
 /// Why PEM text is not a usable bundle.
@@ -81,6 +82,7 @@ impl CertBundle {
         if chain.len().max(key.len()) as u64 > MAX_SIZE {
             return Err(BundleError::TooLarge);
         }
+        let profile = profile_of(key);
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<_, _>>()
             .map_err(|error| BundleError::Pem(error.to_string()))?;
@@ -88,7 +90,12 @@ impl CertBundle {
             rustls::pki_types::pem::Error::NoItemsFound => BundleError::NoKey,
             other => BundleError::Pem(other.to_string()),
         })?;
-        Self::assemble(provider, chain, key)
+        Ok(Self::assemble(provider, chain, key)?.of_profile(profile))
+    }
+
+    /// With the CA's name for the kind of certificate that was ordered.
+    pub fn of_profile(self, profile: Option<String>) -> Self {
+        Self { profile, ..self }
     }
 
     /// A chain, leaf first, and the key of its leaf.
@@ -116,7 +123,7 @@ impl CertBundle {
             Err(rustls::Error::InconsistentKeys(_)) => return Err(BundleError::KeyMismatch),
             Err(other) => return Err(BundleError::Key(other)),
         };
-        Ok(Self { certified, key: Arc::new(key), names, validity, issuer, serial })
+        Ok(Self { certified, key: Arc::new(key), names, validity, issuer, serial, profile: None })
     }
 
     /// Key and chain in the form a handshake uses.
@@ -142,6 +149,11 @@ impl CertBundle {
     /// Serial number in hexadecimal digits.
     pub fn serial(&self) -> &str {
         &self.serial
+    }
+
+    /// The CA's name for the kind of certificate that was ordered, where one was named.
+    pub fn profile(&self) -> Option<&str> {
+        self.profile.as_deref()
     }
 
     /// Whether a client that asked for any host of `pattern` would accept it.
@@ -183,9 +195,13 @@ impl CertBundle {
         Ok(())
     }
 
-    /// The bundle as one PEM text: key first, then the chain. Secret.
+    /// The bundle as one PEM text: a line with the profile, the key, then the chain. Secret.
     pub fn to_pem(&self) -> Vec<u8> {
         let mut text = String::new();
+        if let Some(profile) = &self.profile {
+            // What stands before a PEM block is for people (RFC 7468 §2), and for edge.
+            text.push_str(&format!("{PROFILE}{profile}\n"));
+        }
         let label = match &*self.key {
             PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
             PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
@@ -208,6 +224,16 @@ impl fmt::Debug for CertBundle {
             .field("serial", &self.serial)
             .finish_non_exhaustive()
     }
+}
+
+const PROFILE: &str = "Profile: ";
+
+/// The profile that is named before the first block.
+fn profile_of(pem: &[u8]) -> Option<String> {
+    let text = pem.strip_prefix(PROFILE.as_bytes())?;
+    let word = std::str::from_utf8(text.split(|byte| *byte == b'\n').next()?).ok()?;
+    let plain = word.len() <= 64 && word.bytes().all(|byte| byte.is_ascii_graphic());
+    plain.then(|| word.to_owned())
 }
 
 /// Appends one PEM block (RFC 7468).

@@ -9,6 +9,19 @@ use crate::cert::advice::Advised;
 use crate::cert::failure::Class;
 use crate::cert::seconds;
 
+/// What a moment of renewal follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Because {
+    /// The certificate's life.
+    #[default]
+    Lifetime,
+    /// The CA's renewal window.
+    Window,
+    /// The operator.
+    Asked,
+}
+
 /// What is remembered of a name between attempts and over restarts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -25,9 +38,14 @@ pub struct History {
     /// When an attempt began that has not ended.
     #[serde(with = "seconds")]
     pub begun: Option<SystemTime>,
+    /// When an attempt last failed, also if one has succeeded since.
+    #[serde(with = "seconds")]
+    pub failed_at: Option<SystemTime>,
     /// The chosen moment of renewal.
     #[serde(with = "seconds")]
     pub renew_at: Option<SystemTime>,
+    /// What it follows from.
+    pub renew_because: Because,
     /// Serial number of the certificate it was chosen for.
     pub renew_for: Option<String>,
     /// When that came.

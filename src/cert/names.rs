@@ -15,7 +15,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::cert::bundle::CertBundle;
 use crate::cert::failure::Class;
 use crate::cert::files::{FilePair, Stamp};
-use crate::cert::history::History;
+use crate::cert::history::{Because, History};
 use crate::cert::internal::InternalCa;
 use crate::cert::resolver::{Entry, EntryState, Served};
 use crate::cert::schedule::{Certificate, is_plausible};
@@ -23,7 +23,7 @@ use crate::cert::store::{CaId, CertStore, StoreError, Stored, load_best};
 use crate::config::model::{Acme, App, Config, Tls};
 use crate::name::{AppName, HostPattern};
 use crate::report::Report;
-use crate::telemetry::status::{CertificateState, CertificateStatus};
+use crate::telemetry::status::{CertificateState, CertificateStatus, OrderCounts, RenewBecause};
 
 /// Where a name's certificate comes from.
 #[derive(Debug, Clone)]
@@ -96,6 +96,8 @@ pub struct Name {
     pub asked: usize,
     /// The settings it was asked under.
     pub asked_under: Option<Arc<Cas>>,
+    /// How its orders ended.
+    pub orders: OrderCounts,
     pub(in crate::cert) served: Option<Arc<Served>>,
     /// What is wrong with the operator's files.
     pub file_error: Option<String>,
@@ -157,6 +159,7 @@ impl Names {
             issued_by: 0,
             asked: 0,
             asked_under: None,
+            orders: OrderCounts::default(),
             served: None,
             file_error: None,
             coming: None,
@@ -400,15 +403,26 @@ impl Name {
             Some(_) | None => CertificateState::Pending,
         };
         let renewal = self.bundle.as_ref().and(history.renew_at);
+        let validity = self.bundle.as_ref().map(|bundle| bundle.validity());
+        let because = match history.renew_because {
+            Because::Lifetime => RenewBecause::Lifetime,
+            Because::Window => RenewBecause::CaWindow,
+            Because::Asked => RenewBecause::Asked,
+        };
         CertificateStatus {
             name: self.pattern.to_string(),
             state,
             issuer: self.bundle.as_ref().map(|bundle| bundle.issuer().to_owned()).unwrap_or_default(),
-            not_after: self.bundle.as_ref().map(|bundle| rfc3339(bundle.validity().not_after)),
+            profile: self.bundle.as_ref().and_then(|bundle| bundle.profile()).map(str::to_owned),
+            not_before: validity.map(|validity| rfc3339(validity.not_before)),
+            not_after: validity.map(|validity| rfc3339(validity.not_after)),
             renew_at: renewal.map(rfc3339),
+            renew_because: renewal.map(|_| because),
             last_error,
+            last_failure: history.failed_at.map(rfc3339),
             next_attempt: history.next_attempt.map(rfc3339),
             dns_record: history.dns_record.clone(),
+            orders: self.orders,
         }
     }
 }

@@ -43,6 +43,7 @@ pub(in crate::cert) struct Attempt<'a> {
 pub(in crate::cert) struct Ready {
     order: Order,
     key: PrivatePkcs8KeyDer<'static>,
+    profile: Option<String>,
     guards: Vec<Standing>,
 }
 
@@ -72,12 +73,12 @@ impl Attempt<'_> {
         identifier: &Identifier,
     ) -> Result<Ready, Trouble> {
         let profile = self.profile(directory);
-        let (mut order, key) = match self.resume(account, profile.as_deref()).await? {
-            Some(resumed) => resumed,
+        let (mut order, key, profile) = match self.resume(account, profile.as_deref()).await? {
+            Some((order, key)) => (order, key, profile),
             None => self.begin(account, directory, identifier, profile).await?,
         };
         let guards = self.authorizer.authorize(&mut order, account.id()).await?;
-        Ok(Ready { order, key, guards })
+        Ok(Ready { order, key, profile, guards })
     }
 
     /// The order of an earlier attempt, unless nothing can come of it any more.
@@ -135,14 +136,14 @@ impl Attempt<'_> {
         directory: &Directory,
         identifier: &Identifier,
         profile: Option<String>,
-    ) -> Result<(Order, PrivatePkcs8KeyDer<'static>), Trouble> {
+    ) -> Result<(Order, PrivatePkcs8KeyDer<'static>, Option<String>), Trouble> {
         let key = self.new_key().await?;
         let (order, profile) = self.new_order(account, directory, identifier, profile).await?;
-        let pending = PendingOrder::new(order.url(), account.id(), profile, key.secret_pkcs8_der());
+        let pending = PendingOrder::new(order.url(), account.id(), profile.clone(), key.secret_pkcs8_der());
         let (store, ca, name) = (Arc::clone(self.orders), self.ca.id.clone(), self.name.clone());
         match off_thread(move || store.save_order(&ca, &name, &pending)).await {
             Err(trouble) if !self.regardless => Err(trouble),
-            Ok(()) | Err(_) => Ok((order, key)),
+            Ok(()) | Err(_) => Ok((order, key, profile)),
         }
     }
 
@@ -220,7 +221,7 @@ impl Attempt<'_> {
 
     /// Has the CA issue, and checks what it sends.
     pub(in crate::cert) async fn finish(&self, ready: Ready) -> Result<CertBundle, Trouble> {
-        let Ready { mut order, key, guards } = ready;
+        let Ready { mut order, key, profile, guards } = ready;
         if order.state().status == OrderStatus::Ready {
             let request = self.request(&key)?;
             match patient(async || order.finalize_csr(&request).await).await {
@@ -255,7 +256,7 @@ impl Attempt<'_> {
         let bundle = CertBundle::assemble(self.provider, chain, PrivateKeyDer::Pkcs8(key))
             .map_err(|error| unusable(Report(&error).to_string()))?;
         bundle.check_issued(self.name, self.clock.now()).map_err(|error| unusable(error.to_string()))?;
-        Ok(bundle)
+        Ok(bundle.of_profile(profile))
     }
 
     /// What became of an attempt that failed so is known: whether its order may still lead somewhere.

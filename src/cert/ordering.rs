@@ -190,10 +190,16 @@ impl Driver {
         end: Result<CertBundle, NotObtained>,
         now: SystemTime,
     ) {
-        if let Some(name) = self.names.borrow_mut().at_mut(index)
-            && let Some(record) = self.seams.issuer.record(&name.pattern)
-        {
-            name.machine.note_record(record);
+        if let Some(name) = self.names.borrow_mut().at_mut(index) {
+            if let Some(record) = self.seams.issuer.record(&name.pattern) {
+                name.machine.note_record(record);
+            }
+            match &end {
+                Ok(_) => name.orders.issued += 1,
+                Err(NotObtained::Failed(_)) => name.orders.failed += 1,
+                Err(NotObtained::Unready(_)) => name.orders.not_asked += 1,
+                Err(NotObtained::Cancelled) => {}
+            }
         }
         match end {
             Ok(bundle) => self.obtained(index, bundle, now),

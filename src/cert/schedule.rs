@@ -10,7 +10,7 @@ use fastrand::Rng;
 use crate::cert::advice::{Advice, Advised, NoAdvice};
 use crate::cert::delay::{PER_HOUR, budget, delay, table_delay};
 use crate::cert::failure::{Class, Failure, Reach};
-use crate::cert::history::History;
+use crate::cert::history::{Because, History};
 use crate::cert::seconds;
 use crate::cert::validity::Validity;
 
@@ -154,6 +154,7 @@ impl Certificate {
         if !kept {
             // Chosen as if at its start: what has no record may be due at once.
             self.history.renew_at = Some(seconds::whole(validity.renewal(validity.not_before, rng)));
+            self.history.renew_because = Because::Lifetime;
             self.history.renew_for = Some(serial.to_owned());
             self.history.advised = Advised::default();
         }
@@ -210,6 +211,7 @@ impl Certificate {
                     renew_for: Some(serial),
                     obtained_at: Some(seconds::whole(now)),
                     fallback_at: self.history.fallback_at,
+                    failed_at: self.history.failed_at,
                     settings: self.history.settings.take(),
                     dns_record: self.history.dns_record.take(),
                     ..History::default()
@@ -236,6 +238,7 @@ impl Certificate {
                     self.state = State::Unsaved { retry_at: now + wait };
                     self.history.last_error = Some(message);
                     self.history.last_class = Some(Class::Store);
+                    self.history.failed_at = Some(seconds::whole(now));
                     // A full disk must not keep a valid certificate from clients.
                     vec![Action::Install]
                 }
@@ -336,11 +339,15 @@ impl Certificate {
     fn advised(&mut self, answer: &Result<Advice, NoAdvice>, now: SystemTime, rng: &mut Rng) -> Vec<Action> {
         self.asking = false;
         self.history.advised.take(answer, now);
-        if let (Ok(advice), Some(validity)) = (answer, self.installed)
-            && self.history.renew_at.is_none_or(|at| !advice.window.holds(at))
-        {
-            let obtained = self.history.obtained_at.unwrap_or(validity.not_before);
-            self.history.renew_at = Some(seconds::whole(advice.window.choose(validity, obtained, now, rng)));
+        if let (Ok(advice), Some(validity)) = (answer, self.installed) {
+            if self.history.renew_at.is_none_or(|at| !advice.window.holds(at)) {
+                let obtained = self.history.obtained_at.unwrap_or(validity.not_before);
+                let chosen = advice.window.choose(validity, obtained, now, rng);
+                self.history.renew_at = Some(seconds::whole(chosen));
+            }
+            // Before the window is what the certificate's life does not let be later.
+            let early = self.history.renew_at.is_some_and(|at| at < advice.window.start);
+            self.history.renew_because = if early { Because::Lifetime } else { Because::Window };
         }
         vec![Action::Remember]
     }
@@ -351,6 +358,7 @@ impl Certificate {
                 self.forgive();
                 self.history.anyway_at = Some(seconds::whole(now));
                 self.history.renew_at = self.installed.and(Some(now));
+                self.history.renew_because = Because::Asked;
                 self.state = State::Due;
                 vec![Action::Remember]
             }
@@ -450,6 +458,7 @@ impl Certificate {
         self.history.last_class = Some(failure.class);
         self.history.last_error = Some(failure.message.clone());
         self.history.next_attempt = Some(seconds::whole(at + wait));
+        self.history.failed_at = Some(seconds::whole(at));
     }
 
     /// When it wants to order next; `None` is at once.

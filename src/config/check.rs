@@ -63,6 +63,7 @@ fn config(
         acme,
         storage,
         admin: admin(root, base, &runtime_dir),
+        metrics: metrics(root, &listen),
         runtime_dir,
         listen,
         before: Before {
@@ -97,6 +98,16 @@ fn addresses(section: &Section<'_>, key: &str, seen: &mut Vec<ListenAddr>) -> Ve
         addresses.push(address);
     }
     addresses
+}
+
+/// The address of the metrics, which no client's listener has.
+fn metrics(root: &Section<'_>, listen: &Listen) -> Option<ListenAddr> {
+    let value = root.get("metrics")?;
+    let address = value.parse(scalar::listen)?;
+    if let Some(other) = listen.http.iter().chain(&listen.https).find(|other| overlap(**other, address)) {
+        value.refuse(format_args!("`{address}` and `{other}` cannot both be listened on"));
+    }
+    Some(address)
 }
 
 /// Whether the kernel would refuse to bind both. Port 0 is another port each time.

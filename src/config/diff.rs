@@ -25,6 +25,8 @@ pub enum Change {
     Rules,
     /// How certificates are ordered from now on.
     Issuance,
+    /// Another address of the metrics, or none.
+    Metrics(Option<ListenAddr>),
     /// An address that was not listened on.
     Opened(Listener),
     /// An address that is not listened on any more.
@@ -57,13 +59,14 @@ pub fn diff(old: &Config, new: &Config) -> Result<Vec<Change>, Vec<NeedsRestart>
     let closed = before.iter().filter(|one| !after.contains(one)).copied().map(Change::Closed);
     let rules = (old.rules() != new.rules()).then_some(Change::Rules);
     let issuance = (old.acme != new.acme).then_some(Change::Issuance);
+    let metrics = (old.metrics != new.metrics).then_some(Change::Metrics(new.metrics));
     let apps = new.apps.iter().filter_map(|app| match find(old, &app.name) {
         Some(known) => app_change(known, app),
         None => Some(Change::Added(Arc::clone(app))),
     });
     let gone = old.apps.iter().filter(|app| find(new, &app.name).is_none());
     let removed = gone.map(|app| Change::Removed(app.name.clone()));
-    Ok(opened.chain(closed).chain(rules).chain(issuance).chain(apps).chain(removed).collect())
+    Ok(opened.chain(closed).chain(rules).chain(issuance).chain(metrics).chain(apps).chain(removed).collect())
 }
 
 /// Every configured address, http first, each in the order of the file.
@@ -109,6 +112,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<NeedsRestart> {
         threads,
         log,
         admin,
+        metrics: _,
         drain_timeout,
         timeouts: _,
         limits: _,
@@ -156,6 +160,7 @@ mod tests {
             Change::Backend(app) => format!("backend {}", app.name),
             Change::Rules => "rules".to_owned(),
             Change::Issuance => "issuance".to_owned(),
+            Change::Metrics(at) => format!("metrics {at:?}"),
             Change::Opened(one) => format!("opened {} {}", one.secure, one.address),
             Change::Closed(one) => format!("closed {} {}", one.secure, one.address),
         };
@@ -174,6 +179,7 @@ mod tests {
             ("[a.test]", "[a.test, www.test]", vec!["settings a"]),
             ("[b.test], ", "[b.test], max_body: 1MB, ", vec!["settings b"]),
             ("workers: 2", "workers: 3", vec!["scaled a 3"]),
+            ("apps:", "metrics: ':9090'\napps:", vec!["metrics Some(Any(9090))"]),
             ("workers: 2", "workers: {min: 2, max: 8}", vec!["scaled a 2 to 8"]),
             ("workers: 2", "workers: 3, environment: {A: b}", vec!["workers a"]),
             ("workers: 2", "workers: 2, start_timeout: 5s", vec!["workers a"]),

@@ -180,6 +180,7 @@ fn every_key_of_the_table_changes_something() {
         "acme.dns.resolvers" | "acme.dns.name_servers" => "[192.0.2.1, '[::1]:5353']",
         "storage" | "runtime_dir" | "admin" => "/other",
         "listen.http" | "listen.https" => "[\":8000\"]",
+        "metrics" => "127.0.0.1:9090",
         "trusted_proxies" | "proxy_protocol" => "10.0.0.0/8",
         "threads" | "apps.NAME.workers" | "apps.NAME.concurrency" | "apps.NAME.queue.size" => "7",
         "limits.header_fields" | "limits.response_header_fields" | "limits.trailer_fields" => "7",

@@ -169,6 +169,12 @@ pub const KEYS: &[Key] = &[
         "A line for each request: `true` (standard output), `false`, or the path of a file, reopened on SIGUSR1.",
     ),
     key(
+        "metrics",
+        Nothing,
+        Global,
+        "Address where Prometheus finds metrics, at /metrics in its text format; without it there are none. Whoever reaches it can read them.",
+    ),
+    key(
         "admin",
         Found("{runtime_dir}/admin.sock"),
         Global,

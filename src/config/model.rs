@@ -36,6 +36,8 @@ pub struct Config {
     pub log: Log,
     /// Path of the admin socket.
     pub admin: PathBuf,
+    /// Where Prometheus asks, if it may.
+    pub metrics: Option<ListenAddr>,
     /// How long open requests may take at shutdown.
     pub drain_timeout: Duration,
     /// Deadlines of connections and requests.

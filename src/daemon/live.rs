@@ -1,21 +1,28 @@
 //! What runs, as the control plane holds it: the configuration in force, its apps with their workers, what is listened on.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use crate::cert::challenge::Challenges;
 use crate::cert::manager::Manager;
+use crate::clock::{Clock, SystemClock};
 use crate::config::model::{App, Backend, Config};
 use crate::daemon::listeners::Listeners;
+use crate::daemon::metrics::Endpoint;
 use crate::daemon::progress::Turn;
 use crate::name::AppName;
+use crate::proxy::clients::Clients;
 use crate::proxy::route::{Routing, Site};
 use crate::scope::Scope;
+use crate::telemetry::metrics::{self, Measured};
 use crate::telemetry::status::{AppState, AppStatus, Status, WorkerState, WorkerStatus};
+use crate::telemetry::tally::{Counted, Tally};
 use crate::upstream::pool::Pool;
 use crate::worker::adapter;
 use crate::worker::journal::Journal;
@@ -33,6 +40,8 @@ pub struct LiveApp {
     pub roster: Arc<Roster>,
     /// Where its requests wait.
     pub pool: Arc<Pool>,
+    /// What is counted of its requests.
+    pub tally: Arc<Tally>,
     /// Its workers, where edge runs them.
     pub supervisor: Option<Supervisor>,
     /// What they printed.
@@ -67,6 +76,13 @@ pub struct Live {
     pub reload_waits: Cell<bool>,
     hands: Hands,
     started: Instant,
+    threads: usize,
+    /// Requests for no app.
+    pub strangers: Arc<Tally>,
+    /// What each client holds.
+    pub clients: Arc<Clients>,
+    /// Where Prometheus asks.
+    pub metrics: Endpoint,
 }
 
 impl Live {
@@ -77,6 +93,7 @@ impl Live {
         listeners: Listeners,
         hands: Hands,
     ) -> Self {
+        let threads = config.threads.get();
         let live = Self {
             apps: RefCell::new(Vec::new()),
             config: RefCell::new(Arc::clone(&config)),
@@ -88,6 +105,10 @@ impl Live {
             reload_waits: Cell::new(false),
             hands,
             started: Instant::now(),
+            threads,
+            strangers: Arc::new(Tally::new(threads)),
+            clients: Arc::default(),
+            metrics: Endpoint::default(),
         };
         let apps = config.apps.iter().map(|app| live.open(app)).collect();
         live.replace(config, apps);
@@ -133,7 +154,8 @@ impl Live {
             }
         };
         let pool = Pool::new(app.name.clone(), Arc::clone(&roster));
-        LiveApp { app: Arc::clone(app), roster, pool, supervisor, journal, maintenance: None }
+        let tally = Arc::new(Tally::new(self.threads));
+        LiveApp { app: Arc::clone(app), roster, pool, tally, supervisor, journal, maintenance: None }
     }
 
     /// Puts a configuration and its apps in force.
@@ -160,10 +182,10 @@ impl Live {
     pub fn route(&self) {
         let apps = self.apps.borrow();
         let sites = apps.iter().map(|live| {
-            let (app, pool) = (Arc::clone(&live.app), Arc::clone(&live.pool));
+            let (app, pool, tally) = (Arc::clone(&live.app), Arc::clone(&live.pool), Arc::clone(&live.tally));
             match &live.maintenance {
-                None => Site::new(app, pool),
-                Some(text) => Site::in_maintenance(app, pool, Arc::clone(text)),
+                None => Site::new(app, pool, tally),
+                Some(text) => Site::in_maintenance(app, pool, tally, Arc::clone(text)),
             }
         });
         let routing = Routing::new(sites)
@@ -186,6 +208,17 @@ impl Live {
             apps: apps.iter().map(|live| (live.app.name.to_string(), live.status())).collect(),
             certificates: self.manager.status(),
         }
+    }
+
+    /// What Prometheus is told.
+    pub async fn measured(&self) -> String {
+        let status = self.status().await;
+        let now = SystemClock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut requests: Vec<(String, Counted)> =
+            self.apps().iter().map(|live| (live.app.name.to_string(), live.tally.counted())).collect();
+        requests.push((String::new(), self.strangers.counted()));
+        let started = now.saturating_sub(status.uptime_s);
+        metrics::text(&Measured { status, requests, connections: self.clients.counted(), started })
     }
 }
 
@@ -218,6 +251,13 @@ impl LiveApp {
             last_exit: None,
         };
         let workers = self.roster.load().iter().map(worker).collect();
-        AppStatus { state: AppState::Up, generation: 1, queue: 0, scale: None, workers }
+        AppStatus {
+            state: AppState::Up,
+            generation: 1,
+            queue: 0,
+            scale: None,
+            workers,
+            worker_exits: BTreeMap::new(),
+        }
     }
 }

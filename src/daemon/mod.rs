@@ -10,6 +10,7 @@ pub mod hello;
 pub mod import;
 pub mod listeners;
 pub mod live;
+pub mod metrics;
 pub mod operation;
 pub mod perform;
 pub mod progress;

@@ -96,6 +96,7 @@ fn force(changes: &mut Vec<Change>, new: &Config, name: &AppName) -> Result<(), 
         | Change::Backend(_)
         | Change::Rules
         | Change::Issuance
+        | Change::Metrics(_)
         | Change::Opened(_)
         | Change::Closed(_) => false,
     };
@@ -107,6 +108,7 @@ fn force(changes: &mut Vec<Change>, new: &Config, name: &AppName) -> Result<(), 
         | Change::Scaled(..)
         | Change::Rules
         | Change::Issuance
+        | Change::Metrics(_)
         | Change::Opened(_)
         | Change::Closed(_) => false,
     };
@@ -173,13 +175,17 @@ impl Attempt<'_> {
         let closed = of(|change| if let Change::Closed(one) = change { Some(one) } else { None });
         let reserved = self.live.listeners.borrow().reserve(&opened, &closed);
         let reserved = reserved.map_err(|error| Failed::because(Report(&error).to_string()))?;
+        let metrics =
+            changes.iter().find_map(|change| if let Change::Metrics(at) = change { Some(*at) } else { None });
+        let endpoint = metrics.flatten().map(|wanted| self.live.metrics.reserve(wanted)).transpose();
+        let endpoint = endpoint.map_err(|error| Failed::because(Report(&error).to_string()))?;
         let prepared = match self.live.manager.prepare(Arc::clone(&self.new)).await {
             Some(Ok(prepared)) => prepared,
             Some(Err(error)) => return Err(Failed::because(Report(&error).to_string())),
             None => return Err(Failed::because("edge is stopping")),
         };
         if let Err(failed) = self.start_and_roll(changes).await {
-            drop(reserved);
+            drop((reserved, endpoint));
             self.undo().await;
             return Err(failed);
         }
@@ -197,6 +203,9 @@ impl Attempt<'_> {
             listeners.arrange(&self.new);
             closing
         };
+        if metrics.is_some() {
+            self.live.metrics.move_to(endpoint);
+        }
         // Once more, because redirects name the port of https.
         self.live.route();
         closing.await;
@@ -228,6 +237,7 @@ impl Attempt<'_> {
                 | Change::Workers(_)
                 | Change::Rules
                 | Change::Issuance
+                | Change::Metrics(_)
                 | Change::Opened(_)
                 | Change::Closed(_) => {}
             }
@@ -246,6 +256,7 @@ impl Attempt<'_> {
                 | Change::Backend(_)
                 | Change::Rules
                 | Change::Issuance
+                | Change::Metrics(_)
                 | Change::Opened(_)
                 | Change::Closed(_) => {}
             }
@@ -296,9 +307,9 @@ impl Attempt<'_> {
             let before = take(&mut known, &app.name);
             let live = match (take(&mut made, &app.name), before) {
                 (Some(live), Some(before)) => {
-                    let maintenance = before.maintenance.clone();
+                    let (maintenance, tally) = (before.maintenance.clone(), Arc::clone(&before.tally));
                     gone.push(before);
-                    LiveApp { maintenance, ..live }
+                    LiveApp { maintenance, tally, ..live }
                 }
                 (Some(live), None) => live,
                 (None, Some(before)) => LiveApp { app: Arc::clone(app), ..before },

@@ -6,7 +6,8 @@ use time::format_description::well_known::Rfc3339;
 use crate::daemon::table::{Align, Cell, Table};
 use crate::telemetry::line::{Palette, put_text};
 use crate::telemetry::status::{
-    AppState, AppStatus, CertificateState, CertificateStatus, ScaleStatus, Status, WorkerState, WorkerStatus,
+    AppState, AppStatus, CertificateState, CertificateStatus, RenewBecause, ScaleStatus, Status, WorkerState,
+    WorkerStatus,
 };
 
 /// Workers beyond this number in all: those that are well are counted, not listed.
@@ -65,9 +66,13 @@ pub fn certificates(certificates: &[CertificateStatus], now: OffsetDateTime, col
         table.row(vec![
             Cell::plain(safe(&certificate.name)),
             certificate_cell(certificate.state, palette),
-            Cell::plain(certificate.not_after.as_deref().map_or_else(dash, |at| until(at, now))),
+            Cell::plain(expiry(certificate, now)),
             Cell::plain(next(certificate, now)),
-            Cell::plain(if certificate.issuer.is_empty() { dash() } else { safe(&certificate.issuer) }),
+            Cell::plain(match (&certificate.profile, certificate.issuer.as_str()) {
+                (_, "") => dash(),
+                (Some(profile), issuer) => safe(&format!("{issuer}, {profile}")),
+                (None, issuer) => safe(issuer),
+            }),
         ]);
         if let Some(error) = &certificate.last_error {
             table.note(safe(error), palette.warn);
@@ -164,8 +169,34 @@ fn worker_row(worker: &WorkerStatus, palette: Palette) -> Vec<Cell> {
 fn next(certificate: &CertificateStatus, now: OffsetDateTime) -> String {
     match (&certificate.next_attempt, &certificate.renew_at) {
         (Some(at), _) => format!("tries in {}", until(at, now)),
-        (None, Some(at)) => format!("renews in {}", until(at, now)),
+        (None, Some(at)) => format!("renews in {}{}", until(at, now), because(certificate)),
         (None, None) => dash(),
+    }
+}
+
+fn because(certificate: &CertificateStatus) -> &'static str {
+    match certificate.renew_because {
+        Some(RenewBecause::CaWindow) => ", in the CA's window",
+        Some(RenewBecause::Asked) => ", as asked",
+        Some(RenewBecause::Lifetime) if life(certificate) < Some(time::Duration::days(10)) => {
+            ", half of its life"
+        }
+        Some(RenewBecause::Lifetime) => ", two thirds of its life",
+        None => "",
+    }
+}
+
+fn life(certificate: &CertificateStatus) -> Option<time::Duration> {
+    let time = |at: &Option<String>| OffsetDateTime::parse(at.as_deref()?, &Rfc3339).ok();
+    Some(time(&certificate.not_after)? - time(&certificate.not_before)?)
+}
+
+/// What is left, of how much.
+fn expiry(certificate: &CertificateStatus, now: OffsetDateTime) -> String {
+    let Some(at) = certificate.not_after.as_deref() else { return dash() };
+    match life(certificate) {
+        Some(life) => format!("{} of {}", until(at, now), span(life.whole_seconds().unsigned_abs())),
+        None => until(at, now),
     }
 }
 
@@ -304,10 +335,12 @@ fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use time::macros::datetime;
 
     use super::*;
-    use crate::telemetry::status::ListenerStatus;
+    use crate::telemetry::status::{ListenerStatus, OrderCounts};
 
     const NOW: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
@@ -329,7 +362,7 @@ mod tests {
 
     fn app(state: AppState, workers: Vec<WorkerStatus>) -> AppStatus {
         let scale = Some(ScaleStatus { min: 1, max: 1, target: 1, held: false });
-        AppStatus { state, generation: 1, queue: 0, scale, workers }
+        AppStatus { state, generation: 1, queue: 0, scale, workers, worker_exits: BTreeMap::new() }
     }
 
     fn certificate(name: &str, state: CertificateState) -> CertificateStatus {
@@ -337,11 +370,16 @@ mod tests {
             name: name.to_owned(),
             state,
             issuer: "Let's Encrypt E7".to_owned(),
+            profile: Some("tlsserver".to_owned()),
+            not_before: Some("2025-12-28T00:00:00Z".to_owned()),
             not_after: Some("2026-02-11T00:00:00Z".to_owned()),
             renew_at: Some("2026-01-12T00:00:00Z".to_owned()),
+            renew_because: Some(RenewBecause::CaWindow),
             last_error: None,
+            last_failure: None,
             next_attempt: None,
             dns_record: None,
+            orders: OrderCounts::default(),
         }
     }
 
@@ -406,10 +444,10 @@ shop  degraded                     1      1200       64M         8  1 of 2 ready
 api   up                           1      1200       64M         0  1 of 1 ready, 1 wanted of 1 to 4 by the load
   0   ready     4711   2h          1      1200       64M         0  unix:/run/edge/api.0.sock
 
-CERTIFICATE       STATE     EXPIRES  NEXT           ISSUER
-shop.example.com  retrying        -  tries in 5h    -
+CERTIFICATE       STATE        EXPIRES  NEXT                               ISSUER
+shop.example.com  retrying           -  tries in 5h                        -
     ! no A record for shop.example.com\\u001b[2J
-api.example.com   valid         41d  renews in 11d  Let's Encrypt E7
+api.example.com   valid     41d of 45d  renews in 11d, in the CA's window  Let's Encrypt E7, tlsserver
 ";
         assert_eq!(status(&example(), NOW, false), expected);
     }

@@ -15,11 +15,13 @@ use crate::config::model::{AccessLog, Config, Log};
 use crate::daemon::admin::{AdminSocket, Asked, Desk};
 use crate::daemon::listeners::Listeners;
 use crate::daemon::live::{Hands, Live};
+use crate::daemon::metrics::{self, Measure};
 use crate::daemon::perform;
 use crate::daemon::reload;
 use crate::daemon::signals::{Command, Signals};
 use crate::daemon::start_error::StartError;
 use crate::daemon::threads::{self, DataThread, Shared};
+use crate::listen::socket::Neighbours;
 use crate::report::Report;
 use crate::scope::Scope;
 use crate::telemetry::log;
@@ -63,6 +65,7 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
     raise_descriptor_limit();
     let admin = AdminSocket::bind(&config.admin)?;
     let (listeners, sockets) = Listeners::bind(&config)?;
+    let metrics = config.metrics.map(|wanted| metrics::reserve(wanted, Neighbours::None)).transpose()?;
     let output = Output::open(&config.log)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (certificates, challenges) = (Certificates::new(), Challenges::new());
@@ -88,13 +91,16 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
     // Operations end before what they operate on.
     let operations = Scope::new();
     drop(control.drive(admin.serve(control.clone(), Rc::new(desk(&live, &operations)))));
+    live.metrics.attach(&control, measure(&live));
+    live.metrics.move_to(metrics);
 
     let data = Scope::new();
     let shared = Shared {
         routing: Arc::clone(&live.routing),
         certificates,
         challenges,
-        clients: Arc::default(),
+        clients: Arc::clone(&live.clients),
+        strangers: Arc::clone(&live.strangers),
         threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
         clock,
         rules: config.rules(),
@@ -248,6 +254,20 @@ fn desk(live: &Rc<Live>, operations: &Scope) -> Desk {
     let (live, operations) = (Rc::clone(live), operations.clone());
     let perform = move |operation| perform::perform(&live, operation, &operations);
     Desk { status: Box::new(status), perform: Box::new(perform) }
+}
+
+/// What Prometheus is answered with. The endpoint is the live state's own and must not keep it.
+fn measure(live: &Rc<Live>) -> Measure {
+    let live = Rc::downgrade(live);
+    Rc::new(move || {
+        let live = live.upgrade();
+        Box::pin(async move {
+            match live {
+                Some(live) => live.measured().await,
+                None => String::new(),
+            }
+        })
+    })
 }
 
 /// `work`, unless `scope` drains before it has ended.

@@ -26,6 +26,7 @@ use crate::scope::Scope;
 use crate::telemetry::access::AccessRecord;
 use crate::telemetry::buffer::AccessLog;
 use crate::telemetry::sink::Sink;
+use crate::telemetry::tally::Tally;
 use crate::upstream::budget::Budget;
 use crate::upstream::exchange::Reach;
 use crate::upstream::idle::IdleConnections;
@@ -42,6 +43,8 @@ pub struct Shared {
     pub challenges: Arc<Challenges>,
     /// What each client holds.
     pub clients: Arc<Clients>,
+    /// Requests for no app.
+    pub strangers: Arc<Tally>,
     /// How many threads there are.
     pub threads: u32,
     /// Wall time.
@@ -109,7 +112,7 @@ pub fn start(index: usize, sockets: Vec<Mine>, shared: Shared, scope: &Scope) ->
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     std::thread::Builder::new().name(format!("edge-data-{index}")).spawn(move || {
         let local = LocalSet::new();
-        let drained = local.block_on(&runtime, serve(sockets, inbox, shared, scope));
+        let drained = local.block_on(&runtime, serve(index, sockets, inbox, shared, scope));
         match drained {
             // Nobody listens only where edge is being torn down already.
             Ok(drained) => drop(tell.send(drained)),
@@ -141,6 +144,7 @@ fn listen(mine: Mine, model: &Door) -> io::Result<Accepting> {
 }
 
 async fn serve(
+    index: usize,
     sockets: Vec<Mine>,
     mut orders: mpsc::UnboundedReceiver<Order>,
     shared: Shared,
@@ -167,6 +171,8 @@ async fn serve(
         },
         access: Rc::new(access.clone()),
         tunnels: scope.clone(),
+        thread: index,
+        strangers: shared.strangers,
         clients: shared.clients,
         proxy_protocol: shared.rules.before.proxy_protocol,
         clock: shared.clock,

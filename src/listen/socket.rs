@@ -23,9 +23,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody listens there.
-    #[error(
-        "cannot listen on {address}: another program listens there; stop it, or choose another address under `listen`"
-    )]
+    #[error("cannot listen on {address}: another program listens there; stop it, or choose another address")]
     InUse {
         /// As configured.
         address: ListenAddr,

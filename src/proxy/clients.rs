@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::deadline::Deadlines;
+use crate::telemetry::metrics::Connections;
 
 /// How long a request waits while as many of its client's as allowed are in flight.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -27,6 +28,9 @@ const SHARDS: usize = 64;
 /// Every client of the process.
 pub struct Clients {
     connections: AtomicU32,
+    accepted: AtomicU64,
+    over_total: AtomicU64,
+    over_client: AtomicU64,
     shards: [Mutex<HashMap<Key, Known>>; SHARDS],
 }
 
@@ -76,7 +80,13 @@ const WAITING: u64 = 1 << 32;
 
 impl Default for Clients {
     fn default() -> Self {
-        Self { connections: AtomicU32::new(0), shards: std::array::from_fn(|_| Mutex::default()) }
+        Self {
+            connections: AtomicU32::new(0),
+            accepted: AtomicU64::new(0),
+            over_total: AtomicU64::new(0),
+            over_client: AtomicU64::new(0),
+            shards: std::array::from_fn(|_| Mutex::default()),
+        }
     }
 }
 
@@ -85,7 +95,11 @@ impl Clients {
     pub fn seat(self: &Arc<Self>, most: u32) -> Option<Seat> {
         let seat = Seat(Arc::clone(self));
         // Counted first: two threads at the last place are both refused rather than both let in.
-        (self.connections.fetch_add(1, Ordering::Relaxed) < most).then_some(seat)
+        let free = self.connections.fetch_add(1, Ordering::Relaxed) < most;
+        if !free {
+            self.over_total.fetch_add(1, Ordering::Relaxed);
+        }
+        free.then_some(seat)
     }
 
     /// Connections now.
@@ -93,14 +107,26 @@ impl Clients {
         self.connections.load(Ordering::Relaxed)
     }
 
+    /// All connections since the start.
+    pub fn counted(&self) -> Connections {
+        Connections {
+            open: self.connections().into(),
+            accepted: self.accepted.load(Ordering::Relaxed),
+            over_total: self.over_total.load(Ordering::Relaxed),
+            over_client: self.over_client.load(Ordering::Relaxed),
+        }
+    }
+
     /// One more connection of `ip`, unless it has `most` already; 0 is any number.
     pub fn connect(self: &Arc<Self>, ip: IpAddr, most: u32) -> Option<Rc<Presence>> {
-        self.come(ip, |known| {
+        let come = self.come(ip, |known| {
             let room = most == 0 || known.connections < most;
             known.connections += u32::from(room);
             room
-        })
-        .map(|requests| self.presence(ip, true, requests))
+        });
+        let counter = if come.is_some() { &self.accepted } else { &self.over_client };
+        counter.fetch_add(1, Ordering::Relaxed);
+        come.map(|requests| self.presence(ip, true, requests))
     }
 
     /// `ip` as the client of requests on somebody else's connection.

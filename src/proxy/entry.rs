@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::StatusCode;
@@ -15,12 +16,15 @@ use crate::proxy::clients::{Crowded, InFlight};
 use crate::proxy::conn::{ConnInfo, OpenRequest, Turn};
 use crate::proxy::error::ProxyError;
 use crate::proxy::plane::Plane;
+use crate::proxy::route::Site;
 use crate::telemetry::access::AccessRecord;
 
 /// An open request. Boxed, because it travels from the handler into the response's body, which every connection has room for.
 pub struct Entry {
     /// What is known so far.
     pub record: AccessRecord,
+    /// The site it was for, where one was found.
+    pub site: Option<Arc<Site>>,
     started: Instant,
     plane: Rc<Plane>,
     /// Its connection's: whom the answer waits for.
@@ -60,6 +64,7 @@ impl Entry {
         };
         Box::new(Self {
             record,
+            site: None,
             started: Instant::now(),
             plane: Rc::clone(plane),
             turn: Rc::clone(&conn.turn),
@@ -108,6 +113,8 @@ impl Drop for Entry {
             let who = self.who_ended();
             self.blame(|| format!("{who} before there was an answer"));
         }
+        let tally = self.site.as_ref().map_or(&self.plane.strangers, |site| &site.tally);
+        tally.count(self.plane.thread, self.record.status.as_u16(), self.record.duration);
         self.plane.access.record(&self.record);
     }
 }

@@ -74,7 +74,6 @@ struct Passage<'a> {
     conn: &'a ConnInfo,
     caller: Caller<'a>,
     plane: &'a Rc<Plane>,
-    site: Option<Arc<Site>>,
 }
 
 /// What the head of a request leads to.
@@ -105,7 +104,7 @@ impl<'a> Passage<'a> {
         let routing = plane.routing.load();
         let caller = Caller::of(&parts, conn, routing.trusted_proxies(), &plane.clients);
         let entry = Entry::open(&parts, fastrand::u64(..), (caller.ip(), conn), plane);
-        Self { parts, entry, conn, caller, plane, site: None }
+        Self { parts, entry, conn, caller, plane }
     }
 
     /// Everything that is decided from the head alone.
@@ -146,7 +145,7 @@ impl<'a> Passage<'a> {
         let decision = routing.decide(&asked, |host| self.plane.certificates.pending(host));
         if let Some(site) = decision.site() {
             self.entry.record.app = Some(site.app.name.clone());
-            self.site = Some(Arc::clone(site));
+            self.entry.site = Some(Arc::clone(site));
             // A challenge that is not pending is nobody's: an app must not answer for its own certificate.
             if site.app.tls == Tls::Acme && route::challenge(self.parts.uri.path()).is_some() {
                 return Err(match self.parts.method {
@@ -314,8 +313,7 @@ impl<'a> Passage<'a> {
 
     /// The answer as the connection sends it, with the request's entry in its body.
     fn end(self, outcome: Result<Outcome, ProxyError>) -> Reply {
-        let Self { parts, mut entry, conn: _, caller, plane: _, site } = self;
-        let hsts = site.as_ref().filter(|_| caller.is_secure()).and_then(|site| site.hsts.as_ref());
+        let Self { parts, mut entry, conn: _, caller, plane: _ } = self;
         let mut response = match outcome {
             Ok(Outcome::Answer(response)) => response,
             Ok(Outcome::Tunnel { head, worker }) => {
@@ -331,7 +329,8 @@ impl<'a> Passage<'a> {
         };
         // The worker's version is not the client's; the connection lowers it where it must.
         *response.version_mut() = Version::HTTP_11;
-        if let Some(hsts) = hsts {
+        let site = entry.site.as_ref().filter(|_| caller.is_secure());
+        if let Some(hsts) = site.and_then(|site| site.hsts.as_ref()) {
             response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
         entry.record.status = response.status();

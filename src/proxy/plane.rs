@@ -15,6 +15,7 @@ use crate::proxy::clients::Clients;
 use crate::proxy::route::Routing;
 use crate::scope::Scope;
 use crate::telemetry::access::AccessRecord;
+use crate::telemetry::tally::Tally;
 use crate::upstream::exchange::Reach;
 
 /// Takes access records away. Called on the request path: it must not block, and what it cannot take it counts and drops.
@@ -38,6 +39,10 @@ pub struct Plane {
     pub access: Rc<dyn AccessSink>,
     /// Owns the tasks that outlive an answer's head or the answer, as answers read ahead and uploads read on; ends open WebSockets.
     pub tunnels: Scope,
+    /// This thread's number, from 0: what it counts is its own.
+    pub thread: usize,
+    /// Requests for no app.
+    pub strangers: Arc<Tally>,
     /// What each client holds, on whichever thread.
     pub clients: Arc<Clients>,
     /// Load balancers that say for whom they connect.

@@ -14,6 +14,7 @@ use crate::config::networks::Networks;
 use crate::name::{HostName, HostPattern};
 use crate::proxy::error::ProxyError;
 use crate::proxy::target::Authority;
+use crate::telemetry::tally::Tally;
 use crate::upstream::pool::Pool;
 use crate::worker::adapter;
 
@@ -28,29 +29,31 @@ pub struct Site {
     pub hsts: Option<HeaderValue>,
     /// Whether each request occupies a process or thread of a worker.
     pub synchronous: bool,
+    /// What is counted of its requests.
+    pub tally: Arc<Tally>,
     /// What its visitors are told while it is under maintenance.
     pub maintenance: Option<Arc<str>>,
 }
 
 impl Site {
     /// The site of `app`, answered by `pool`.
-    pub fn new(app: Arc<App>, pool: Arc<Pool>) -> Arc<Self> {
-        Arc::new(Self::serving(app, pool))
+    pub fn new(app: Arc<App>, pool: Arc<Pool>, tally: Arc<Tally>) -> Arc<Self> {
+        Arc::new(Self::serving(app, pool, tally))
     }
 
     /// As [`Self::new`], but whoever would be forwarded is told `text` instead.
-    pub fn in_maintenance(app: Arc<App>, pool: Arc<Pool>, text: Arc<str>) -> Arc<Self> {
-        Arc::new(Self { maintenance: Some(text), ..Self::serving(app, pool) })
+    pub fn in_maintenance(app: Arc<App>, pool: Arc<Pool>, tally: Arc<Tally>, text: Arc<str>) -> Arc<Self> {
+        Arc::new(Self { maintenance: Some(text), ..Self::serving(app, pool, tally) })
     }
 
-    fn serving(app: Arc<App>, pool: Arc<Pool>) -> Self {
+    fn serving(app: Arc<App>, pool: Arc<Pool>, tally: Arc<Tally>) -> Self {
         let hsts = app.hsts.and_then(|age| HeaderValue::try_from(format!("max-age={}", age.as_secs())).ok());
         let synchronous = match &app.backend {
             // It follows from the command alone; the directory is never used.
             Backend::Workers(spec) => adapter::plan(&app.name, spec, 0, Path::new("/")).synchronous,
             Backend::Upstream(_) => false,
         };
-        Self { app, pool, hsts, synchronous, maintenance: None }
+        Self { app, pool, hsts, synchronous, tally, maintenance: None }
     }
 }
 

@@ -42,6 +42,9 @@ pub struct AppStatus {
     pub scale: Option<ScaleStatus>,
     /// Its workers by slot.
     pub workers: Vec<WorkerStatus>,
+    /// How many workers have ended since edge was started, by reason: `asked`, `exit`, `signal`, `out_of_memory`,
+    /// `hang`, `start_timeout`.
+    pub worker_exits: BTreeMap<String, u64>,
 }
 
 /// How many workers an app shall have.
@@ -131,17 +134,50 @@ pub struct CertificateStatus {
     pub state: CertificateState,
     /// Issuer of the installed certificate, as the certificate says; empty without one.
     pub issuer: String,
+    /// The CA's name for the kind of certificate that was ordered, where one was named.
+    pub profile: Option<String>,
+    /// Start of validity, RFC 3339.
+    pub not_before: Option<String>,
     /// End of validity, RFC 3339.
     pub not_after: Option<String>,
     /// When it will be renewed, RFC 3339.
     pub renew_at: Option<String>,
+    /// Why then.
+    pub renew_because: Option<RenewBecause>,
     /// Why the last attempt failed, in words.
     pub last_error: Option<String>,
+    /// When an attempt last failed, RFC 3339, also if one has succeeded since.
+    pub last_failure: Option<String>,
     /// When the next attempt is made, RFC 3339.
     pub next_attempt: Option<String>,
     /// The TXT record that would prove the name for good, where its CA takes one and it is not there.
     #[serde(default)]
     pub dns_record: Option<String>,
+    /// Orders since edge was started.
+    pub orders: OrderCounts,
+}
+
+/// What a moment of renewal follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RenewBecause {
+    /// Two thirds of the certificate's life, or half of one below ten days.
+    Lifetime,
+    /// The CA's renewal window.
+    CaWindow,
+    /// An operator asked for it.
+    Asked,
+}
+
+/// How orders ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OrderCounts {
+    /// With a certificate.
+    pub issued: u64,
+    /// With a failure.
+    pub failed: u64,
+    /// Before the CA was asked, because the name does not lead here.
+    pub not_asked: u64,
 }
 
 /// State of a certificate.

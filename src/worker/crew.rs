@@ -71,6 +71,8 @@ pub(super) struct Crew {
     pub(super) setups: BTreeMap<u64, Rc<Setup>>,
     pub(super) workers: BTreeMap<Seat, Member>,
     pub(super) past: BTreeMap<u32, Past>,
+    /// How many have ended, by reason.
+    pub(super) exits: BTreeMap<&'static str, u64>,
     /// Dead workers whose families are still being ended.
     pub(super) burials: BTreeSet<Seat>,
     /// The generation that is being prepared, and what ends that.
@@ -113,6 +115,7 @@ impl Crew {
             setups: BTreeMap::from([(FIRST, Rc::new(Setup::new(app, spec)))]),
             workers: BTreeMap::new(),
             past: BTreeMap::new(),
+            exits: BTreeMap::new(),
             burials: BTreeSet::new(),
             preparing: BTreeMap::new(),
             changes: Changes::default(),
@@ -224,7 +227,14 @@ impl Crew {
         workers.extend(self.past.keys().copied().filter(vacant).map(|slot| self.vacancy(slot)));
         workers.sort_by_key(|worker| worker.slot);
         let scale = Some(self.headcount.status(wanted));
-        AppStatus { state, generation: self.rollout.generation_number(), queue: 0, scale, workers }
+        AppStatus {
+            state,
+            generation: self.rollout.generation_number(),
+            queue: 0,
+            scale,
+            workers,
+            worker_exits: self.exits.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
+        }
     }
 
     fn worker(&self, seat: Seat, worker: &Member) -> WorkerStatus {

@@ -280,6 +280,7 @@ impl Crew {
         let Some(worker) = self.workers.remove(&at) else { return };
         let State::Dead { why } = worker.state else { return };
         worker.tasks.abort();
+        *self.exits.entry(reason(why, worker.exit)).or_default() += 1;
         let past = self.past.entry(at.slot).or_default();
         match why {
             Why::Retired => past.last_exit = Some(format!("{} after it was asked to stop", worker.exit)),
@@ -304,5 +305,17 @@ impl Crew {
             let _nobody_listens = events.send(Event::Buried(at, last_lines));
         });
         self.roll(rollout::Input::Died(at));
+    }
+}
+
+/// Why a worker ended, in one word of a closed list.
+fn reason(why: Why, exit: Exit) -> &'static str {
+    match (why, exit) {
+        (Why::Retired, _) => "asked",
+        (Why::NeverReady, _) => "start_timeout",
+        (Why::Hung, _) => "hang",
+        (Why::DiedStarting | Why::DiedServing, Exit::Code(_) | Exit::Unknown) => "exit",
+        (Why::DiedStarting | Why::DiedServing, Exit::Signal(_)) => "signal",
+        (Why::DiedStarting | Why::DiedServing, Exit::OutOfMemory(_)) => "out_of_memory",
     }
 }

@@ -50,6 +50,7 @@ mod http1;
 mod hygiene;
 mod importing;
 mod limits;
+mod metrics;
 mod operations;
 mod proxying;
 mod queueing;

@@ -33,7 +33,7 @@ async fn a_second_ca_issues_and_renews_over_both_challenges_and_a_restart_asks_i
     .await;
 
     let mut edge = Setup::new()
-        .at(&[&address], 80, 443)
+        .at(&[address.as_str()], 80, 443)
         .top(&format!(
             "acme:\n  ca: https://localhost:{port}/acme/local/directory\n  ca_root: {}\n  self_check: false\n  \
              challenges: [http-01]",

@@ -17,6 +17,7 @@ use crate::config::model::{
     LogFormat, LogLevel, PlainHttp, Queue, Sticky, Timeouts, Tls,
 };
 use crate::name::{HostName, HostPattern};
+use crate::telemetry::status::{CertificateStatus, OrderCounts};
 
 pub(super) const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -110,6 +111,7 @@ pub(super) fn config(storage: &Path, apps: Vec<Arc<App>>) -> Config {
         threads: NonZeroUsize::MIN,
         log: Log { level: LogLevel::Info, format: LogFormat::Auto, access: AccessLog::Off },
         admin: storage.join("admin.sock"),
+        metrics: None,
         drain_timeout: second,
         timeouts: Timeouts {
             handshake: second,
@@ -128,6 +130,12 @@ pub(super) fn config(storage: &Path, apps: Vec<Arc<App>>) -> Config {
         limits: crate::config::check_limits::presets().1,
         apps,
     }
+}
+
+/// What a restart must not change: all but the counts of this run.
+pub(super) fn lasting(status: Vec<CertificateStatus>) -> Vec<CertificateStatus> {
+    let lasts = |one| CertificateStatus { orders: OrderCounts::default(), ..one };
+    status.into_iter().map(lasts).collect()
 }
 
 /// Completes a handshake in memory for `name` and returns the protocol agreed on.

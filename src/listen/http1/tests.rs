@@ -22,6 +22,7 @@ use crate::proxy::plane::AccessSink;
 use crate::proxy::route::{Routing, Site};
 use crate::scope::Scope;
 use crate::telemetry::access::AccessRecord;
+use crate::telemetry::tally::Tally;
 use crate::upstream::exchange::Reach;
 use crate::upstream::idle::IdleConnections;
 use crate::upstream::pool::Pool;
@@ -101,10 +102,12 @@ async fn world(count: u32) -> World {
         workers.push(listener);
     }
     roster.publish(slots);
-    let site = Site::new(Arc::new(app), Pool::new(name, roster));
+    let site = Site::new(Arc::new(app), Pool::new(name, roster), Arc::new(Tally::new(1)));
     let lines = Rc::new(Lines::default());
     let tasks = Scope::new();
     let plane = Rc::new(Plane {
+        thread: 0,
+        strangers: Arc::new(Tally::new(1)),
         routing: Arc::new(ArcSwap::from_pointee(Routing::new([site]))),
         certificates: Certificates::new(),
         challenges: Challenges::new(),

@@ -15,6 +15,7 @@ use crate::proxy::conn::ConnInfo;
 use crate::proxy::plane::{AccessSink, Plane};
 use crate::scope::Scope;
 use crate::telemetry::access::AccessRecord;
+use crate::telemetry::tally::Tally;
 use crate::upstream::exchange::Reach;
 
 #[derive(Default)]
@@ -44,6 +45,8 @@ fn open_entry() -> (Box<Entry>, Rc<Lines>, ConnInfo) {
     };
     let lines = Rc::new(Lines::default());
     let plane = Rc::new(Plane {
+        thread: 0,
+        strangers: Arc::new(Tally::new(1)),
         routing: Arc::default(),
         certificates: Certificates::new(),
         challenges: Challenges::new(),

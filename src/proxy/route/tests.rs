@@ -23,7 +23,7 @@ fn app(name: &str, domains: &[&str], change: impl FnOnce(&mut App)) -> Arc<Site>
     };
     change(&mut app);
     let pool = Pool::new(app.name.clone(), Roster::new());
-    Site::new(Arc::new(app), pool)
+    Site::new(Arc::new(app), pool, Arc::new(Tally::new(1)))
 }
 
 fn host(text: &str) -> HostName {
