@@ -107,6 +107,10 @@ fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> Option<f64>
     samples.iter().find(of).map(|sample| sample.2)
 }
 
+async fn closed(address: SocketAddr) {
+    until(Duration::from_secs(5), "nobody answers there", async || TcpStream::connect(address).err()).await;
+}
+
 fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
@@ -224,14 +228,14 @@ async fn a_reload_moves_the_endpoint_and_takes_it_away_and_a_taken_address_chang
     drop(taken);
     edge.reload().await;
     scrape(local(two));
-    assert!(TcpStream::connect(local(one)).is_err(), "the old address still answers");
+    closed(local(one)).await;
     // The same port of every address, while the present one has it.
     edge.edit(&format!("metrics: 127.0.0.1:{two}"), &format!("metrics: \":{two}\""));
     edge.reload().await;
     scrape(local(two));
     edge.edit(&format!("metrics: \":{two}\"\n"), "");
     edge.reload().await;
-    assert!(TcpStream::connect(local(two)).is_err(), "it still answers");
+    closed(local(two)).await;
     edge.stop().await;
 }
 
@@ -254,7 +258,11 @@ async fn who_asks_badly_slowly_or_too_much_is_refused_and_serving_goes_on() {
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer);
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:.40}: {answer:.80}");
+        // A reset may overtake the answer to a head that is too long.
+        assert!(
+            (status == "431" && answer.is_empty()) || answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request:.40}: {answer:.80}"
+        );
     }
     // More than are answered at once, none of which says anything: they hold out for as long as edge lets them.
     let silent: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(at).unwrap()).collect();
