@@ -10,6 +10,7 @@ use super::schedule::{start, valid_for};
 use crate::cert::advice::{Advice, Window};
 use crate::cert::history::History;
 use crate::cert::schedule::{Action, Certificate, Input};
+use crate::telemetry::status::RenewBecause;
 
 #[tokio::test]
 async fn a_window_that_moves_into_the_past_renews_at_the_next_poll() {
@@ -59,6 +60,7 @@ async fn a_certificate_of_a_week_is_renewed_inside_its_window_also_over_a_restar
         running.stop().await;
         let running = lab.run(&["a.example.com"]);
         assert_eq!(running.status(0).renew_at, planned, "the chosen second is kept");
+        assert_eq!(running.status(0).renew_because, Some(RenewBecause::CaWindow));
         let planned = time::OffsetDateTime::parse(
             &planned.expect("planned"),
             &time::format_description::well_known::Rfc3339,
@@ -115,12 +117,14 @@ async fn a_profile_is_ordered_kept_and_given_up_where_there_is_none() {
         config.acme.profile = Some("shortlived".to_owned());
         let running = lab.run_with(&config, None);
         running.until_valid().await;
+        assert_eq!(running.status(0).profile.as_deref(), Some("shortlived"));
         lab.renewed(&running, 4 * DAY).await;
         let profiles: Vec<_> = lab.stub.orders().into_iter().map(|order| order.profile).collect();
         assert_eq!(profiles, [Some("shortlived".to_owned()), Some("shortlived".to_owned())]);
         lab.stub.books().profiles = vec!["classic"];
         lab.renewed(&running, 4 * DAY).await;
         assert_eq!(lab.stub.orders()[2].profile, None);
+        running.until("of the CA's default", |all| all[0].profile.is_none()).await;
         running.stop().await;
         lab.close().await;
     })

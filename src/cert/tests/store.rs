@@ -67,6 +67,10 @@ fn the_newest_of_two_kept_generations_is_loaded() {
     let stored = shelf.store.load(&id(), &pattern("a.test"));
     assert_eq!(stored.bundle.expect("found").serial(), last.serial());
     assert!(stored.problems.is_empty());
+    let of_profile = shelf.issue("a.test").of_profile(Some("shortlived".to_owned()));
+    shelf.store.save(&id(), &pattern("a.test"), &of_profile).expect("saved");
+    let stored = shelf.store.load(&id(), &pattern("a.test"));
+    assert_eq!(stored.bundle.expect("found").profile(), Some("shortlived"));
     let files = shelf.files("a.test");
     assert_eq!(files.len(), 2);
     for file in &files {
