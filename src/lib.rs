@@ -10,31 +10,31 @@
 //! # Three ways
 //! - **A request:** `listen/accept` → `listen/tls` → `listen/http1` or `http2` → `proxy/handle`, which asks `proxy/route` for the app,
 //!   `upstream/pool` for a lease on a worker's slot (chosen by `upstream/balance`, waited for in `upstream/queue`),
-//!   `proxy/headers` for what to pass on, and `upstream/exchange` for the answer; `proxy/attempt` decides whether another worker
-//!   is tried. `proxy/body` gives the lease back with the last byte, and `telemetry/access` writes the line.
-//! - **A certificate:** `cert/schedule` decides what is due, now and for renewal; `cert/manager` has `cert/issuer` order it,
-//!   while `cert/challenge` lends the answers to the request path; `cert/bundle` checks it, `cert/store` keeps it, and
+//!   `proxy/headers` for what to pass on, and `upstream/exchange` for the answer, which `upstream/wire` reads and strips of what
+//!   was only said to edge; `proxy/attempt` decides whether another worker is tried. `proxy/body` gives the lease back with the last byte, and `telemetry/access` writes the line.
+//! - **A certificate:** `cert/schedule` decides what is due, now and for renewal; `cert/driver`, as `cert/gate` lets it, has
+//!   `cert/issuer` order it (what a failure means is in `cert/failure`, when to try again in `cert/delay`), while `cert/challenge` lends the answers to the request path; `cert/bundle` checks it, `cert/store` keeps it, and
 //!   `cert/resolver` serves it.
 //! - **A worker:** `worker/rollout` decides who is launched and retired, `worker/lifecycle` what happens to each next: started,
 //!   admitted, suspected, drained, told to stop, killed. `worker/supervisor` performs it through its `worker/crew`, which
 //!   `worker/watchdog` and `worker/recycling` tell who hangs and who is due: `worker/adapter` has the command line,
-//!   `worker/launch` spawns and kills, `worker/probe` asks whether it is ready, `worker/slot` opens and closes it to requests.
+//!   `worker/launch` spawns, `worker/child` signals and kills, `worker/probe` asks whether it is ready, `worker/slot` opens and closes it to requests.
 //!
 //! A changed configuration comes in by `daemon/reload`: `config/load` reads it, `config/diff` says what is touched, and what can
 //! fail (addresses, new apps, new workers) is done before the certificates, the routing and the listeners change.
 //!
 //! # Publications
 //! One writer, many readers, replaced whole: the roster of slots (`worker/slot`: supervisor → pool), certificates
-//! (`cert/resolver`: manager → handshakes), the routing (`proxy/route`: `daemon/live` → requests), challenges
-//! (`cert/challenge`: issuer → requests). Beyond these, threads share counters, each slot's latency, and the line of requests
+//! (`cert/resolver`: driver → handshakes), the routing (`proxy/route`: `daemon/live` → requests), challenges
+//! (`cert/challenge`: whoever proves a name → requests). Beyond these, threads share counters, each slot's latency, and the line of requests
 //! that wait for an app.
 //!
 //! # Many cores
-//! What a request touches that another thread touches too: its app's slots, two atomic additions on the chosen one's cache line and
+//! What a request touches that another thread touches too: its app's slots, six atomic changes of the chosen one's cache line and
 //! reads of one other; the count of its client's requests, one line for each client; snapshots, which are read without a write
 //! that others see. None of it is a lock. With 32 threads at 50,000 requests a second each and 32 workers, a slot's line changes
-//! 100,000 times a second, each change some 100 ns of waiting for the line: a hundredth of a core for each slot. It is worse with
-//! few workers that are much quicker than edge: four slots would spend a tenth of a core each. Two things are shared and serial:
+//! 300,000 times a second, each change some 100 ns of waiting for the line: three hundredths of a core for each slot. It is worse
+//! with few workers that are much quicker than edge: four slots would spend a quarter of a core each. Two things are shared and serial:
 //! the line of an app whose workers are all taken, behind a lock that such a request takes twice; and the writer of the access
 //! log, one thread for each destination, which reaches its limit at about a gigabyte a second and then drops lines, counted.
 //! 100,000 idle connections are memory (`tests/bench/compare --metrics f`) and one entry each in their thread's table of
@@ -47,7 +47,7 @@
 //! ```text
 //! ── floor 0: words and tools ── open to every file
 //!   name.rs                P  host names, app names and worker identities: parsed once, compared, printed
-//!   backoff.rs             P  growing delays between attempts
+//!   backoff.rs             P  growing delays between restarts
 //!   report.rs              P  one error chain on one line
 //!   clock.rs                  wall time as a seam
 //!   deadline.rs               time-outs of the request path without a timer each
@@ -122,7 +122,7 @@
 //!   worker/scale.rs        P  more workers or fewer, by what they have to do
 //!   worker/headcount.rs    P  how many workers there shall be, and who decides that   ← telemetry
 //!   worker/adapter.rs      P  how each server learns its address: final command line and environment
-//!   worker/launch.rs          the only place that makes and kills processes
+//!   worker/launch.rs          the only place that makes workers
 //!   worker/journal.rs         what an app's workers printed last
 //!   worker/output.rs          what workers print, as log lines
 //!   worker/probe_http2.rs     a question to a worker that speaks HTTP/2
@@ -133,7 +133,7 @@
 //! ── floor 3: cert ── certificates: decided when, ordered, stored, published   ← config
 //!   cert/seconds.rs        P  moments as whole seconds
 //!   cert/bundle.rs         P  chain and key that belong together, names, validity
-//!   cert/failure.rs        P  what went wrong: when to try again, what an operator does
+//!   cert/failure.rs        P  what went wrong, as a class, and what an operator does
 //!   cert/validity.rs       P  the time of a certificate, and the moment in it to renew
 //!   cert/advice.rs         P  when a CA wants a certificate renewed, and the second that is chosen
 //!   cert/history.rs        P  what is remembered of a name over restarts
@@ -159,7 +159,7 @@
 //!   cert/disk.rs              writes in order, away from the thread that drives
 //!   cert/files.rs             certificates the operator maintains as files
 //!   cert/ca_client.rs         the HTTP client towards a CA, with limits
-//!   cert/trouble.rs           what a CA's refusal means, and patience with its nonces
+//!   cert/trouble.rs           what a CA refused, and patience with its nonces
 //!   cert/directory.rs         what a CA offers
 //!   cert/binding.rs           an account that is bound to one made at the CA's site
 //!   cert/account.rs           the account at a CA
@@ -184,7 +184,7 @@
 //!   upstream/balance.rs    P  which of several slots is best: in flight, latency, age
 //!   upstream/affinity.rs   P  which slot a client stays with
 //!   upstream/queue.rs      P  who waits for a worker, who is refused, who is next
-//!   upstream/wire.rs       P  HTTP/1.1 towards the worker, without sockets
+//!   upstream/wire.rs       P  HTTP/1.1 with a worker, without sockets: requests written, answers read and stripped
 //!   upstream/framing.rs    P  where a body begins and ends on the wire
 //!   upstream/lease.rs         one request in flight on one slot, given back when dropped
 //!   upstream/pool.rs          a lease at once, or after waiting in line, or an error
@@ -196,7 +196,7 @@
 //!   upstream/upload.rs        the sending half of an attempt
 //!   upstream/body.rs          a worker's body, with what is left of the upload
 //!   upstream/spool.rs         a synchronous worker's body, read faster than its client takes it
-//!   upstream/stream_head.rs P  heads of HTTP/2 towards the worker, without sockets
+//!   upstream/stream_head.rs P  heads of HTTP/2 with a worker, without sockets: the same
 //!   upstream/shared.rs        this thread's connections of HTTP/2, shared by its requests
 //!   upstream/stream_upload.rs the sending half of a stream
 //!   upstream/stream_body.rs   a worker's body over HTTP/2
@@ -216,7 +216,7 @@
 //!   proxy/error.rs         P  every way a request fails: whose fault, which status   ← upstream::error
 //!   proxy/route.rs            host and path to app, redirect, challenge or refusal   ← upstream::pool, worker::adapter, telemetry::tally
 //!   proxy/sticky.rs           the cookie or address that keeps a client with a worker   ← upstream::affinity
-//!   proxy/headers.rs       P  what is removed, added, rewritten, each way
+//!   proxy/headers.rs       P  what is removed from requests, added, rewritten; which trailers pass
 //!   proxy/attempt.rs       P  try again or not   ← upstream::error
 //!   proxy/reply.rs            the answers edge writes itself   ← upstream::error
 //!   proxy/body.rs             bodies with their limits, their lease and their access line   ← upstream, telemetry
@@ -265,7 +265,7 @@
 //!   daemon/metrics.rs         the endpoint that Prometheus asks
 //!   daemon/live.rs            what runs: configuration, apps, listeners; publishes the routing
 //!   daemon/reload.rs          a changed configuration put in force, or nothing
-//!   daemon/perform.rs         restart, scale, maintenance, logs
+//!   daemon/perform.rs         what an operator asked for, done: reload, restart, scale, maintenance, logs, renewal
 //!   daemon/run.rs             serve until told, then stop in order
 //! ```
 
