@@ -12,7 +12,7 @@ use crate::support::origin::Origin;
 
 pub(super) const ROWS: &[Row] = &[
     Row::new("I01", "SIGKILL while a certificate is written", "the old or the new one, never neither", &[
-        "src/cert/tests/faults.rs::killed_at_any_request_edge_goes_on_with_the_same_order_and_key",
+        "tests/it/acme/crashes.rs::killed_at_any_point_of_an_order_edge_goes_on_with_it",
         "src/cert/tests/store.rs::the_newest_of_two_kept_generations_is_loaded",
         "src/durable.rs::a_file_is_replaced_whole_and_private",
     ]),

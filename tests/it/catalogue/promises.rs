@@ -91,7 +91,7 @@ const PROMISES: &[Promise] = &[
             "src/cert/tests/store.rs::damage_to_the_newest_generation_falls_back_to_the_one_before_and_is_explained",
             "src/cert/tests/store.rs::history_survives_and_damage_to_it_costs_only_the_history",
             "src/durable.rs::a_file_is_replaced_whole_and_private",
-            "src/cert/tests/faults.rs::killed_at_any_request_edge_goes_on_with_the_same_order_and_key",
+            "tests/it/acme/crashes.rs::killed_at_any_point_of_an_order_edge_goes_on_with_it",
         ],
     ),
     (
