@@ -166,6 +166,8 @@
 //!   cert/foreign.rs           what certbot and Caddy left behind
 //!   cert/ca.rs                one CA: its directory, account, client and clock
 //!   cert/authorize.rs         challenges picked, answered and explained
+//!   cert/client_policy.rs     what an app asks of its clients in a handshake
+//!   cert/subject.rs        P  the subject of a client's certificate as one line
 //!   cert/internal.rs          edge's own CA
 //!   cert/order.rs             one order at an ACME CA, resumed or new
 //!   cert/issuer.rs            the seam towards CAs, and ACME behind it

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use fastrand::Rng;
 use rustls::server::ProducesTickets;
 
+use crate::cert::client_policy::ClientPolicy;
 use crate::cert::internal::InternalCa;
 use crate::cert::names::{Cas, Name, NameId, Names, Source};
-use crate::cert::resolver::Served;
 use crate::cert::store::{CertStore, StoreError};
 use crate::config::model::{Acme, App, Config, Tls};
 use crate::name::{AppName, HostPattern};
@@ -22,6 +22,7 @@ pub struct Prepared {
     /// How certificates are ordered from then on.
     pub(in crate::cert) acme: Box<Acme>,
     tickets: HashMap<AppName, Arc<dyn ProducesTickets>>,
+    clients: HashMap<AppName, ClientPolicy>,
 }
 
 #[expect(clippy::large_enum_variant, reason = "a few, for a moment")]
@@ -42,9 +43,10 @@ impl Names {
         rng: &mut Rng,
     ) -> Result<Prepared, StoreError> {
         let cas = Cas::of(&config.acme);
+        let clients = ClientPolicy::all(config, &self.provider)?;
         let acme = Box::new(config.acme.clone());
         let mut prepared =
-            Prepared { plan: Vec::new(), cas: Arc::clone(&cas), acme, tickets: HashMap::new() };
+            Prepared { plan: Vec::new(), cas: Arc::clone(&cas), acme, tickets: HashMap::new(), clients };
         for app in &config.apps {
             if !self.tickets.contains_key(&app.name)
                 && let Ok(tickets) = rustls::crypto::aws_lc_rs::Ticketer::new()
@@ -64,19 +66,20 @@ impl Names {
 
     /// Makes the prepared names the present ones.
     pub fn adopt_all(&mut self, prepared: Prepared) {
-        let Prepared { plan, cas, acme: _, tickets } = prepared;
+        let Prepared { plan, cas, acme: _, tickets, clients } = prepared;
         self.tickets.extend(tickets);
+        let clients_before = std::mem::replace(&mut self.clients, clients);
         let mut known = std::mem::take(&mut self.list);
         for planned in plan {
             let (mut name, stale) = match planned {
                 Planned::Loaded(name) => {
-                    // Loaded before the app had ticket keys.
+                    // Loaded before the app had ticket keys and a policy.
                     (name, true)
                 }
                 Planned::Kept { id, app, default } => {
                     let Some(at) = known.iter().position(|name| name.id == id) else { continue };
                     let mut name = known.swap_remove(at);
-                    let moved = name.app != app;
+                    let moved = name.app != app || !is_same(clients_before.get(&app), self.clients.get(&app));
                     (name.app, name.default) = (app, default);
                     if let Source::Acme(known) = &mut name.source {
                         // The same CAs; what another setting repairs is tried again.
@@ -86,18 +89,53 @@ impl Names {
                     (name, moved)
                 }
             };
-            if stale && let Some(bundle) = name.bundle.clone() {
-                let before: Option<Arc<Served>> = name.served.clone();
-                if let Err(error) = self.fit(&mut name, bundle) {
-                    // It was served with the same key a moment ago: nothing can be wrong with it.
-                    tracing::error!(cert = %name.pattern, error = %Report(&error), "cannot serve a known certificate anew");
-                    name.served = before;
-                }
+            if stale {
+                self.refit(&mut name);
             }
             self.list.push(name);
         }
         let apps: HashSet<AppName> = self.list.iter().map(|name| name.app.clone()).collect();
         self.tickets.retain(|app, _| apps.contains(app));
+    }
+
+    /// Looks at the CA files of client certificates again: returns whether anything changed.
+    pub(in crate::cert) fn reload_client_policies(&mut self) -> bool {
+        let mut renewed = HashMap::new();
+        for (app, policy) in &mut self.clients {
+            renewed.extend(policy.renewed(&self.provider).map(|policy| (app.clone(), policy)));
+        }
+        let changed = !renewed.is_empty();
+        let apps: HashSet<AppName> = renewed.keys().cloned().collect();
+        self.clients.extend(renewed);
+        let mut list = std::mem::take(&mut self.list);
+        for name in list.iter_mut().filter(|name| apps.contains(&name.app)) {
+            self.refit(name);
+        }
+        self.list = list;
+        changed
+    }
+
+    /// Serves the name as its app now wants it.
+    fn refit(&self, name: &mut Name) {
+        let Some(bundle) = name.bundle.clone() else { return };
+        // One on its way to the disk is as stale, and this is the same certificate.
+        name.coming = None;
+        let before = name.served.take();
+        if let Err(error) = self.fit(name, bundle) {
+            // It was served with the same key a moment ago: nothing can be wrong with it.
+            tracing::error!(cert = %name.pattern, error = %Report(&error), "cannot serve a known certificate anew");
+            // Nobody gets past a policy by that.
+            name.served =
+                before.filter(|served| served.client_auth.is_none() && !self.clients.contains_key(&name.app));
+        }
+    }
+}
+
+fn is_same(before: Option<&ClientPolicy>, after: Option<&ClientPolicy>) -> bool {
+    match (before, after) {
+        (None, None) => true,
+        (Some(before), Some(after)) => before.is_same(after),
+        (Some(_), None) | (None, Some(_)) => false,
     }
 }
 

@@ -11,10 +11,12 @@ pub mod failure;
 pub mod tls_alpn;
 
 pub mod advice;
+pub mod client_policy;
 pub mod delay;
 pub mod gate;
 pub mod history;
 pub mod schedule;
+pub mod subject;
 
 pub mod pending;
 pub mod store;

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::cert::bundle::CertBundle;
+use crate::cert::client_policy::ClientPolicy;
 use crate::cert::failure::Class;
 use crate::cert::files::{FilePair, Stamp};
 use crate::cert::history::{Because, History};
@@ -102,14 +103,16 @@ pub struct Name {
     /// What is wrong with the operator's files.
     pub file_error: Option<String>,
     /// What will be served instead, while it is on its way to the disk.
-    coming: Option<Arc<Served>>,
+    pub(in crate::cert) coming: Option<Arc<Served>>,
 }
 
 /// All of them, in the order of the configuration.
 pub struct Names {
     pub(in crate::cert) list: Vec<Name>,
-    provider: Arc<CryptoProvider>,
+    pub(in crate::cert) provider: Arc<CryptoProvider>,
     pub(in crate::cert) tickets: HashMap<AppName, Arc<dyn ProducesTickets>>,
+    /// Of the apps that ask clients for certificates.
+    pub(in crate::cert) clients: HashMap<AppName, ClientPolicy>,
 }
 
 impl Names {
@@ -122,7 +125,12 @@ impl Names {
         internal: Option<&InternalCa>,
         rng: &mut Rng,
     ) -> Result<Self, StoreError> {
-        let mut names = Self { list: Vec::new(), provider: Arc::clone(provider), tickets: HashMap::new() };
+        let mut names = Self {
+            list: Vec::new(),
+            provider: Arc::clone(provider),
+            tickets: HashMap::new(),
+            clients: ClientPolicy::all(config, provider)?,
+        };
         let cas = Cas::of(&config.acme);
         for app in &config.apps {
             if let Ok(tickets) = rustls::crypto::aws_lc_rs::Ticketer::new() {
@@ -216,7 +224,8 @@ impl Names {
                 &made
             }
         };
-        name.served = Some(Served::new(&bundle, &self.provider, tickets).map_err(fail)?);
+        let clients = self.clients.get(&name.app);
+        name.served = Some(Served::new(&bundle, &self.provider, tickets, clients).map_err(fail)?);
         name.bundle = Some(bundle);
         Ok(())
     }
@@ -268,6 +277,7 @@ impl Names {
     /// Looks at the operator's files again: returns whether anything changed. A new content that cannot be used leaves the
     /// old one in place.
     pub fn reload_files(&mut self) -> bool {
+        let mut changed = self.reload_client_policies();
         let mut fresh = Vec::new();
         for (index, name) in self.list.iter_mut().enumerate() {
             let Source::Files(pair, known) = &mut name.source else { continue };
@@ -288,7 +298,6 @@ impl Names {
                 }
             }
         }
-        let mut changed = false;
         for (index, bundle) in fresh {
             match self.install(index, bundle) {
                 Ok(()) => changed = true,

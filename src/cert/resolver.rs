@@ -11,6 +11,8 @@ use rustls::server::{NoServerSessionStorage, ProducesTickets, ResolvesServerCert
 use rustls::sign::CertifiedKey;
 
 use crate::cert::bundle::CertBundle;
+use crate::cert::client_policy::ClientPolicy;
+use crate::config::model::ClientAuth;
 use crate::name::{HostName, HostPattern};
 
 /// A certificate ready to be served.
@@ -20,28 +22,39 @@ pub struct Served {
     pub config: Arc<rustls::ServerConfig>,
     /// Hosts that may be asked for on a connection with this certificate.
     pub names: Vec<HostPattern>,
+    /// What clients were asked for.
+    pub client_auth: Option<ClientAuth>,
 }
 
 impl Served {
     /// Makes `bundle` ready. `tickets` belongs to the app and outlives its certificates, so that a renewal does not end
-    /// resumption.
+    /// resumption. With `clients` there is none: a session that is resumed shows no certificate, so whoever had one would go on
+    /// after its end, and after its CA's.
     pub fn new(
         bundle: &CertBundle,
         provider: &Arc<CryptoProvider>,
         tickets: &Arc<dyn ProducesTickets>,
+        clients: Option<&ClientPolicy>,
     ) -> Result<Arc<Self>, rustls::Error> {
         let resolver = Arc::new(Single(Arc::clone(bundle.certified())));
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(resolver);
+        let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
+            .with_safe_default_protocol_versions()?;
+        let builder = match clients {
+            Some(policy) => builder.with_client_cert_verifier(Arc::clone(policy.verifier())),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(resolver);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config.ticketer = Arc::clone(tickets);
+        match clients {
+            Some(_) => config.send_tls13_tickets = 0,
+            None => config.ticketer = Arc::clone(tickets),
+        }
         // Tickets hold the state at the client; a cache here would only hold memory.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         // Early data can be replayed by anybody who recorded it (RFC 8446 §8).
         config.max_early_data_size = 0;
-        Ok(Arc::new(Self { config: Arc::new(config), names: bundle.names().to_vec() }))
+        let client_auth = clients.map(|policy| policy.auth().clone());
+        Ok(Arc::new(Self { config: Arc::new(config), names: bundle.names().to_vec(), client_auth }))
     }
 }
 

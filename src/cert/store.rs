@@ -89,6 +89,17 @@ pub enum StoreError {
         #[source]
         source: FileError,
     },
+    /// The CA of client certificates.
+    #[error("apps.{app}.client_auth.ca: cannot use {}", path.display())]
+    ClientCa {
+        /// Whose clients.
+        app: AppName,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: FileError,
+    },
     /// Edge's own CA.
     #[error("edge's internal CA in {} cannot be used", path.display())]
     Internal {
@@ -119,6 +130,8 @@ pub enum FileError {
     Missing,
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    #[error("{0}")]
+    Roots(String),
 }
 
 /// What is kept of one name.

@@ -7,7 +7,9 @@ use crate::config::check_acme;
 use crate::config::check_worker;
 use crate::config::context::{AppContext, readable_file};
 use crate::config::keys::{self, Place};
-use crate::config::model::{Acme, App, Backend, PlainHttp, Protocol, Queue, Sticky, Tls};
+use crate::config::model::{
+    Acme, App, Backend, ClientAuth, ClientAuthMode, PlainHttp, Protocol, Queue, Sticky, Tls,
+};
 use crate::config::scalar;
 use crate::config::section::{Section, Value};
 use crate::name::{AppName, HostName, HostPattern};
@@ -60,6 +62,7 @@ fn app(
     let backend = backend(name.as_ref(), section, context);
     let protocol = protocol(section);
     let http = plain_http(section, &tls);
+    let client_auth = client_auth(section, &tls, http, context);
     let redirect_to = redirect_to(section, &domains);
     let hsts = hsts(section, &tls);
     let max_body = section.read("max_body", 0, scalar::size);
@@ -71,6 +74,7 @@ fn app(
         backend: backend?,
         protocol,
         tls,
+        client_auth,
         http,
         redirect_to,
         hsts,
@@ -240,6 +244,29 @@ fn tls_files(value: &Value<'_>, context: &AppContext<'_>) -> Tls {
         }
     };
     Tls::Files { cert: file("cert"), key: file("key") }
+}
+
+fn client_auth(
+    section: &Section<'_>,
+    tls: &Tls,
+    http: PlainHttp,
+    context: &AppContext<'_>,
+) -> Option<ClientAuth> {
+    let value = section.get("client_auth")?;
+    let keys = Section::new(&value, "apps.NAME.client_auth", None);
+    let Some(ca) = keys.own("ca") else {
+        keys.refuse("`ca` is missing: which CA signs the clients' certificates?");
+        return None;
+    };
+    let modes = [("require", ClientAuthMode::Require), ("request", ClientAuthMode::Request)];
+    let mode = keys.own("mode").map_or(Some(ClientAuthMode::Require), |value| value.choice(&modes))?;
+    if *tls == Tls::Off {
+        value.refuse_with("with `tls: off` no client can present a certificate", "remove one of the two");
+    } else if http == PlainHttp::Serve && mode == ClientAuthMode::Require {
+        value
+            .refuse_with("`http: serve` would answer clients without a certificate", "remove one of the two");
+    }
+    Some(ClientAuth { ca: readable_file(&ca, context.base)?, mode })
 }
 
 fn plain_http(section: &Section<'_>, tls: &Tls) -> PlainHttp {

@@ -209,6 +209,7 @@ fn every_key_of_the_table_changes_something() {
         "apps.NAME.before_start" => "[alembic upgrade head]",
         "apps.NAME.stop_signal" => "SIGINT",
         "apps.NAME.tls" => "internal",
+        "apps.NAME.client_auth" => "{ca: some.file, mode: request}",
         "apps.NAME.http" => "serve",
         "apps.NAME.redirect_to" => "api.example.com",
         "apps.NAME.hsts" | "apps.NAME.default" => "true",

@@ -522,6 +522,12 @@ pub const KEYS: &[Key] = &[
         "Certificates: `auto` (ACME; edge's own CA for localhost, *.localhost, *.test, *.internal and private addresses), `internal`, `off`, or `{cert: FILE, key: FILE}`.",
     ),
     key(
+        "apps.NAME.client_auth",
+        Nothing,
+        App,
+        "Certificates that clients are asked for in the handshake, `{ca: FILE, mode: require}` or `mode: request`, which lets in those without one: one that is presented must be of a CA in the PEM file and in force; its subject reaches the worker in X-Client-Cert-Subject. A changed file is noticed within a minute or at a reload, for handshakes from then on.",
+    ),
+    key(
         "apps.NAME.http",
         Is("redirect"),
         App,
@@ -544,6 +550,9 @@ pub const KEYS: &[Key] = &[
 
 /// Keys below `tls` where it is a mapping.
 pub const TLS_KEYS: [&str; 2] = ["cert", "key"];
+
+/// Keys below `client_auth`.
+pub const CLIENT_AUTH_KEYS: [&str; 2] = ["ca", "mode"];
 
 /// Keys below `acme.eab`.
 pub const EAB_KEYS: [&str; 2] = ["kid", "hmac_key_file"];
@@ -570,6 +579,9 @@ pub fn children(parent: &str) -> Vec<&'static str> {
     }
     if parent == "apps.NAME.tls" {
         names.extend(TLS_KEYS);
+    }
+    if parent == "apps.NAME.client_auth" {
+        names.extend(CLIENT_AUTH_KEYS);
     }
     if parent == "acme.eab" {
         names.extend(EAB_KEYS);

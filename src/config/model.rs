@@ -145,6 +145,8 @@ pub struct App {
     pub protocol: Protocol,
     /// Where its certificates come from.
     pub tls: Tls,
+    /// Certificates that its clients are asked for.
+    pub client_auth: Option<ClientAuth>,
     /// What plain HTTP does.
     pub http: PlainHttp,
     /// Canonical host: the app's other domains answer 308.
@@ -436,6 +438,24 @@ pub enum Tls {
         /// Private key.
         key: PathBuf,
     },
+}
+
+/// Certificates that clients are asked for: a policy of the connection, which its requests cannot leave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientAuth {
+    /// PEM file of the CAs that sign them.
+    pub ca: PathBuf,
+    /// Whether a client may have none.
+    pub mode: ClientAuthMode,
+}
+
+/// Whether a client may have no certificate. One that it presents must be right in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuthMode {
+    /// It may not: its handshake fails.
+    Require,
+    /// It may.
+    Request,
 }
 
 /// What plain HTTP requests get.

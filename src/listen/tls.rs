@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
+use http::HeaderValue;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::LazyConfigAcceptor;
@@ -10,6 +11,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::cert::challenge::Challenges;
 use crate::cert::resolver::Certificates;
+use crate::cert::subject::subject;
 use crate::cert::tls_alpn;
 use crate::name::HostName;
 use crate::proxy::conn::TlsInfo;
@@ -17,12 +19,21 @@ use crate::proxy::conn::TlsInfo;
 /// A fatal alert `unrecognized_name` (RFC 8446 §6, RFC 6066 §3), as one plaintext record.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
+/// The same of `no_application_protocol` (RFC 7301 §3.2).
+const NO_PROTOCOL: [u8; 7] = [21, 3, 3, 0, 2, 2, 120];
+
 /// Why a handshake came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// No certificate for the name asked for.
     #[error("no certificate for the name {0:?}")]
     UnknownName(Option<String>),
+    /// Something else was offered beside the protocol that validates names, which stands alone.
+    #[error("no protocol that is offered can be spoken")]
+    NoProtocol,
+    /// The client has a certificate whose subject cannot be passed on.
+    #[error("the subject of the client's certificate is no line of text")]
+    Subject,
     /// It was a CA that validated a name: there is nothing more to say.
     #[error("a CA has validated a name")]
     Validation,
@@ -55,6 +66,8 @@ where
     let start = acceptor.await.map_err(HandshakeError::Failed)?;
     let written = start.client_hello().server_name().map(str::to_owned);
     // Exactly that protocol (RFC 8737 §3), and only while a challenge for the name is pending.
+    let offers_validation =
+        || start.client_hello().alpn().is_some_and(|mut all| all.any(|one| one == tls_alpn::PROTOCOL));
     let validates = start.client_hello().alpn().is_some_and(|offered| offered.eq([tls_alpn::PROTOCOL]));
     if let Some(name) = written.as_deref().filter(|_| validates)
         && let Some(config) = challenges.tls_alpn01(name)
@@ -63,6 +76,9 @@ where
         stream.shutdown().await.map_err(HandshakeError::Failed)?;
         return Err(HandshakeError::Validation);
     }
+    if offers_validation() {
+        return Err(refuse(start.io, &NO_PROTOCOL, HandshakeError::NoProtocol).await);
+    }
     let sni = written.as_deref().and_then(|name| HostName::parse(name).ok());
     // A name that is no host name is nobody's: it must not fall back to the address's certificate.
     let served = match (&written, &sni) {
@@ -70,13 +86,7 @@ where
         (Some(_), Some(_)) | (None, _) => certificates.find(sni.as_ref(), local),
     };
     let Some(served) = served else {
-        let mut stream = start.io;
-        let told = stream.write_all(&UNRECOGNIZED_NAME).await;
-        let shut = stream.shutdown().await;
-        return Err(match told.and(shut) {
-            Ok(()) => HandshakeError::UnknownName(written),
-            Err(error) => HandshakeError::Failed(error),
-        });
+        return Err(refuse(start.io, &UNRECOGNIZED_NAME, HandshakeError::UnknownName(written)).await);
     };
     let stream =
         start.into_stream(std::sync::Arc::clone(&served.config)).await.map_err(HandshakeError::Failed)?;
@@ -86,5 +96,26 @@ where
         Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
         Some(_) | None => "TLSv1.3",
     };
-    Ok(Accepted { stream, info: TlsInfo { sni, served, version }, h2 })
+    let client_subject = match session.peer_certificates() {
+        Some([certificate, ..]) => Some(subject_field(certificate).ok_or(HandshakeError::Subject)?),
+        Some([]) | None => None,
+    };
+    Ok(Accepted { stream, info: TlsInfo { sni, served, version, client_subject }, h2 })
+}
+
+fn subject_field(certificate: &[u8]) -> Option<HeaderValue> {
+    HeaderValue::from_str(&subject(certificate)?).ok()
+}
+
+/// Sends an alert and ends the connection; returns why, or why not even that could be done.
+async fn refuse<S>(mut stream: S, alert: &[u8], why: HandshakeError) -> HandshakeError
+where
+    S: AsyncWrite + Unpin,
+{
+    let told = stream.write_all(alert).await;
+    let shut = stream.shutdown().await;
+    match told.and(shut) {
+        Ok(()) => why,
+        Err(error) => HandshakeError::Failed(error),
+    }
 }

@@ -53,6 +53,8 @@ pub struct TlsInfo {
     pub served: Arc<Served>,
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
+    /// The subject of the certificate that the client presented, which was verified.
+    pub client_subject: Option<HeaderValue>,
 }
 
 impl ConnInfo {

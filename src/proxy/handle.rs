@@ -134,11 +134,11 @@ impl<'a> Passage<'a> {
         let asked = Asked {
             authority,
             path_and_query: path_and_query(&self.parts),
-            secured: self
-                .conn
-                .tls
-                .as_ref()
-                .map(|tls| Secured { sni: tls.sni.as_ref(), names: &tls.served.names }),
+            secured: self.conn.tls.as_ref().map(|tls| Secured {
+                sni: tls.sni.as_ref(),
+                names: &tls.served.names,
+                client_auth: tls.served.client_auth.as_ref(),
+            }),
             secure: self.caller.is_secure(),
             https_port: routing.https_port().filter(|_| !self.caller.is_behind_proxy()),
         };
@@ -192,6 +192,7 @@ impl<'a> Passage<'a> {
             secure: self.caller.is_secure(),
             host: seen_host.as_ref().unwrap_or(host),
             request_id: self.entry.record.request_id,
+            client_subject: self.conn.tls.as_ref().and_then(|tls| tls.client_subject.as_ref()),
             trailers: !is_handshake && headers::takes_trailers(&self.parts.headers),
         };
         headers::request(&mut self.parts.headers, self.parts.version);

@@ -20,6 +20,8 @@ pub struct Forwarding<'a> {
     pub host: &'a HeaderValue,
     /// Identifies the request in logs.
     pub request_id: u64,
+    /// The verified subject of the client's certificate.
+    pub client_subject: Option<&'a HeaderValue>,
     /// Whether the client takes trailers; a worker may keep them to itself otherwise (RFC 9110 §6.5.1).
     pub trailers: bool,
 }
@@ -54,6 +56,9 @@ pub fn forwarding(out: &mut Vec<u8>, about: &Forwarding<'_>) {
         host,
     ]);
     line(&[b"\r\nx-real-ip: ", client, b"\r\nx-request-id: ", &request_id(about.request_id), b"\r\n"]);
+    if let Some(subject) = about.client_subject {
+        line(&[b"x-client-cert-subject: ", subject.as_bytes(), b"\r\n"]);
+    }
     // RFC 7239 §4; §6: an IPv6 address is bracketed, and therefore quoted.
     let (before, after): (&[u8], &[u8]) = match about.client {
         IpAddr::V4(_) => (b"", b""),

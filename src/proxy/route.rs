@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use crate::config::model::{App, Backend, PlainHttp, Tls};
+use crate::config::model::{App, Backend, ClientAuth, ClientAuthMode, PlainHttp, Tls};
 use crate::config::networks::Networks;
 use crate::name::{HostName, HostPattern};
 use crate::proxy::error::ProxyError;
@@ -89,6 +89,8 @@ pub struct Secured<'a> {
     pub sni: Option<&'a HostName>,
     /// Hosts the certificate it got may be used for.
     pub names: &'a [HostPattern],
+    /// What the client was asked for.
+    pub client_auth: Option<&'a ClientAuth>,
 }
 
 /// What happens to a request.
@@ -211,7 +213,10 @@ impl Routing {
         } else {
             secured.names.iter().any(|name| site.app.domains.contains(name))
         };
-        covered && secured.sni.is_none_or(|sni| sni == host || self.same_policy(sni, site))
+        // Whether and how the client was verified is settled for the connection: a request for an app that wants it otherwise
+        // must come by another one.
+        let asked_alike = secured.client_auth == site.app.client_auth.as_ref();
+        covered && asked_alike && secured.sni.is_none_or(|sni| sni == host || self.same_policy(sni, site))
     }
 
     fn same_policy(&self, sni: &HostName, site: &Site) -> bool {
@@ -230,6 +235,11 @@ fn plain<'r>(
     pending: impl Fn(&HostName) -> Option<Arc<str>>,
 ) -> Decision<'r> {
     let app = &site.app;
+    let requires = app.client_auth.as_ref().is_some_and(|auth| auth.mode == ClientAuthMode::Require);
+    if requires && asked.secure {
+        // Encrypted or not on the way to the proxy, here the client has shown nothing.
+        return Decision::Refuse(Some(site), ProxyError::Misdirected);
+    }
     if app.tls == Tls::Off || app.http == PlainHttp::Serve || asked.secure {
         return match canonical(asked, host, site) {
             Some(to) => Decision::Redirect(site, to),

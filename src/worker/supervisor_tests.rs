@@ -112,6 +112,7 @@ fn app() -> Arc<App> {
         max_body: 1,
         queue: Queue { size: 100, timeout: Duration::from_secs(10) },
         protocol: crate::config::model::Protocol::Http1,
+        client_auth: None,
         sticky: Sticky::None,
     })
 }

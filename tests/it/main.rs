@@ -36,6 +36,7 @@ mod access_log;
 mod acme;
 mod balancers;
 mod catalogue;
+mod client_certificates;
 mod config;
 mod connections;
 mod cost;

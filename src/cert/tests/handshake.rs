@@ -15,7 +15,7 @@ use crate::cert::resolver::{Certificates, Entry, EntryState, Served};
 fn served(ca: &InternalCa, name: &str) -> Arc<Served> {
     let bundle = ca.issue(&pattern(name), now()).expect("issued");
     let tickets = rustls::crypto::aws_lc_rs::Ticketer::new().expect("tickets");
-    Served::new(&bundle, &provider(), &tickets).expect("usable")
+    Served::new(&bundle, &provider(), &tickets, None).expect("usable")
 }
 
 #[test]

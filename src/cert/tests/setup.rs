@@ -72,6 +72,7 @@ pub(super) fn app(name: &str, domains: &[&str], tls: Tls) -> Arc<App> {
         default: false,
         backend: Backend::Upstream(vec![Address::Unix("/nowhere".into())]),
         tls,
+        client_auth: None,
         http: PlainHttp::Redirect,
         redirect_to: None,
         hsts: None,

@@ -89,6 +89,7 @@ async fn world(count: u32) -> World {
         max_body: 10,
         queue: Queue { size: 100, timeout: Duration::from_secs(10) },
         protocol: crate::config::model::Protocol::Http1,
+        client_auth: None,
         sticky: Sticky::None,
     };
     let roster = Roster::new();

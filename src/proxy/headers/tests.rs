@@ -21,6 +21,7 @@ fn forward(headers: &mut HeaderMap, client: &str, host: &str, version: Version) 
         secure: true,
         host: &HeaderValue::from_str(host).expect("valid"),
         request_id: 0x1f,
+        client_subject: None,
         trailers: false,
     };
     request(headers, version);

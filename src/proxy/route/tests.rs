@@ -20,6 +20,7 @@ fn app(name: &str, domains: &[&str], change: impl FnOnce(&mut App)) -> Arc<Site>
         queue: Queue { size: 100, timeout: Duration::from_secs(10) },
         protocol: crate::config::model::Protocol::Http1,
         sticky: Sticky::None,
+        client_auth: None,
     };
     change(&mut app);
     let pool = Pool::new(app.name.clone(), Roster::new());
@@ -57,7 +58,7 @@ fn over_https(routing: &Routing, authority: &str, sni: Option<&str>, names: &[&s
         authority: Authority::parse(authority).expect("valid"),
         path_and_query: "/p?q=1",
         secure: true,
-        secured: Some(Secured { sni: sni.as_ref(), names: &names }),
+        secured: Some(Secured { sni: sni.as_ref(), names: &names, client_auth: None }),
         https_port: Some(8443),
     };
     told(&routing.decide(&asked, |_| None))
@@ -219,7 +220,7 @@ fn who_came_by_https_to_a_trusted_proxy_is_not_sent_there_again() {
             authority: Authority::parse(authority).expect("valid"),
             path_and_query: "/",
             secure,
-            secured: encrypted.then_some(Secured { sni: Some(&sni), names: &names }),
+            secured: encrypted.then_some(Secured { sni: Some(&sni), names: &names, client_auth: None }),
             https_port: None,
         };
         assert_eq!(told(&routing.decide(&asked, |_| None)), expected, "{encrypted} {secure} {authority}");

@@ -1,0 +1,119 @@
+//! What an app asks of its clients in a handshake: a certificate of a CA of the operator's. The CA's file is read at start, and
+//! again when it changes.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+
+use crate::cert::store::{FileError, StoreError};
+use crate::config::model::{ClientAuth, ClientAuthMode, Config};
+use crate::durable;
+use crate::name::AppName;
+use crate::report::Report;
+
+/// Longest file of CA certificates.
+const LONGEST: u64 = 1024 * 1024;
+
+/// Tells one content of the file from the next.
+type Stamp = Option<(u64, i64, i64, u64)>;
+
+/// The policy of one app, with what its file holds now.
+#[derive(Clone)]
+pub struct ClientPolicy {
+    app: AppName,
+    auth: ClientAuth,
+    stamp: Stamp,
+    content: Arc<[u8]>,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientPolicy {
+    /// The policies of all apps that have one.
+    pub fn all(
+        config: &Config,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<HashMap<AppName, Self>, StoreError> {
+        let mut policies = HashMap::new();
+        for app in &config.apps {
+            if let Some(auth) = &app.client_auth {
+                policies.insert(app.name.clone(), Self::read(&app.name, auth, provider)?);
+            }
+        }
+        Ok(policies)
+    }
+
+    /// The same with the file's present content, if that has changed and can be used.
+    pub fn renewed(&mut self, provider: &Arc<CryptoProvider>) -> Option<Self> {
+        let stamp = stamp(&self.auth);
+        if stamp == self.stamp {
+            return None;
+        }
+        self.stamp = stamp;
+        match Self::read(&self.app, &self.auth, provider) {
+            Ok(renewed) => (!renewed.is_same(self)).then_some(renewed),
+            Err(error) => {
+                tracing::error!(app = %self.app, error = %Report(&error), "the changed CA of client certificates cannot be used; keeping the old one");
+                None
+            }
+        }
+    }
+
+    /// Whether both ask the same of a client.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.auth == other.auth && self.content == other.content
+    }
+
+    /// As the file of the configuration says it.
+    pub fn auth(&self) -> &ClientAuth {
+        &self.auth
+    }
+
+    /// Checks what a client presents.
+    pub fn verifier(&self) -> &Arc<dyn ClientCertVerifier> {
+        &self.verifier
+    }
+
+    fn read(app: &AppName, auth: &ClientAuth, provider: &Arc<CryptoProvider>) -> Result<Self, StoreError> {
+        let stamp = stamp(auth);
+        let fail = |source| StoreError::ClientCa { app: app.clone(), path: auth.ca.clone(), source };
+        let content = durable::read(&auth.ca, LONGEST).map_err(|error| fail(error.into()))?;
+        let content = content.ok_or_else(|| fail(FileError::Missing))?;
+        let verifier = verifier(&content, auth.mode, provider).map_err(|why| fail(FileError::Roots(why)))?;
+        Ok(Self { app: app.clone(), auth: auth.clone(), stamp, content: content.into(), verifier })
+    }
+}
+
+fn verifier(
+    pem: &[u8],
+    mode: ClientAuthMode,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let mut roots = RootCertStore::empty();
+    for (position, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
+        let certificate = certificate.map_err(|error| format!("it is not valid PEM ({error})"))?;
+        let added = roots.add(certificate);
+        added.map_err(|error| format!("certificate {} of it cannot be trusted ({error})", position + 1))?;
+    }
+    if roots.is_empty() {
+        return Err("it holds no certificate".to_owned());
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+    let builder = match mode {
+        ClientAuthMode::Require => builder,
+        ClientAuthMode::Request => builder.allow_unauthenticated(),
+    };
+    builder.build().map_err(|error| error.to_string())
+}
+
+fn stamp(auth: &ClientAuth) -> Stamp {
+    let metadata = fs::metadata(&auth.ca).ok()?;
+    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
+}
