@@ -51,9 +51,9 @@ impl<'a> Caller<'a> {
         self.named.as_ref().map_or_else(|| self.conn.client_ip(), |named| named.ip)
     }
 
-    /// [`Self::ip`] as text.
-    pub fn text(&self) -> &HeaderValue {
-        self.named.as_ref().map_or_else(|| self.conn.client(), |named| &named.text)
+    /// [`Self::ip`] as text, where that is not the connection's.
+    pub fn named(&self) -> Option<&HeaderValue> {
+        self.named.as_ref().map(|named| &named.text)
     }
 
     /// What it holds of edge.

@@ -184,11 +184,11 @@ impl<'a> Passage<'a> {
             Protocol::H2c => (None, false),
         };
 
-        // Of their own, because the answer borrows all of the passage; neither copies text.
-        let (client_text, seen_host) = (self.caller.text().clone(), self.caller.host().cloned());
+        // Of their own, because the answer borrows all of the passage.
+        let (named, seen_host) = (self.caller.named().cloned(), self.caller.host().cloned());
         let about = Forwarding {
             client: self.caller.ip(),
-            client_text: &client_text,
+            client_text: named.as_ref().unwrap_or(self.conn.client()),
             secure: self.caller.is_secure(),
             host: seen_host.as_ref().unwrap_or(host),
             request_id: self.entry.record.request_id,

@@ -46,6 +46,7 @@ mod early_answers;
 mod endurance;
 mod grpc;
 mod h2c;
+mod handshakes;
 mod hostile;
 mod http1;
 mod hygiene;
