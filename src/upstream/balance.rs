@@ -24,8 +24,8 @@ const FADE: f32 = 5.0;
 const SILENCE: f32 = 1.0;
 /// How long a new worker gets less than its share …
 const SLOW_START: Duration = Duration::from_secs(10);
-/// … beginning at the share of one with so many times as much in flight.
-const COLD: f32 = 5.0;
+/// … beginning at the share of one this many times slower.
+const COLD: f32 = 5.0 * ALIKE;
 
 /// A slot that has room.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -46,17 +46,17 @@ pub fn choose(candidates: &[Candidate], turn: usize) -> Option<usize> {
     let known = candidates.iter().map(|one| one.latency).filter(|latency| *latency > 0.0);
     let quickest = known.fold(f32::INFINITY, f32::min);
     let unknown = if quickest.is_finite() { quickest } else { SHORT };
-    let weight =
-        |one: &Candidate| if one.latency > 0.0 { one.latency.max(SHORT) } else { unknown.max(SHORT) };
-    let lightest = candidates.iter().map(weight).fold(f32::INFINITY, f32::min);
-    let load = |one: &Candidate| {
-        weight(one).max(lightest * ALIKE) * slow_start(one.age) * (one.in_flight + 1) as f32
+    let weight = |one: &Candidate| {
+        let latency = if one.latency > 0.0 { one.latency } else { unknown };
+        latency.max(SHORT) * slow_start(one.age)
     };
+    let lightest = candidates.iter().map(weight).fold(f32::INFINITY, f32::min);
+    let load = |one: &Candidate| weight(one).max(lightest * ALIKE) * (one.in_flight + 1) as f32;
     let in_turn = (0..count).map(|step| (turn + step) % count);
     in_turn.min_by(|a, b| load(&candidates[*a]).total_cmp(&load(&candidates[*b])))
 }
 
-/// How many times busier a new worker counts.
+/// How many times slower a new worker counts.
 fn slow_start(age: Duration) -> f32 {
     let left = 1.0 - age.as_secs_f32() / SLOW_START.as_secs_f32();
     1.0 + (COLD - 1.0) * left.max(0.0)
@@ -158,6 +158,7 @@ mod tests {
         assert_eq!(choose(&[old(6, 0.010), new(0)], 0), Some(1));
         assert_eq!(choose(&[old(1, 0.010), new(10)], 0), Some(1));
         assert_eq!(choose(&[new(0), new(0)], 1), Some(1), "where all are new, none is");
+        assert_eq!(choose(&[new(1), new(0)], 1), Some(1), "nor where some are a little newer");
     }
 
     #[test]
