@@ -5,41 +5,46 @@
 //! a data plane of its own, with its listening sockets, connections and idle worker connections; a request that finds a worker
 //! waits for no other thread. An HTTP/2 stream, and a WebSocket on one, has a task of its own; an HTTP/1.1 request, and a
 //! WebSocket after it, have their connection's. A request that has to wait for a worker stands in a line behind a short lock; a
-//! synchronous worker's answer that is longer than one read has a task that reads it ahead of the client.
+//! synchronous worker's answer that is longer than one read has a task that reads it ahead of the client; so have each connection over
+//! HTTP/2 to a worker, which its requests share, and an upload there that goes on after the answer began.
 //!
 //! # Three ways
-//! - **A request:** `listen/accept` → `listen/tls` → `listen/http1` or `http2` → `proxy/handle`, which asks `proxy/route` for the app,
-//!   `upstream/pool` for a lease on a worker's slot (chosen by `upstream/balance`, waited for in `upstream/queue`),
+//! - **A request:** `listen/accept` → `listen/tls` → `listen/http1` or `http2` → `proxy/handle`, which asks `proxy/route` for the
+//!   app, `upstream/pool` for a lease on a worker's slot (chosen by `upstream/balance`, waited for in `upstream/queue`),
 //!   `proxy/headers` for what to pass on, and `upstream/exchange` for the answer, which `upstream/wire` reads and strips of what
-//!   was only said to edge; `proxy/attempt` decides whether another worker is tried. `proxy/body` gives the lease back with the last byte, and `telemetry/access` writes the line.
+//!   was only said to edge; `proxy/attempt` decides whether another worker is tried. `proxy/body` gives the lease back with the
+//!   last byte, and `telemetry/access` writes the line.
 //! - **A certificate:** `cert/schedule` decides what is due, now and for renewal; `cert/driver`, as `cert/gate` lets it, has
-//!   `cert/issuer` order it (what a failure means is in `cert/failure`, when to try again in `cert/delay`), while `cert/challenge` lends the answers to the request path; `cert/bundle` checks it, `cert/store` keeps it, and
-//!   `cert/resolver` serves it.
+//!   `cert/issuer` order it (what a failure means is in `cert/failure`, when to try again in `cert/delay`), while
+//!   `cert/challenge` lends the answers to the request path; `cert/bundle` checks it, `cert/store` keeps it, and `cert/resolver`
+//!   serves it.
 //! - **A worker:** `worker/rollout` decides who is launched and retired, `worker/lifecycle` what happens to each next: started,
 //!   admitted, suspected, drained, told to stop, killed. `worker/supervisor` performs it through its `worker/crew`, which
 //!   `worker/watchdog` and `worker/recycling` tell who hangs and who is due: `worker/adapter` has the command line,
-//!   `worker/launch` spawns, `worker/child` signals and kills, `worker/probe` asks whether it is ready, `worker/slot` opens and closes it to requests.
+//!   `worker/launch` spawns, `worker/child` signals and kills, `worker/probe` asks whether it is ready, `worker/slot` opens and
+//!   closes it to requests.
 //!
 //! A changed configuration comes in by `daemon/reload`: `config/load` reads it, `config/diff` says what is touched, and what can
 //! fail (addresses, new apps, new workers) is done before the certificates, the routing and the listeners change.
 //!
 //! # Publications
 //! One writer, many readers, replaced whole: the roster of slots (`worker/slot`: supervisor → pool), certificates
-//! (`cert/resolver`: driver → handshakes), the routing (`proxy/route`: `daemon/live` → requests), challenges
-//! (`cert/challenge`: whoever proves a name → requests). Beyond these, threads share counters, each slot's latency, and the line of requests
-//! that wait for an app.
+//! (`cert/resolver`: driver → handshakes), the routing (`proxy/route`: `daemon/live` → requests), challenges (`cert/challenge`:
+//! whoever proves a name → requests). Beyond these, threads share counters, each slot's latency, and the line of requests that
+//! wait for an app.
 //!
 //! # Many cores
 //! What a request touches that another thread touches too: its app's slots, six atomic changes of the chosen one's cache line and
 //! reads of one other; the count of its client's requests, one line for each client; snapshots, which are read without a write
-//! that others see. None of it is a lock. With 32 threads at 50,000 requests a second each and 32 workers, a slot's line changes
-//! 300,000 times a second, each change some 100 ns of waiting for the line: three hundredths of a core for each slot. It is worse
-//! with few workers that are much quicker than edge: four slots would spend a quarter of a core each. Two things are shared and serial:
-//! the line of an app whose workers are all taken, behind a lock that such a request takes twice; and the writer of the access
-//! log, one thread for each destination, which reaches its limit at about a gigabyte a second and then drops lines, counted.
-//! 100,000 idle connections are memory (`tests/bench/compare --metrics f`) and one entry each in their thread's table of
-//! deadlines, which is looked through ten times a second: a million looks at one word. Connections are spread over threads by the kernel as they
-//! come (`SO_REUSEPORT`), and stay: a few long and busy ones can be unevenly spread.
+//! that others see. None of it is a lock, except where a request comes through a trusted proxy: its client is looked up behind
+//! one of 64. With 32 threads at 50,000 requests a second each and 32 workers, a slot's line changes 300,000 times a second, each
+//! change some 100 ns of waiting for the line: three hundredths of a core for each slot. It is worse with few workers that are
+//! much quicker than edge: four slots would spend a quarter of a core each. Two things are shared and serial: the line of an app
+//! whose workers are all taken, behind a lock that such a request takes twice; and the writer of the access log, one thread for
+//! each destination, which reaches its limit at about a gigabyte a second and then drops lines, counted. 100,000 idle connections
+//! are memory (`tests/bench/compare --metrics f`) and one entry each in their thread's table of deadlines, which is looked
+//! through ten times a second: a million looks at one word. Connections are spread over threads by the kernel as they come
+//! (`SO_REUSEPORT`), and stay: a few long and busy ones can be unevenly spread.
 //!
 //! # The map
 //! A file imports floor 0, its own folder, and what its line or its floor's heading names after `←`. `P` is pure: it decides,
