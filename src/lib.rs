@@ -192,7 +192,7 @@
 //!   upstream/affinity.rs   P  which slot a client stays with
 //!   upstream/queue.rs      P  who waits for a worker, who is refused, who is next
 //!   upstream/wire.rs       P  HTTP/1.1 with a worker, without sockets: requests written, answers read and stripped
-//!   upstream/framing.rs    P  where a body begins and ends on the wire
+//!   upstream/framing.rs    P  where a body begins and ends on the wire; which trailers pass
 //!   upstream/lease.rs         one request in flight on one slot, given back when dropped
 //!   upstream/pool.rs          a lease at once, or after waiting in line, or an error
 //!   upstream/connection.rs    one connection to a worker, and whether it may be used again   ← worker::unread
@@ -223,9 +223,9 @@
 //!   proxy/error.rs         P  every way a request fails: whose fault, which status   ← upstream::error
 //!   proxy/route.rs            host and path to app, redirect, challenge or refusal   ← upstream::pool, worker::adapter, telemetry::tally
 //!   proxy/sticky.rs           the cookie or address that keeps a client with a worker   ← upstream::affinity
-//!   proxy/headers.rs       P  what is removed from requests, added, rewritten; which trailers pass
+//!   proxy/headers.rs       P  what is removed from requests, added, rewritten
 //!   proxy/attempt.rs       P  try again or not   ← upstream::error
-//!   proxy/reply.rs            the answers edge writes itself   ← upstream::error
+//!   proxy/reply.rs            the answers edge writes itself   ← upstream::error, upstream::stream_head
 //!   proxy/body.rs             bodies with their limits, their lease and their access line   ← upstream, telemetry
 //!   proxy/upgrade.rs          WebSocket tunnels   ← upstream, telemetry
 //!   proxy/handle.rs           a request's way, a step a paragraph   ← upstream, worker::slot, cert, telemetry

@@ -8,7 +8,6 @@ use http_body::{Body as _, Frame, SizeHint};
 
 use crate::proxy::conn::Turn;
 use crate::proxy::entry::Entry;
-use crate::proxy::headers;
 use crate::report::Report;
 use crate::upstream::body::ResponseBody;
 use crate::upstream::error::ResponseBodyError;
@@ -74,11 +73,9 @@ impl Body {
             Content::Spooled(body) => Pin::new(body).poll_frame(cx),
         };
         match ready!(frame) {
-            Some(Ok(mut frame)) => {
+            Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.count(data.len());
-                } else if let Some(trailers) = frame.trailers_mut() {
-                    headers::trailers(trailers);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -85,26 +85,6 @@ pub fn forwarding(out: &mut Vec<u8>, about: &Forwarding<'_>) {
     }
 }
 
-/// Drops from a worker's trailers what has no meaning there and could change how the message is read (RFC 9110 §6.5.1).
-pub fn trailers(trailers: &mut HeaderMap) {
-    remove_where(trailers, |name| {
-        is_of_one_hop(name)
-            || matches!(
-                name,
-                "connection"
-                    | "content-length"
-                    | "transfer-encoding"
-                    | "host"
-                    | "content-type"
-                    | "content-encoding"
-                    | "content-range"
-                    | "set-cookie"
-                    | "location"
-                    | "strict-transport-security"
-            )
-    });
-}
-
 /// The id as it is sent and logged.
 pub fn request_id(id: u64) -> [u8; 16] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";

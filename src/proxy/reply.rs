@@ -15,6 +15,7 @@ use http::{HeaderValue, Method, Response, StatusCode, Version};
 use crate::proxy::body::Content;
 use crate::proxy::error::ProxyError;
 use crate::upstream::error::{RequestBodyError, SendError};
+use crate::upstream::stream_head::is_grpc;
 
 /// Methods that are forwarded; others of the registry are not.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
@@ -23,7 +24,8 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PAT
 pub fn refusal(error: &ProxyError, request: &Parts, request_id: u64) -> Response<Content> {
     let status = error.status();
     let why = explanation(error);
-    if is_grpc_call(request) {
+    // A client of gRPC reads no pages.
+    if request.version == Version::HTTP_2 && is_grpc(&request.headers) {
         return grpc_refusal(status, &why, request_id);
     }
     let html = wants_html(request);
@@ -45,15 +47,6 @@ pub fn refusal(error: &ProxyError, request: &Parts, request_id: u64) -> Response
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
-}
-
-/// Whether the client is one of gRPC: it reads no pages.
-fn is_grpc_call(request: &Parts) -> bool {
-    request.version == Version::HTTP_2
-        && request.headers.get(CONTENT_TYPE).is_some_and(|kind| {
-            let kind = kind.as_bytes().strip_prefix(b"application/grpc");
-            kind.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
-        })
 }
 
 /// A refusal as gRPC has it: trailers only, in a head that is all of the answer.

@@ -225,7 +225,7 @@ fn parse_trailers(section: Vec<u8>, most: u32) -> Result<HeaderMap, Malformed> {
         let (Ok(name), Ok(value)) = (name, value) else {
             return Err(Malformed("its trailers are malformed"));
         };
-        if may_trail(&name) {
+        if may_trail(&name) && !is_claim(&name) {
             trailers.append(name, value);
         }
     }
@@ -245,24 +245,33 @@ pub fn write_last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
         let start = out.len();
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");
-        if !may_trail(name) || push_value(out, value).is_err() {
+        if !may_trail(name) || is_claim(name) || push_value(out, value).is_err() {
             out.truncate(start);
         }
     }
     out.extend_from_slice(b"\r\n");
 }
 
-/// Takes out of trailers what may not be one.
+/// Takes out of a client's trailers what may not be one, or may not be said by a client.
 pub(super) fn keep_trailers(trailers: &mut HeaderMap) {
-    let foreign: Vec<HeaderName> = trailers.keys().filter(|name| !may_trail(name)).cloned().collect();
-    for name in foreign {
+    remove_where(trailers, |name| !may_trail(name) || is_claim(name));
+}
+
+/// Takes out of a worker's trailers what may not be one. The metadata of gRPC has dots and underscores in its names.
+pub(super) fn keep_answer_trailers(trailers: &mut HeaderMap) {
+    remove_where(trailers, |name| !may_trail(name));
+}
+
+fn remove_where(trailers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    let unwanted: Vec<HeaderName> = trailers.keys().filter(|name| unwanted(name)).cloned().collect();
+    for name in unwanted {
         trailers.remove(name);
     }
 }
 
 /// Fields that mean nothing, or something dangerous, after the content: framing, routing, identity, control and content type.
 fn may_trail(name: &HeaderName) -> bool {
-    const NEVER: [&str; 39] = [
+    const NEVER: [&str; 37] = [
         "age",
         "authorization",
         "cache-control",
@@ -277,6 +286,7 @@ fn may_trail(name: &HeaderName) -> bool {
         "expires",
         "forwarded",
         "host",
+        "http2-settings",
         "if-match",
         "if-modified-since",
         "if-none-match",
@@ -286,12 +296,11 @@ fn may_trail(name: &HeaderName) -> bool {
         "location",
         "max-forwards",
         "pragma",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
+        "proxy",
         "range",
         "retry-after",
         "set-cookie",
+        "strict-transport-security",
         "te",
         "trailer",
         "transfer-encoding",
@@ -300,15 +309,23 @@ fn may_trail(name: &HeaderName) -> bool {
         "via",
         "warning",
         "www-authenticate",
-        "x-real-ip",
-        "x-request-id",
     ];
     let name = name.as_str();
-    NEVER.binary_search(&name).is_err() && !name.starts_with("x-forwarded") && !name.contains(['_', '.'])
+    NEVER.binary_search(&name).is_err() && !name.starts_with("proxy-")
+}
+
+/// Fields that only edge may write to a worker, and names that some servers take for theirs.
+fn is_claim(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    matches!(name, "x-real-ip" | "x-request-id")
+        || name.starts_with("x-forwarded")
+        || name.contains(['_', '.'])
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -381,6 +398,34 @@ mod tests {
         ] {
             assert!(chunked(text).is_err(), "{:?}", String::from_utf8_lossy(text));
         }
+    }
+
+    #[test]
+    fn a12_trailers_cannot_change_how_a_message_is_read() {
+        let names = |keep: fn(&mut HeaderMap)| {
+            let all = [
+                "content-length",
+                "transfer-encoding",
+                "set-cookie",
+                "cache-control",
+                "http2-settings",
+                "proxy",
+                "proxy-status",
+                "strict-transport-security",
+                "www-authenticate",
+                "x-real-ip",
+                "x_a",
+                "a.b",
+                "x",
+            ];
+            let all = all.map(|name| (HeaderName::from_static(name), HeaderValue::from_static("y")));
+            let mut trailers = HeaderMap::from_iter(all);
+            keep(&mut trailers);
+            trailers.keys().map(HeaderName::to_string).collect::<BTreeSet<_>>()
+        };
+        let expected = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(names(keep_trailers), expected(&["x"]));
+        assert_eq!(names(keep_answer_trailers), expected(&["a.b", "x", "x-real-ip", "x_a"]));
     }
 
     #[test]

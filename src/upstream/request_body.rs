@@ -126,6 +126,12 @@ impl RequestBody {
         self.size_hint().upper().is_some_and(|length| length <= SHORT)
     }
 
+    /// From now on the client may be as slow as it likes, but not silent for longer than `idle`.
+    pub(super) fn be_patient(&mut self, idle: Duration) {
+        self.bounds.idle = idle;
+        self.bounds.rate = 0;
+    }
+
     /// Bytes read from the client so far.
     pub fn received(&self) -> u64 {
         self.received

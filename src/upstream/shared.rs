@@ -102,11 +102,14 @@ impl SharedConnections {
             open: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
         });
-        let driven = Rc::clone(&line);
+        // The library ends a connection once nobody can send on it any more: the task must not be one who can.
+        let driven = Rc::downgrade(&line);
         drop(self.tasks.spawn(async move {
             // Why it ended shows in the requests that were on it.
             let _ended = connection.await;
-            driven.over.set(true);
+            if let Some(line) = driven.upgrade() {
+                line.over.set(true);
+            }
         }));
         let found = (line.sender.clone(), Place::on(&line));
         peer.lines.borrow_mut().push(line);

@@ -9,6 +9,7 @@ use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
 use http_body::Body as _;
 
+use crate::config::limits::ResponseLimits;
 use crate::upstream::body::Watch;
 use crate::upstream::error::SendError;
 use crate::upstream::exchange::{Answer, Interim, Reach};
@@ -54,7 +55,10 @@ pub async fn exchange(
     deadline.clear();
     let (response, stream) = sender.send_request(request, !has_body).map_err(|_| SendError::Refused)?;
     let (silent, idle) = if stream_head::is_grpc(head.headers) {
-        // A call may be silent in both directions for as long as its own deadline says.
+        // A call may be silent in both directions for as long as its own deadline says, and its messages be small and rare.
+        if let Some(body) = body.as_mut() {
+            body.be_patient(reach.timeouts.tunnel);
+        }
         (reach.timeouts.tunnel, reach.timeouts.tunnel)
     } else {
         (reach.timeouts.first_byte, reach.timeouts.upstream_idle)
@@ -64,7 +68,7 @@ pub async fn exchange(
         upload: StreamUpload::new(stream, body.take().filter(|_| has_body)),
         watch: Watch::new(deadline, silent),
         interim: 0,
-        most: reach.limits.response.interim,
+        limits: &reach.limits.response,
         early,
         place,
     };
@@ -98,9 +102,9 @@ struct Attempt<'a> {
     response: ResponseFuture,
     upload: StreamUpload,
     watch: Watch,
-    /// Interim responses so far, and how many there may be.
+    /// Interim responses so far.
     interim: u32,
-    most: u32,
+    limits: &'a ResponseLimits,
     early: Interim<'a>,
     place: Place,
 }
@@ -113,14 +117,16 @@ impl Attempt<'_> {
             self.watch.stop();
         }
         while let Poll::Ready(Some(interim)) = self.response.poll_informational(cx) {
-            let interim = interim.map_err(failed)?;
+            let (mut interim, ()) = interim.map_err(failed)?.into_parts();
             self.watch.stop();
             self.interim += 1;
-            if self.interim > self.most {
+            if self.interim > self.limits.interim {
                 return Poll::Ready(Err(SendError::BadResponse("it has too many interim responses")));
             }
-            if let Some(early) = self.early.filter(|_| interim.status() != StatusCode::CONTINUE) {
-                early(interim.status(), interim.headers());
+            stream_head::check_interim(&mut interim, self.limits)
+                .map_err(|Malformed(what)| SendError::BadResponse(what))?;
+            if let Some(early) = self.early.filter(|_| interim.status != StatusCode::CONTINUE) {
+                early(interim.status, &interim.headers);
             }
         }
         if let Poll::Ready(answer) = Pin::new(&mut self.response).poll(cx) {

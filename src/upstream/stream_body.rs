@@ -16,6 +16,7 @@ use crate::config::limits::ChunkLimits;
 use crate::scope::Scope;
 use crate::upstream::body::Watch;
 use crate::upstream::error::ResponseBodyError;
+use crate::upstream::framing::keep_answer_trailers;
 use crate::upstream::lease::Lease;
 use crate::upstream::request_body::fits;
 use crate::upstream::shared::Place;
@@ -167,9 +168,12 @@ impl Transfer {
                 None => break,
             }
         }
-        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(broken)?;
+        let mut trailers = ready!(self.stream.poll_trailers(cx)).map_err(broken)?;
         if trailers.as_ref().is_some_and(|trailers| !fits(trailers, &self.trailers)) {
             return Poll::Ready(Err(ResponseBodyError::BadFraming("its trailers are too long")));
+        }
+        if let Some(trailers) = &mut trailers {
+            keep_answer_trailers(trailers);
         }
         Poll::Ready(Ok(trailers.map(Frame::trailers)))
     }

@@ -60,8 +60,21 @@ fn add_own(fields: &mut HeaderMap, add: &dyn Fn(&mut Vec<u8>)) -> Result<(), Mal
 }
 
 /// Whether a request is a call of gRPC, which has a deadline of its own, and whose server may be silent up to that.
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| {
+        let kind = kind.as_bytes().strip_prefix(b"application/grpc");
+        kind.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
+}
+
+/// Checks the head of an interim answer and takes out what was for edge alone.
+pub(super) fn check_interim(head: &mut response::Parts, limits: &ResponseLimits) -> Result<(), Malformed> {
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Malformed("it switches protocols, which HTTP/2 has not"));
+    }
+    let _of_no_body = check_fields(&mut head.headers, limits)?;
+    head.headers.remove(CONTENT_LENGTH);
+    Ok(())
 }
 
 /// Checks the head of an answer and takes out what was for edge alone. Returns the length of the body where it is known;
@@ -75,6 +88,17 @@ pub(super) fn check_response(
         return Err(Malformed("its status is not between 200 and 599"));
     }
     let fields = &mut head.headers;
+    let length = check_fields(fields, limits)?;
+    if head.status == StatusCode::NO_CONTENT {
+        fields.remove(CONTENT_LENGTH);
+        return Ok(Some(0));
+    }
+    let bodiless = *asked == Method::HEAD || head.status == StatusCode::NOT_MODIFIED;
+    Ok(if bodiless { Some(0) } else { length })
+}
+
+/// What any answer's fields must keep to. Returns what `Content-Length` says, which is there once or not at all from then on.
+fn check_fields(fields: &mut HeaderMap, limits: &ResponseLimits) -> Result<Option<u64>, Malformed> {
     let size: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if fields.len() > limits.fields {
         return Err(Malformed("its head has too many fields"));
@@ -95,12 +119,7 @@ pub(super) fn check_response(
         // One spelling, once.
         fields.insert(CONTENT_LENGTH, length.into());
     }
-    if head.status == StatusCode::NO_CONTENT {
-        fields.remove(CONTENT_LENGTH);
-        return Ok(Some(0));
-    }
-    let bodiless = *asked == Method::HEAD || head.status == StatusCode::NOT_MODIFIED;
-    Ok(if bodiless { Some(0) } else { length })
+    Ok(length)
 }
 
 #[cfg(test)]
@@ -175,5 +194,39 @@ mod tests {
         assert_eq!(check(200, &many, Method::GET), None);
         let long = "x".repeat(limits.response.head_size);
         assert_eq!(check(200, &[("a", &long)], Method::GET), None);
+    }
+
+    #[test]
+    fn an_interim_answer_has_no_length_no_fields_of_one_hop_and_switches_nothing() {
+        let (_, limits) = presets();
+        let check = |status: u16, fields: &[(&str, &str)]| {
+            let mut head = Response::new(()).into_parts().0;
+            head.status = StatusCode::from_u16(status).expect("valid");
+            head.headers = map(fields);
+            check_interim(&mut head, &limits.response).map(|()| head.headers).ok()
+        };
+        let fields = [("link", "</a>"), ("content-length", "5"), ("connection", "x"), ("te", "x")];
+        assert_eq!(check(103, &fields), Some(map(&[("link", "</a>")])));
+        assert_eq!(check(101, &[("upgrade", "websocket")]), None);
+        assert_eq!(check(103, &[("content-length", "+5")]), None);
+        let many: Vec<_> = (0..=limits.response.fields).map(|_| ("a", "b")).collect();
+        assert_eq!(check(103, &many), None);
+        let long = "x".repeat(limits.response.head_size);
+        assert_eq!(check(103, &[("a", &long)]), None);
+    }
+
+    #[test]
+    fn a_call_of_grpc_has_its_content_type_or_a_kind_of_it() {
+        for (kind, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/grpcx", false),
+            ("text/plain", false),
+        ] {
+            assert_eq!(is_grpc(&map(&[("content-type", kind)])), expected, "{kind}");
+        }
+        assert!(!is_grpc(&map(&[])));
     }
 }

@@ -149,7 +149,8 @@ async fn requests_share_a_connection_and_say_what_they_say_in_http_1() {
 #[tokio::test]
 async fn bodies_and_trailers_pass_both_ways_and_interim_answers_to_who_understands_them() {
     let origin = Http2Origin::answering(async |(request, mut respond): Asked| {
-        let hints = Response::builder().status(103).header("link", "</a.css>").body(()).unwrap();
+        let hints = Response::builder().status(103).header("link", "</a.css>").header("content-length", "2");
+        let hints = hints.body(()).unwrap();
         respond.send_informational(hints).unwrap();
         let (body, trailers) = read(&mut request.into_body()).await;
         let trailers = trailers.unwrap_or_default();
@@ -158,7 +159,7 @@ async fn bodies_and_trailers_pass_both_ways_and_interim_answers_to_who_understan
         let head = Response::builder().header("x-seen", format!("{} {check}", body.len())).body(()).unwrap();
         let mut stream = respond.send_response(head, false).unwrap();
         stream.send_data(Bytes::from_static(b"ok"), false).unwrap();
-        let trailers = [("x-sum", "42"), ("set-cookie", "a=b")];
+        let trailers = [("x-sum", "42"), ("set-cookie", "a=b"), ("cache-control", "no-store")];
         let trailers = trailers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
         stream.send_trailers(trailers.collect()).unwrap();
     })
@@ -188,7 +189,7 @@ async fn bodies_and_trailers_pass_both_ways_and_interim_answers_to_who_understan
 }
 
 #[tokio::test]
-async fn what_a_worker_did_not_take_is_asked_once_more_with_its_body_and_what_it_took_is_not() {
+async fn what_a_worker_did_not_take_is_asked_twice_more_at_most_with_its_body_and_what_it_took_is_not() {
     let (report, mut seen) = mpsc::unbounded_channel();
     let origin = Http2Origin::answering(move |(mut request, mut respond): Asked| {
         let report = report.clone();
@@ -413,12 +414,14 @@ async fn a_worker_that_is_late_stops_or_breaks_its_answer_is_told_apart() {
                 }
                 return answer(respond, 200, "ok");
             }
-            let mut head = Response::builder();
-            if path == "/fields" {
-                for _ in 0..300 {
-                    head = head.header("a", "b");
-                }
+            let with_fields = || (0..300).fold(Response::builder(), |head, _| head.header("a", "b"));
+            if path == "/switch" || path == "/hint" {
+                let early =
+                    if path == "/hint" { with_fields().status(103) } else { Response::builder().status(101) };
+                respond.send_informational(early.body(()).unwrap()).unwrap();
+                return answer(respond, 200, "ok");
             }
+            let head = if path == "/fields" { with_fields() } else { Response::builder() };
             let mut body = respond.send_response(head.body(()).unwrap(), false).unwrap();
             let _ = body.send_data(Bytes::from_static(b"half"), false);
             match path {
@@ -434,7 +437,9 @@ async fn a_worker_that_is_late_stops_or_breaks_its_answer_is_told_apart() {
     let edge = origin.edge("timeouts: {first_byte: 1s, upstream_idle: 1s}").await;
     for wire in Wire::BOTH {
         let mut connection = Connection::open(&edge, "a.test", wire).await;
-        for (path, status) in [("/never", 504), ("/hints", 502), ("/fields", 502)] {
+        for (path, status) in
+            [("/never", 504), ("/hints", 502), ("/hint", 502), ("/switch", 502), ("/fields", 502)]
+        {
             assert_eq!(connection.get(path).await.status, status, "{path} {wire:?}");
         }
         for path in ["/stops", "/breaks"] {
@@ -450,6 +455,71 @@ async fn a_worker_that_is_late_stops_or_breaks_its_answer_is_told_apart() {
     }
     let line = edge.wait_for_access("/breaks").await;
     assert!(line["error"].as_str().is_some_and(|error| error.contains("reset its answer")), "{line}");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_was_idle_for_long_is_closed_and_the_next_request_has_another() {
+    let (report, mut ended) = mpsc::unbounded_channel();
+    let origin = Http2Origin::start(Builder::new(), move |mut link| {
+        let report = report.clone();
+        async move {
+            while let Some(Ok((_, respond))) = link.accept().await {
+                answer(respond, 200, "ok");
+            }
+            report.send(()).expect("the test listens");
+        }
+    })
+    .await;
+    let edge = origin.edge("timeouts: {pool_idle: 1s}").await;
+    let mut connection = Connection::open(&edge, "a.test", Wire::H1).await;
+    for accepted in 1..=2 {
+        assert_eq!(connection.get("/").await.text(), "ok");
+        assert_eq!(origin.accepted(), accepted);
+        within(PATIENCE, "edge closes the connection", ended.recv()).await.expect("an end");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_of_grpc_may_be_slow_and_silent_both_ways_and_another_body_may_not() {
+    let origin = Http2Origin::answering(async |(request, mut respond): Asked| {
+        let mut body = request.into_body();
+        let mut back = respond.send_response(Response::new(()), false).unwrap();
+        while let Some(Ok(data)) = body.data().await {
+            body.flow_control().release_capacity(data.len()).unwrap();
+            if back.send_data(data, false).is_err() {
+                return;
+            }
+        }
+        let _ = back.send_data(Bytes::new(), true);
+    })
+    .await;
+    let edge = origin.edge("timeouts: {body: 1s, first_byte: 1s, upstream_idle: 1s}").await;
+    for (kind, whole) in [("application/grpc+proto", true), ("application/grpcx", false)] {
+        let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
+        let (frames, body) = by_frames();
+        let request = connection.request("POST", "/").header("content-type", kind).body(body).unwrap();
+        let mut back = connection.send(request).await.unwrap().into_body();
+        // Slower than `body_rate`, and then silent for longer than `body`.
+        let mut echoed = 0;
+        for pause in [700, 700, 700, 2500] {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            // It may be over already.
+            let _ = frames.send(Frame::data(Bytes::from_static(b"hello")));
+            match next_chunk(&mut back).await {
+                Ok(Some(_)) => echoed += 1,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        assert_eq!(echoed == 4, whole, "{kind}: {echoed} were echoed");
+        drop(frames);
+        if whole {
+            while let Some(last) = next_chunk(&mut back).await.unwrap() {
+                assert!(last.is_empty(), "{last:?}");
+            }
+        }
+    }
     edge.stop().await;
 }
 
