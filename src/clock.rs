@@ -7,6 +7,11 @@ use std::time::SystemTime;
 pub trait Clock: Send + Sync + 'static {
     /// The wall time now. May jump either way between two calls.
     fn now(&self) -> SystemTime;
+
+    /// The same in whole seconds since 1970.
+    fn seconds(&self) -> u64 {
+        self.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+    }
 }
 
 /// The system's clock.

@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -76,6 +75,8 @@ pub struct Live {
     pub reload_waits: Cell<bool>,
     hands: Hands,
     started: Instant,
+    /// When that was, in seconds since 1970: what is said of it later must not follow the clock's steps.
+    started_at: u64,
     threads: usize,
     /// Requests for no app.
     pub strangers: Arc<Tally>,
@@ -105,6 +106,7 @@ impl Live {
             reload_waits: Cell::new(false),
             hands,
             started: Instant::now(),
+            started_at: SystemClock.seconds(),
             threads,
             strangers: Arc::new(Tally::new(threads)),
             clients: Arc::default(),
@@ -213,12 +215,11 @@ impl Live {
     /// What Prometheus is told.
     pub async fn measured(&self) -> String {
         let status = self.status().await;
-        let now = SystemClock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut requests: Vec<(String, Counted)> =
             self.apps().iter().map(|live| (live.app.name.to_string(), live.tally.counted())).collect();
         requests.push((String::new(), self.strangers.counted()));
-        let started = now.saturating_sub(status.uptime_s);
-        metrics::text(&Measured { status, requests, connections: self.clients.counted(), started })
+        let (connections, started) = (self.clients.counted(), self.started_at);
+        metrics::text(&Measured { status, requests, connections, started })
     }
 }
 
@@ -247,6 +248,7 @@ impl LiveApp {
             memory_bytes: 0,
             memory_limit_bytes: None,
             age_s: 0,
+            started: None,
             address: slot.address.to_string(),
             last_exit: None,
         };

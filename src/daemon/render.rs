@@ -355,6 +355,7 @@ mod tests {
             memory_bytes: 64 << 20,
             memory_limit_bytes: None,
             age_s: 7300,
+            started: None,
             address: format!("unix:/run/edge/api.{slot}.sock"),
             last_exit: None,
         }

@@ -32,6 +32,7 @@ pub struct Entry {
     _open: OpenRequest,
     /// Its place among the client's requests at workers.
     in_flight: Option<InFlight>,
+    is_tunnel: bool,
 }
 
 impl Entry {
@@ -70,6 +71,7 @@ impl Entry {
             turn: Rc::clone(&conn.turn),
             _open: OpenRequest::on(conn),
             in_flight: None,
+            is_tunnel: false,
         })
     }
 
@@ -90,9 +92,11 @@ impl Entry {
         Ok(())
     }
 
-    /// Gives that place back: a WebSocket is open for hours, and counts as a connection.
-    pub fn leave(&mut self) {
+    /// From now on it is a WebSocket, which is open for hours: its place is given back, because it counts as a connection, and
+    /// how long it takes says nothing of requests.
+    pub fn become_tunnel(&mut self) {
         self.in_flight = None;
+        self.is_tunnel = true;
     }
 
     /// Who ended a connection that ended too early.
@@ -114,7 +118,8 @@ impl Drop for Entry {
             self.blame(|| format!("{who} before there was an answer"));
         }
         let tally = self.site.as_ref().map_or(&self.plane.strangers, |site| &site.tally);
-        tally.count(self.plane.thread, self.record.status.as_u16(), self.record.duration);
+        let duration = (!self.is_tunnel).then_some(self.record.duration);
+        tally.count(self.plane.thread, self.record.status.as_u16(), duration);
         self.plane.access.record(&self.record);
     }
 }

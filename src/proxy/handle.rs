@@ -319,7 +319,7 @@ impl<'a> Passage<'a> {
             Ok(Outcome::Answer(response)) => response,
             Ok(Outcome::Tunnel { head, worker }) => {
                 entry.record.status = head.status();
-                entry.leave();
+                entry.become_tunnel();
                 let switch = Some(Switch::new(worker, entry));
                 return Reply { response: head.map(|()| Body::detached()), switch };
             }

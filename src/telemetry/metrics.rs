@@ -1,13 +1,14 @@
 //! The running state as Prometheus reads it (text format 0.0.4). Every value of a label is a name of the configuration or of a closed
 //! list: clients cannot make series.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::telemetry::status::{
-    AppState, AppStatus, CertificateState, CertificateStatus, Status, WorkerState,
+    AppState, AppStatus, CertificateState, CertificateStatus, Status, WorkerState, WorkerStatus,
 };
 use crate::telemetry::tally::{BOUNDS, CLASSES, Counted};
 
@@ -75,9 +76,31 @@ pub fn text(measured: &Measured) -> String {
     let apps: Vec<(&str, &AppStatus)> =
         measured.status.apps.iter().map(|(name, app)| (name.as_str(), app)).collect();
     page.apps(&apps);
-    page.workers(&apps, measured.started + measured.status.uptime_s);
+    page.workers(&apps);
     page.certificates(&measured.status.certificates);
     page.0
+}
+
+/// A worker's place as series have it: one, whoever is in it.
+struct Place<'a> {
+    /// Who takes its requests; where nobody does, the newest.
+    worker: &'a WorkerStatus,
+    /// Of all that are in it: one that leaves finishes its requests.
+    in_flight: u64,
+}
+
+/// The places of an app's workers, in which a worker and its successor stand beside each other while one replaces the other.
+fn places(workers: &[WorkerStatus]) -> Vec<Place<'_>> {
+    let mut places: BTreeMap<u32, Place<'_>> = BTreeMap::new();
+    let rank = |one: &WorkerStatus| (one.state == WorkerState::Ready, one.restarts);
+    for one in workers {
+        let place = places.entry(one.slot).or_insert(Place { worker: one, in_flight: 0 });
+        place.in_flight += one.in_flight;
+        if rank(one) > rank(place.worker) {
+            place.worker = one;
+        }
+    }
+    places.into_values().collect()
 }
 
 struct Page(String);
@@ -166,43 +189,41 @@ impl Page {
         }
     }
 
-    fn workers(&mut self, apps: &[(&str, &AppStatus)], now: u64) {
+    fn workers(&mut self, apps: &[(&str, &AppStatus)]) {
         let all: Vec<_> = apps
             .iter()
-            .flat_map(|(app, status)| status.workers.iter().map(move |one| (*app, one.slot.to_string(), one)))
+            .flat_map(|(app, status)| places(&status.workers).into_iter().map(|place| (*app, place)))
+            .map(|(app, place)| (app, place.worker.slot.to_string(), place))
             .collect();
-        self.head("worker_ready", "gauge", "Whether the worker takes requests.");
-        for (app, slot, one) in &all {
-            self.line(
-                "worker_ready",
-                &[("app", app), ("worker", slot)],
-                u8::from(one.state == WorkerState::Ready),
-            );
+        let shown = || all.iter().map(|(app, slot, place)| (*app, slot.as_str(), place.worker));
+        self.head("worker_ready", "gauge", "Whether a worker in this place takes requests.");
+        for (app, slot, one) in shown() {
+            let is_ready = u8::from(one.state == WorkerState::Ready);
+            self.line("worker_ready", &[("app", app), ("worker", slot)], is_ready);
         }
         self.head("worker_in_flight", "gauge", "Requests in flight.");
-        for (app, slot, one) in &all {
-            self.line("worker_in_flight", &[("app", app), ("worker", slot)], one.in_flight);
+        for (app, slot, place) in &all {
+            self.line("worker_in_flight", &[("app", app), ("worker", slot)], place.in_flight);
         }
         self.head(
             "worker_requests_total",
             "counter",
             "Requests that the worker has taken; a new worker begins at 0.",
         );
-        for (app, slot, one) in &all {
+        for (app, slot, one) in shown() {
             self.line("worker_requests_total", &[("app", app), ("worker", slot)], one.requests);
         }
         self.head("worker_restarts_total", "counter", "Workers after the first in this place.");
-        for (app, slot, one) in &all {
+        for (app, slot, one) in shown() {
             self.line("worker_restarts_total", &[("app", app), ("worker", slot)], one.restarts);
         }
         self.head("worker_memory_bytes", "gauge", "Memory of the worker and all it started.");
-        for (app, slot, one) in all.iter().filter(|(_, _, one)| one.pid.is_some()) {
+        for (app, slot, one) in shown().filter(|(_, _, one)| one.pid.is_some()) {
             self.line("worker_memory_bytes", &[("app", app), ("worker", slot)], one.memory_bytes);
         }
         self.head("worker_start_timestamp_seconds", "gauge", "When the worker was started.");
-        for (app, slot, one) in all.iter().filter(|(_, _, one)| one.pid.is_some()) {
-            let labels = [("app", *app), ("worker", slot.as_str())];
-            self.line("worker_start_timestamp_seconds", &labels, now.saturating_sub(one.age_s));
+        for (app, slot, at) in shown().filter_map(|(app, slot, one)| Some((app, slot, one.started?))) {
+            self.line("worker_start_timestamp_seconds", &[("app", app), ("worker", slot)], at);
         }
     }
 
@@ -278,32 +299,36 @@ fn timestamp(at: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::status::{OrderCounts, ScaleStatus, WorkerStatus};
+    use crate::telemetry::status::{OrderCounts, ScaleStatus};
+
+    fn worker(slot: u32, state: WorkerState, restarts: u64) -> WorkerStatus {
+        WorkerStatus {
+            slot,
+            pid: Some(7),
+            state,
+            in_flight: 1,
+            requests: 3,
+            restarts,
+            memory_bytes: 1000,
+            memory_limit_bytes: None,
+            age_s: 5,
+            started: Some(105),
+            address: "unix:/x".to_owned(),
+            last_exit: None,
+        }
+    }
 
     #[test]
     fn every_sample_has_its_type_and_a_histogram_adds_up() {
         let mut counted = Counted::default();
         counted.classes[1] = 3;
         (counted.durations[0], counted.durations[15], counted.microseconds) = (2, 1, 61_500_000);
-        let worker = WorkerStatus {
-            slot: 0,
-            pid: Some(7),
-            state: WorkerState::Ready,
-            in_flight: 1,
-            requests: 3,
-            restarts: 2,
-            memory_bytes: 1000,
-            memory_limit_bytes: None,
-            age_s: 5,
-            address: "unix:/x".to_owned(),
-            last_exit: None,
-        };
         let app = AppStatus {
             state: AppState::Up,
             generation: 1,
             queue: 4,
             scale: Some(ScaleStatus { min: 1, max: 1, target: 1, held: false }),
-            workers: vec![worker],
+            workers: vec![worker(0, WorkerState::Ready, 2)],
             worker_exits: [("hang".to_owned(), 2)].into(),
         };
         let certificate = CertificateStatus {
@@ -356,6 +381,27 @@ mod tests {
                 None if line.starts_with('#') => {}
                 None => assert!(line.starts_with(typed), "{line} stands below {typed}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_place_is_one_series_while_a_worker_replaces_another_there() {
+        use WorkerState::{Backoff, Draining, Ready, Starting, Stopping};
+        for (there, shown) in [
+            (&[(Ready, 4), (Starting, 5)][..], (Ready, 4)),
+            (&[(Draining, 4), (Ready, 5)], (Ready, 5)),
+            (&[(Stopping, 3), (Draining, 4), (Starting, 5)], (Starting, 5)),
+            (&[(Starting, 5), (Draining, 4)], (Starting, 5)),
+            (&[(Ready, 4), (Ready, 5)], (Ready, 5)),
+            (&[(Backoff, 5)], (Backoff, 5)),
+        ] {
+            let mut workers: Vec<_> = there.iter().map(|(state, nth)| worker(1, *state, *nth)).collect();
+            workers.insert(0, worker(0, Ready, 0));
+            let places = places(&workers);
+            assert_eq!(places.iter().map(|place| place.worker.slot).collect::<Vec<_>>(), [0, 1]);
+            let place = &places[1];
+            assert_eq!((place.worker.state, place.worker.restarts), shown, "{there:?}");
+            assert_eq!(place.in_flight, there.len() as u64, "{there:?}");
         }
     }
 }

@@ -101,6 +101,9 @@ pub struct WorkerStatus {
     pub memory_limit_bytes: Option<u64>,
     /// Seconds since its spawn.
     pub age_s: u64,
+    /// When it was spawned, in seconds since 1970 by the clock of then. Not printed: `age_s` is what operators ask for.
+    #[serde(skip)]
+    pub started: Option<u64>,
     /// Where it listens.
     pub address: String,
     /// How the slot's last incarnation ended, in words.

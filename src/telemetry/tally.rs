@@ -46,15 +46,15 @@ impl Tally {
     }
 
     /// Counts a request that ends. Called by thread number `thread` alone, so that nobody waits for anybody's cache line. What
-    /// became a WebSocket has no duration.
-    pub fn count(&self, thread: usize, status: u16, duration: Duration) {
+    /// became a WebSocket has no duration; its status does not tell, which over HTTP/2 is 200.
+    pub fn count(&self, thread: usize, status: u16, duration: Option<Duration>) {
         let Some(mine) = self.0.get(thread) else { return };
         let class = match status {
             GONE => CLASSES.len() - 1,
             _ => usize::from(status / 100).clamp(1, 5) - 1,
         };
         add(&mine.classes[class], 1);
-        if status != 101 {
+        if let Some(duration) = duration {
             let took = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
             add(&mine.durations[BOUNDS.partition_point(|bound| *bound < took)], 1);
             add(&mine.microseconds, took);
@@ -91,18 +91,19 @@ mod tests {
     fn what_every_thread_counts_is_summed_by_class_and_duration() {
         let tally = Tally::new(2);
         for (thread, status, millis) in [
-            (0, 200, 5),
-            (1, 204, 6),
-            (1, 404, 0),
-            (0, 499, 1),
-            (0, 503, 60_000),
-            (1, 101, 9_000_000),
-            (2, 200, 1),
+            (0, 200, Some(5)),
+            (1, 204, Some(6)),
+            (1, 404, Some(0)),
+            (0, 499, Some(1)),
+            (0, 503, Some(60_000)),
+            (1, 101, None),
+            (0, 200, None),
+            (2, 200, Some(1)),
         ] {
-            tally.count(thread, status, Duration::from_millis(millis));
+            tally.count(thread, status, millis.map(Duration::from_millis));
         }
         let counted = tally.counted();
-        assert_eq!(counted.classes, [1, 2, 0, 1, 1, 1]);
+        assert_eq!(counted.classes, [1, 3, 0, 1, 1, 1]);
         assert_eq!(counted.durations.iter().sum::<u64>(), 5, "a WebSocket has none");
         assert_eq!((counted.durations[0], counted.durations[1], counted.durations[15]), (3, 1, 1));
         assert_eq!(counted.microseconds, 60_012_000);

@@ -254,6 +254,7 @@ impl Crew {
             memory_bytes: 0,
             memory_limit_bytes: None,
             age_s: 0,
+            started: None,
             address: String::new(),
             last_exit: past.and_then(|past| past.last_exit.clone()),
         }

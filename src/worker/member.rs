@@ -31,6 +31,8 @@ pub(super) struct Member {
     pub(super) concurrency: Option<NonZeroU32>,
     pub(super) slot: Option<Arc<Slot>>,
     pub(super) launched_at: Instant,
+    /// When that was, in seconds since 1970.
+    pub(super) started: u64,
     pub(super) exit: Exit,
     pub(super) missed: Option<NotReady>,
     pub(super) memory: u64,
@@ -65,6 +67,7 @@ impl Member {
             memory_bytes: self.memory,
             memory_limit_bytes: self.child.memory_limit(),
             age_s: self.launched_at.elapsed().as_secs(),
+            started: Some(self.started),
             address: self.address.to_string(),
             last_exit,
         }

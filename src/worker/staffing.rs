@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use tokio::task::JoinHandle;
 
+use crate::clock::{Clock, SystemClock};
 use crate::name::WorkerId;
 use crate::report::Report;
 use crate::worker::adapter;
@@ -92,6 +93,7 @@ impl Crew {
             concurrency: plan.concurrency,
             slot: None,
             launched_at: now(),
+            started: SystemClock.seconds(),
             exit: Exit::Unknown,
             missed: None,
             memory: 0,

@@ -3,15 +3,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::ca::free_port;
-use crate::support::client::{Connection, Wire};
+use crate::support::client::{Connection, Wire, connect, shared_websocket, websocket};
 use crate::support::edge::{Edge, Setup};
-use crate::support::until;
+use crate::support::{full_length, until};
 
 /// One sample: its name, its labels, its value.
 type Sample = (String, BTreeMap<String, String>, f64);
+
+const SCRAPE: &str = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// How long a connection may last.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
+
+/// How late a busy machine may be.
+const MARGIN: Duration = Duration::from_secs(8);
+
+/// Connections that are answered at once.
+const AT_ONCE: usize = 16;
 
 /// The text format 0.0.4, each of its rules held to.
 fn parse(page: &str) -> Vec<Sample> {
@@ -83,16 +94,27 @@ fn sample(line: &str) -> Sample {
 }
 
 fn ask(address: SocketAddr, request: &str) -> String {
+    answer(asking(address, request))
+}
+
+fn asking(address: SocketAddr, request: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
+    stream
+}
+
+fn answer(mut stream: TcpStream) -> String {
+    stream.set_read_timeout(Some(TIME_LIMIT + MARGIN)).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
 }
 
 fn scrape(address: SocketAddr) -> Vec<Sample> {
-    let answer = ask(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    samples(&ask(address, SCRAPE))
+}
+
+fn samples(answer: &str) -> Vec<Sample> {
     let (head, page) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
@@ -105,6 +127,21 @@ fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> Option<f64>
             && labels.iter().all(|(label, value)| sample.1.get(*label).is_some_and(|it| it == value))
     };
     samples.iter().find(of).map(|sample| sample.2)
+}
+
+/// The clock of the wall.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+/// Edge ends each of these, to which it has nothing to say, until then.
+fn closes(silent: &mut [TcpStream], until: Instant) {
+    for (at, stream) in silent.iter_mut().enumerate() {
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(left)).unwrap();
+        let end = stream.read(&mut [0]);
+        assert_eq!(end.as_ref().ok(), Some(&0), "silent connection {at}: {end:?}");
+    }
 }
 
 async fn closed(address: SocketAddr) {
@@ -157,7 +194,7 @@ async fn requests_workers_and_certificates_are_measured_in_prometheus_own_format
     assert_eq!(value(&after, "edge_app_state", &[a, ("state", "up")]), Some(1.0));
     let restarts = |samples: &[Sample]| value(samples, "edge_worker_exits_total", &[a, ("reason", "signal")]);
     assert_eq!(restarts(&after), None);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    let now = now();
     for name in ["a.test", "*.w.test"] {
         let certificate = ("certificate", name);
         let end = value(&after, "edge_certificate_not_after_timestamp_seconds", &[certificate]).unwrap();
@@ -176,6 +213,87 @@ async fn requests_workers_and_certificates_are_measured_in_prometheus_own_format
     crate::support::processes::signal(worker, nix::sys::signal::Signal::SIGKILL);
     until(Duration::from_secs(10), "the death is counted", async || {
         restarts(&scrape(at)).filter(|count| *count == 1.0)
+    })
+    .await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn while_workers_are_replaced_each_place_is_one_series_and_what_has_started_stays_where_it_was() {
+    let (setup, port) = (Setup::new(), free_port());
+    let hold = setup.dir().join("hold");
+    let yaml = format!(
+        "domains: [a.test]\nworkers: 1\nserver: generic\n\
+         command: sh -c 'while test -e {}; do sleep 0.05; done; exec edge hello'",
+        hold.display()
+    );
+    let begun = now().floor();
+    let edge = setup.top(&format!("metrics: 127.0.0.1:{port}")).app("a", &yaml).start().await;
+    edge.wait_until_up("a").await;
+    let (at, place) = (local(port), [("app", "a"), ("worker", "0")]);
+    let starts = |samples: &[Sample]| {
+        let worker = value(samples, "edge_worker_start_timestamp_seconds", &place).unwrap();
+        (value(samples, "edge_start_timestamp_seconds", &[]).unwrap(), worker)
+    };
+    let before = scrape(at);
+    let first = starts(&before);
+    assert!(begun <= first.0 && first.0 <= first.1 && first.1 <= now(), "{begun} {first:?}");
+
+    // The successor starts in another second.
+    until(Duration::from_secs(5), "the next second", async || (now() >= first.1 + 1.0).then_some(())).await;
+    std::fs::write(&hold, "").unwrap();
+    let restart = async { edge.done(&["restart", "a"]).await };
+    let look = async {
+        let starting = [("app", "a"), ("state", "starting")];
+        let mut seen: Option<Instant> = None;
+        until(Duration::from_secs(20), "several texts with a successor", async || {
+            let samples = scrape(at);
+            assert_eq!(starts(&samples), first);
+            assert_eq!(value(&samples, "edge_worker_ready", &place), Some(1.0));
+            assert_eq!(value(&samples, "edge_worker_restarts_total", &place), Some(0.0));
+            let is_there = value(&samples, "edge_workers", &starting) == Some(1.0);
+            // A text is good for half a second.
+            (is_there && seen.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(2))
+                .then_some(())
+        })
+        .await;
+        std::fs::remove_file(&hold).unwrap();
+    };
+    tokio::join!(restart, look);
+    let after = until(Duration::from_secs(10), "the successor is shown", async || {
+        let samples = scrape(at);
+        (value(&samples, "edge_worker_restarts_total", &place) == Some(1.0)).then_some(samples)
+    })
+    .await;
+    let second = starts(&after);
+    assert!(second.0 == first.0 && first.1 < second.1 && second.1 <= now(), "{first:?} {second:?}");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn websockets_are_counted_and_have_no_duration_over_either_version_of_http() {
+    let port = free_port();
+    let edge = edge_with_metrics(port).await;
+    let (at, a) = (local(port), ("app", "a"));
+    let counts = |samples: &[Sample]| {
+        let class = |class| value(samples, "edge_http_requests_total", &[a, ("class", class)]).unwrap();
+        (
+            class("1xx"),
+            class("2xx"),
+            value(samples, "edge_http_request_duration_seconds_count", &[a]).unwrap(),
+        )
+    };
+    let before = counts(&scrape(at));
+    let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
+    connection.get("/").await;
+    let request = connect(&connection, "/ws");
+    let (socket, _) = shared_websocket(&mut connection, request).await;
+    drop(socket);
+    let socket = websocket(&edge, "a.test", "/ws").await;
+    drop(socket);
+    until(Duration::from_secs(10), "a request and two WebSockets are counted", async || {
+        let after = counts(&scrape(at));
+        (after == (before.0 + 1.0, before.1 + 2.0, before.2 + 1.0)).then_some(())
     })
     .await;
     edge.stop().await;
@@ -264,14 +382,24 @@ async fn who_asks_badly_slowly_or_too_much_is_refused_and_serving_goes_on() {
             "{request:.40}: {answer:.80}"
         );
     }
-    // More than are answered at once, none of which says anything: they hold out for as long as edge lets them.
-    let silent: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(at).unwrap()).collect();
-    let begun = std::time::Instant::now();
+    // As many as are answered at once say nothing, and whoever asks after them waits, but not for longer than edge lets them be
+    // silent; nor does what comes after.
+    let silent = || TcpStream::connect(at).unwrap();
+    let begun = Instant::now();
+    let mut first: Vec<TcpStream> = (0..AT_ONCE).map(|_| silent()).collect();
+    let between = asking(at, SCRAPE);
+    let mut rest: Vec<TcpStream> = (0..24).map(|_| silent()).collect();
     let mut connection = Connection::open(&edge, "a.test", Wire::H1).await;
     assert_eq!(connection.get("/").await.status, 200);
     edge.status().await;
-    assert!(begun.elapsed() < Duration::from_secs(10), "requests waited for whoever asks for metrics");
-    drop(silent);
+    assert!(begun.elapsed() < TIME_LIMIT, "requests waited for whoever asks for metrics");
+    closes(&mut first, begun + TIME_LIMIT + MARGIN);
+    assert!(begun.elapsed() >= TIME_LIMIT, "they were not let wait for {TIME_LIMIT:?}");
+    samples(&answer(between));
+    if full_length() {
+        closes(&mut rest, begun + TIME_LIMIT * 3 + MARGIN);
+    }
+    drop(rest);
     scrape(at);
     edge.stop().await;
 }
