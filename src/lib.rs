@@ -204,7 +204,7 @@
 //!   upstream/body.rs          a worker's body, with what is left of the upload
 //!   upstream/spool.rs         a synchronous worker's body, read faster than its client takes it
 //!   upstream/stream_head.rs P  heads of HTTP/2 with a worker, without sockets: the same
-//!   upstream/shared.rs        this thread's connections of HTTP/2, shared by its requests
+//!   upstream/multiplex.rs     this thread's connections of HTTP/2, shared by its requests
 //!   upstream/stream_upload.rs the sending half of a stream
 //!   upstream/stream_body.rs   a worker's body over HTTP/2
 //!   upstream/exchange.rs      one attempt: a request out, the head of the answer in

@@ -30,7 +30,7 @@ use crate::telemetry::tally::Tally;
 use crate::upstream::budget::Budget;
 use crate::upstream::exchange::Reach;
 use crate::upstream::idle::IdleConnections;
-use crate::upstream::shared::SharedConnections;
+use crate::upstream::multiplex::SharedConnections;
 
 /// What every data-plane thread reads.
 #[derive(Clone)]

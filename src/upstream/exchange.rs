@@ -26,8 +26,8 @@ use crate::upstream::error::SendError;
 use crate::upstream::framing::BodyDecoder;
 use crate::upstream::idle::IdleConnections;
 use crate::upstream::lease::Lease;
+use crate::upstream::multiplex::SharedConnections;
 use crate::upstream::request_body::{Bounds, RequestBody};
-use crate::upstream::shared::SharedConnections;
 use crate::upstream::stream_body::StreamBody;
 use crate::upstream::upload::{Upload, UploadState};
 use crate::upstream::wire::{

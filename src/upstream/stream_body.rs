@@ -18,8 +18,8 @@ use crate::upstream::body::Watch;
 use crate::upstream::error::ResponseBodyError;
 use crate::upstream::framing::keep_answer_trailers;
 use crate::upstream::lease::Lease;
+use crate::upstream::multiplex::Place;
 use crate::upstream::request_body::fits;
-use crate::upstream::shared::Place;
 use crate::upstream::stream_upload::Rest;
 use crate::worker::slot::Slot;
 

@@ -114,7 +114,7 @@ async fn world(count: u32) -> World {
         challenges: Challenges::new(),
         reach: Reach {
             idle: IdleConnections::new(),
-            shared: crate::upstream::shared::SharedConnections::new(tasks.child()),
+            shared: crate::upstream::multiplex::SharedConnections::new(tasks.child()),
             deadlines: Deadlines::new(),
             timeouts,
             limits: crate::config::check_limits::presets().1,

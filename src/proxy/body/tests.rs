@@ -52,7 +52,7 @@ fn open_entry() -> (Box<Entry>, Rc<Lines>, ConnInfo) {
         challenges: Challenges::new(),
         reach: Reach {
             idle: crate::upstream::idle::IdleConnections::new(),
-            shared: crate::upstream::shared::SharedConnections::new(Scope::new()),
+            shared: crate::upstream::multiplex::SharedConnections::new(Scope::new()),
             deadlines: Deadlines::new(),
             budget: crate::upstream::budget::Budget::new(),
             timeouts,
