@@ -148,8 +148,8 @@ fn domain(value: &Value<'_>) -> Option<HostPattern> {
     }
 }
 
-/// Whether a CA could find out that the name is ours, and would say so: no wildcards without a record in DNS, and of Let's Encrypt
-/// no addresses (RFC 8738) but under its profile for them.
+/// Whether a CA could find out that the name is ours, and would say so: no wildcards without a record in DNS, no addresses
+/// by one, and of Let's Encrypt no addresses (RFC 8738) but under its profile for them.
 fn check_certifiable(value: &Value<'_>, domain: &HostPattern, tls: &Tls, acme: &Acme) {
     if *tls != Tls::Acme || domain.is_internal() {
         return;
@@ -164,6 +164,16 @@ fn check_certifiable(value: &Value<'_>, domain: &HostPattern, tls: &Tls, acme: &
             format!("set one of these, list `dns-persist-01` under `acme.challenges`, or {help}"),
         ),
         HostPattern::Wildcard(_) => {}
+        HostPattern::Exact(name)
+            if name.ip().is_some() && !acme.challenges.is_empty() && acme.challenges_for(domain).is_empty() =>
+        {
+            value.refuse_with(
+                format_args!(
+                    "`{domain}`: an address is proven to a CA over HTTP or TLS, and `acme.challenges` lists kinds by DNS alone"
+                ),
+                format!("list `http-01` or `tls-alpn-01` as well, or {help}"),
+            )
+        }
         HostPattern::Exact(name)
             if name.ip().is_some() && acme.profile.is_none() && acme.directories().any(check_acme::is_lets_encrypt) =>
         {

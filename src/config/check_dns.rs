@@ -59,7 +59,10 @@ fn program(value: &Value<'_>, base: &Path) -> Option<Publish> {
         })?
     };
     let mut words = words.into_iter();
-    let program = words.next().filter(|word| !word.is_empty())?;
+    let Some(program) = words.next().filter(|word| !word.is_empty()) else {
+        value.refuse("names no program");
+        return None;
+    };
     if !program.contains('/') {
         value.refuse(format_args!(
             "`{}` is not the path of a program, such as `/etc/edge/dns-hook`",
