@@ -53,13 +53,6 @@ pub(in crate::cert) enum Standing {
     Nothing,
 }
 
-/// A record that the operator makes, and did not.
-struct Lacking {
-    /// As it is written in a zone, where the CA says what it wants.
-    record: Option<String>,
-    failure: Failure,
-}
-
 impl Authorizer<'_> {
     /// Sees `order` through to the point where it can be finalized. The answers stay published as long as the guards.
     pub(in crate::cert) async fn authorize(
@@ -72,12 +65,15 @@ impl Authorizer<'_> {
         if order.state().status != OrderStatus::Pending {
             return Ok(Vec::new());
         }
-        let guards = match self.answer(order, account).await {
-            Ok(guards) => guards,
+        let (guards, unseen) = match self.answer(order, account).await {
+            Ok(answered) => answered,
             Err(trouble) => return Err(self.explained(order, trouble).await),
         };
         if order.state().status == OrderStatus::Pending {
-            let trouble = match patient(async || order.poll_ready(&poll_policy()).await).await {
+            // The CA looks meanwhile: what is only to be told costs the order no time of its own.
+            let polled = patient(async || order.poll_ready(&poll_policy()).await);
+            let (polled, ()) = futures_util::future::join(polled, self.note_standing(unseen)).await;
+            let trouble = match polled {
                 Ok(OrderStatus::Ready) => return Ok(guards),
                 Ok(_) => {
                     let message = format!("{} declared the order for {} invalid", self.ca, self.name);
@@ -90,10 +86,16 @@ impl Authorizer<'_> {
         Ok(guards)
     }
 
-    async fn answer(&self, order: &mut Order, account: &str) -> Result<Vec<Standing>, Trouble> {
+    /// Publishes the answers and tells the CA of them. With them comes the record that would have proven the name for good, where
+    /// nobody looked for it.
+    async fn answer(
+        &self,
+        order: &mut Order,
+        account: &str,
+    ) -> Result<(Vec<Standing>, Option<dns_persist::Standing>), Trouble> {
         // Each turn starts from the first authorization again; those that were told are left alone.
         let (mut standing, mut told) = (HashMap::new(), HashSet::new());
-        let mut unusable = None;
+        let (mut unusable, mut unseen) = (None, None);
         patient(async || {
             let mut authorizations = order.authorizations();
             while let Some(authorization) = authorizations.next().await {
@@ -104,7 +106,10 @@ impl Authorizer<'_> {
                 }
                 let url = authorization.url().to_owned();
                 let kind = match self.pick(&authorization.challenges, account).await {
-                    Ok(kind) => kind,
+                    Ok((kind, record)) => {
+                        unseen = record;
+                        kind
+                    }
                     Err(failure) => {
                         unusable = Some(failure);
                         return Ok(());
@@ -139,51 +144,70 @@ impl Authorizer<'_> {
         .map_err(|error| Trouble::Ca(Call::Authorization, error))?;
         match unusable {
             Some(failure) => Err(failure.into()),
-            None => Ok(standing.into_values().collect()),
+            None => Ok((standing.into_values().collect(), unseen)),
         }
     }
 
-    /// The first kind that both sides can do. For a record that the operator makes, that is found out by looking.
-    async fn pick(&self, offered: &[Challenge], account: &str) -> Result<ChallengeKind, Failure> {
+    /// The first kind that both sides can do. For a record that the operator makes, that is found out by looking, which takes its
+    /// time: one that a kind before it made needless is handed back.
+    async fn pick(
+        &self,
+        offered: &[Challenge],
+        account: &str,
+    ) -> Result<(ChallengeKind, Option<dns_persist::Standing>), Failure> {
         let of_kind = |kind| offered.iter().find(|challenge| challenge.r#type == acme(kind));
-        let standing = match of_kind(ChallengeKind::DnsPersist01) {
-            Some(challenge) if self.kinds.contains(&ChallengeKind::DnsPersist01) => {
-                Some(self.stands(challenge, account).await)
-            }
-            Some(_) | None => None,
-        };
-        let lacks = standing.as_ref().and_then(|found| found.as_ref().err()?.record.clone());
-        self.dns.note(self.name, lacks);
+        let standing = of_kind(ChallengeKind::DnsPersist01)
+            .filter(|_| self.kinds.contains(&ChallengeKind::DnsPersist01))
+            .map(|challenge| {
+                dns_persist::Standing::new(self.name, self.client.issuers(&challenge.url), account)
+            });
+        if standing.is_none() {
+            self.dns.note(self.name, None);
+        }
+        let mut lacking = None;
         for kind in self.kinds.iter().copied().filter(|kind| of_kind(*kind).is_some()) {
             match (kind, &standing) {
-                (ChallengeKind::Http01 | ChallengeKind::TlsAlpn01 | ChallengeKind::Dns01, _)
-                | (ChallengeKind::DnsPersist01, Some(Ok(()))) => return Ok(kind),
-                (ChallengeKind::DnsPersist01, Some(Err(_)) | None) => {}
+                (ChallengeKind::Http01 | ChallengeKind::TlsAlpn01 | ChallengeKind::Dns01, _) => {
+                    return Ok((kind, standing.filter(|_| lacking.is_none())));
+                }
+                (ChallengeKind::DnsPersist01, Some(record)) => match self.stands(record).await {
+                    Ok(()) => return Ok((kind, None)),
+                    Err(failure) => lacking = Some(failure),
+                },
+                (ChallengeKind::DnsPersist01, None) => {}
             }
         }
-        Err(match standing {
-            Some(Err(lacking)) => lacking.failure,
-            Some(Ok(())) | None => Failure::new(Class::Permanent, self.nothing_in_common(offered)),
-        })
+        Err(lacking.unwrap_or_else(|| Failure::new(Class::Permanent, self.nothing_in_common(offered))))
     }
 
-    /// Whether the record that proves the name for good is there.
-    async fn stands(&self, challenge: &Challenge, account: &str) -> Result<(), Lacking> {
-        let record = dns_persist::Standing::new(self.name, self.client.issuers(&challenge.url), account);
+    /// Whether the record that proves the name for good is there; also noted for whoever asks.
+    async fn stands(&self, record: &dns_persist::Standing) -> Result<(), Failure> {
         let Some(text) = record.text() else {
+            self.dns.note(self.name, None);
             let message = format!(
                 "{} offers dns-persist-01 for {} without the name it wants to see",
                 self.ca, self.name
             );
-            return Err(Lacking { record: None, failure: Failure::new(Class::Permanent, message) });
+            return Err(Failure::new(Class::Permanent, message));
         };
-        let Err(why) = self.dns.stands(&record).await else { return Ok(()) };
+        let Err(why) = self.dns.stands(record).await else {
+            self.dns.note(self.name, None);
+            return Ok(());
+        };
         let record = format!("{}. TXT \"{text}\"", record.name);
         let message = format!(
             "{} is proven to {} by one TXT record that stays. Create it: {record} ({why})",
             self.name, self.ca
         );
-        Err(Lacking { record: Some(record), failure: Failure::new(Class::Dns, message) })
+        self.dns.note(self.name, Some(record));
+        Err(Failure::new(Class::Dns, message))
+    }
+
+    async fn note_standing(&self, unseen: Option<dns_persist::Standing>) {
+        if let Some(record) = unseen {
+            // Whether it stands or not, it is noted, and nothing depends on it.
+            let _noted = self.stands(&record).await;
+        }
     }
 
     async fn publish(

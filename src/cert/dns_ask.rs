@@ -67,7 +67,7 @@ pub(in crate::cert) async fn exchange(
 
 async fn over_udp(socket: &UdpSocket, asked: &Asked) -> io::Result<(Answer, Vec<u8>)> {
     socket.send(&asked.bytes).await?;
-    let mut bytes = vec![0; 65_535];
+    let mut bytes = vec![0; usize::from(dns_message::MOST_OVER_UDP)];
     loop {
         let length = socket.recv(&mut bytes).await?;
         // What is not the answer may have been made by somebody else: the true one may still come.

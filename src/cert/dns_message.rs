@@ -10,7 +10,7 @@ use hickory_proto::rr::{Name, RData, Record, RecordSet, RecordType, TSigVerifier
 use crate::config::model::{UpdateAlgorithm, UpdateKey};
 
 /// What a server may send over UDP: no more than passes every network unbroken.
-const MOST_OVER_UDP: u16 = 1232;
+pub const MOST_OVER_UDP: u16 = 1232;
 /// How far the clocks of edge and server may be apart in seconds (RFC 8945 §10).
 const FUDGE: u16 = 300;
 /// How long others may keep a record that is needed for minutes, in seconds.

@@ -1,14 +1,15 @@
 //! Proofs by records in DNS: published, seen by the zone's own servers before the CA is told, and removed whatever happens.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use hickory_proto::rr::Name;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use crate::cert::account::off_thread;
 use crate::cert::dns_hook;
@@ -39,11 +40,24 @@ pub(in crate::cert) struct DnsProofs {
     turn: Mutex<()>,
     /// Texts of the records that an attempt needs.
     needed: RefCell<HashSet<String>>,
+    /// Whether records are being removed: one tidying at a time, or each attempt would add one that tries what cannot be done.
+    tidying: Cell<bool>,
+    /// That there may be more to remove since the tidying under way has looked.
+    again: Notify,
     /// Which record each name lacks that would prove it for good, as its last attempt found out.
     lacking: RefCell<HashMap<HostPattern, Option<String>>>,
 }
 
-/// A published record; once this is dropped, [`DnsProofs::tidy`] removes it.
+/// The only tidying.
+struct Tidying(Rc<DnsProofs>);
+
+impl Drop for Tidying {
+    fn drop(&mut self) {
+        self.0.tidying.set(false);
+    }
+}
+
+/// A published record; once this is dropped, [`DnsProofs::tidy_later`] removes it.
 pub(in crate::cert) struct Presented {
     proofs: Rc<DnsProofs>,
     value: String,
@@ -69,6 +83,8 @@ impl DnsProofs {
             resolvers,
             turn: Mutex::new(()),
             needed: RefCell::default(),
+            tidying: Cell::new(false),
+            again: Notify::new(),
             lacking: RefCell::default(),
         })
     }
@@ -160,8 +176,9 @@ impl DnsProofs {
         self.lacking.borrow_mut().remove(name)
     }
 
-    /// Removes every record that no attempt needs, also those of an edge that was killed. Returns whether none is left.
-    pub(in crate::cert) async fn tidy(&self) -> bool {
+    /// Removes every record that no attempt needs, also those of an edge that was killed, but none of those that are `stuck`;
+    /// adds what cannot be removed to these. Returns whether none is left.
+    async fn tidy(&self, stuck: &mut HashSet<String>) -> bool {
         let records = Arc::clone(&self.records);
         let found = match off_thread(move || records.load_records()).await {
             Ok(found) => found,
@@ -173,6 +190,10 @@ impl DnsProofs {
         };
         let mut clean = true;
         for record in found {
+            if stuck.contains(&record.value) {
+                clean = false;
+                continue;
+            }
             let _turn = self.turn.lock().await;
             if self.needed.borrow().contains(&record.value) {
                 continue;
@@ -187,33 +208,55 @@ impl DnsProofs {
                         reason,
                         "a record could not be removed from DNS; it is harmless, and will be tried again"
                     );
+                    stuck.insert(record.value);
                 }
             }
         }
         clean
     }
 
-    /// [`Self::tidy`] beside everything else, some more times if need be.
+    /// Removes beside everything else what no attempt needs, some more times if need be. While that goes on, it is only told to
+    /// look again.
     pub(in crate::cert) fn tidy_later(self: &Rc<Self>, scope: &Scope) {
-        let (proofs, ends) = (Rc::clone(self), scope.clone());
-        let tidied = async move {
-            for pause in AGAIN {
-                if proofs.tidy().await {
-                    return;
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = ends.drained() => return,
-                }
-            }
-        };
-        let ends = scope.clone();
+        if self.tidying.replace(true) {
+            self.again.notify_one();
+            return;
+        }
+        let (tidying, ends) = (Tidying(Rc::clone(self)), scope.clone());
         drop(scope.spawn(async move {
             tokio::select! {
-                () = tidied => {}
+                () = tidying.0.tidy_on(&ends) => {}
                 () = ends.aborted() => {}
             }
         }));
+    }
+
+    async fn tidy_on(&self, ends: &Scope) {
+        let mut pauses = AGAIN.into_iter();
+        loop {
+            let mut stuck = HashSet::new();
+            let mut clean = self.tidy(&mut stuck).await;
+            let pause = pauses.next().filter(|_| !clean);
+            if let Some(pause) = pause {
+                let due = tokio::time::sleep(pause);
+                tokio::pin!(due);
+                while !clean {
+                    tokio::select! {
+                        biased;
+                        () = self.again.notified() => clean = self.tidy(&mut stuck).await,
+                        () = &mut due => break,
+                        () = ends.drained() => return,
+                    }
+                }
+                if !clean {
+                    continue;
+                }
+            }
+            if self.again.notified().now_or_never().is_none() {
+                return;
+            }
+            pauses = AGAIN.into_iter();
+        }
     }
 
     async fn remove(&self, record: &DnsRecord) -> Result<(), String> {

@@ -13,6 +13,8 @@ use crate::report::Report;
 const PORT: u16 = 53;
 /// Longer chains of names are mistakes.
 const MOST_ALIASES: usize = 8;
+/// Zones have up to 13 servers; a longer answer shall not make edge ask whomever it names.
+const MOST_SERVERS: usize = 16;
 /// The system's own limit.
 const MOST_RESOLVERS: usize = 3;
 const SYSTEM: &str = "/etc/resolv.conf";
@@ -81,17 +83,18 @@ impl Resolvers {
         ))
     }
 
-    /// Every server of `zone`. One whose address nobody knows has none.
+    /// The servers of `zone`, [`MOST_SERVERS`] at most with as many addresses each. One whose address nobody knows has none.
     pub(in crate::cert) async fn servers(&self, zone: &Name) -> Result<Vec<NameServer>, String> {
         let names = self.ask(About::Servers, zone).await?.servers;
         if names.is_empty() {
             return Err(format!("DNS names no server of the zone {}", spoken(zone)));
         }
-        let located = names.iter().map(|name| async {
+        let located = names.iter().take(MOST_SERVERS).map(|name| async {
             let (four, six) =
                 futures_util::future::join(self.ask(About::Ipv4, name), self.ask(About::Ipv6, name)).await;
             let found = [four, six].into_iter().filter_map(Result::ok).flat_map(|answer| answer.addresses);
-            let addresses = found.map(|ip: IpAddr| SocketAddr::new(ip, self.port)).collect();
+            let addresses =
+                found.map(|ip: IpAddr| SocketAddr::new(ip, self.port)).take(MOST_SERVERS).collect();
             NameServer { name: spoken(name), addresses }
         });
         Ok(futures_util::future::join_all(located).await)

@@ -24,7 +24,7 @@ use crate::durable::{self, DurableError};
 /// Directories of certificates that are looked into; a tree with more is not what it seems.
 const MOST: usize = 10_000;
 
-/// Where both programs keep things that edge reads.
+/// Where Caddy keeps its data, in the home of its user.
 const CADDY_HOME: &str = ".local/share/caddy";
 
 /// The program that kept the certificates.

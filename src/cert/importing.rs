@@ -59,7 +59,8 @@ impl Driver {
         if let Some(known) = self.names.borrow_mut().at_mut(index) {
             known.issued_by = issued_by;
         }
-        self.feed(index, Input::Obtained { validity, serial }, now);
+        // No order of edge: it does not count against what the CA lets an account order.
+        self.feed(index, Input::Obtained { validity, serial, at: validity.not_before }, now);
         tracing::info!(cert = %name, not_after = rfc3339(validity.not_after), "imported a certificate");
         Ok(Ok(id))
     }

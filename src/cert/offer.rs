@@ -40,8 +40,10 @@ pub fn keep(store: &dyn CertStore, cas: &Cas, offer: &Offer, now: SystemTime) ->
     let (validity, serial) = (offer.bundle.validity(), offer.bundle.serial());
     may_replace(present, (validity, serial), now)?;
     let mut machine = Certificate::found(present, stored.history, &mut rng);
+    // No order of edge: it does not count against what the CA lets an account order.
+    let taken = Input::Obtained { validity, serial: serial.to_owned(), at: validity.not_before };
     // What it does is done below.
-    let _actions = machine.step(Input::Obtained { validity, serial: serial.to_owned() }, now, &mut rng);
+    let _actions = machine.step(taken, now, &mut rng);
     if let Some(ca) = cas.ids.get(position(cas, offer.ca.as_ref())) {
         store.save(ca, &offer.name, &offer.bundle)?;
     }

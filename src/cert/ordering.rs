@@ -229,7 +229,7 @@ impl Driver {
             self.names.borrow_mut().serve(index);
             self.publish();
         }
-        self.feed(index, Input::Obtained { validity, serial }, now);
+        self.feed(index, Input::Obtained { validity, serial, at: now }, now);
         let renew_at = self.names.borrow().at(index).and_then(|name| name.machine.history().renew_at);
         tracing::info!(
             cert = self.label(index),

@@ -65,17 +65,19 @@ async fn one(
     match (name, tls) {
         (_, Tls::Internal) => Outcome::Private,
         (_, Tls::Acme | Tls::Off | Tls::Files { .. }) if name.is_internal() => Outcome::Private,
-        (HostPattern::Wildcard(suffix), Tls::Acme) => {
+        (HostPattern::Exact(domain) | HostPattern::Wildcard(domain), Tls::Acme)
+            if config.acme.challenges_for(name).iter().all(|kind| kind.is_dns()) =>
+        {
             let record = match config.acme.challenges_for(name).first() {
-                Some(ChallengeKind::DnsPersist01) => format!("_validation-persist.{suffix}"),
+                Some(ChallengeKind::DnsPersist01) => format!("_validation-persist.{domain}"),
                 Some(ChallengeKind::Dns01 | ChallengeKind::Http01 | ChallengeKind::TlsAlpn01) | None => {
-                    format!("_acme-challenge.{suffix}")
+                    format!("_acme-challenge.{domain}")
                 }
             };
             Outcome::Dns(survey(&config.acme.dns, &record).await)
         }
         // Whoever it is served to comes by names below it, which only they know.
-        (HostPattern::Wildcard(_), Tls::Off | Tls::Files { .. }) => Outcome::Private,
+        (HostPattern::Wildcard(_), Tls::Acme | Tls::Off | Tls::Files { .. }) => Outcome::Private,
         (HostPattern::Exact(host), Tls::Acme | Tls::Off | Tls::Files { .. }) => {
             Outcome::Looked(self_check.look(host, mark).await)
         }

@@ -44,6 +44,8 @@ pub enum Input {
         validity: Validity,
         /// Its serial number.
         serial: String,
+        /// When the CA made it for edge; of one that another program obtained, its start.
+        at: SystemTime,
     },
     /// It is on the disk.
     Stored,
@@ -204,12 +206,12 @@ impl Certificate {
                 }
                 State::Resting | State::Ordering | State::Storing | State::Unsaved { .. } => Vec::new(),
             },
-            Input::Obtained { validity, serial } => {
+            Input::Obtained { validity, serial, at } => {
                 self.installed = Some(validity);
                 self.history = History {
                     renew_at: Some(seconds::whole(validity.renewal(now, rng))),
                     renew_for: Some(serial),
-                    obtained_at: Some(seconds::whole(now)),
+                    obtained_at: Some(seconds::whole(at)),
                     fallback_at: self.history.fallback_at,
                     failed_at: self.history.failed_at,
                     settings: self.history.settings.take(),

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -20,9 +19,6 @@ use crate::worker::supervisor::Supervisor;
 
 /// What visitors are told where the operator says nothing.
 const MAINTENANCE: &str = "The application is being maintained. Please try again later.";
-
-/// How long edge answers for somebody who looks at it from outside.
-const LENT: Duration = Duration::from_secs(300);
 
 /// Lines on their way to an operator who reads slower than workers write.
 const UNREAD: usize = 64;
@@ -142,13 +138,12 @@ fn unknown(live: &Live, name: &AppName) -> Failed {
     Failed::because(format!("no app named \"{name}\" runs; there is {}", known.join(", ")))
 }
 
-/// What workers printed, in the order it came.
-/// Answers for `token` as long as the operator listens, at most for [`LENT`].
+/// Answers for `token` as long as the operator listens.
 async fn lend(live: &Live, token: &str, answer: &str, operator: &mpsc::Sender<Said>) {
     let said = match live.challenges.publish_http01(None, token, answer) {
         Ok(published) => {
             let _gone = operator.send(Said::Word("answering".to_owned())).await;
-            let _over = tokio::time::timeout(LENT, operator.closed()).await;
+            operator.closed().await;
             drop(published);
             Said::End(0)
         }
@@ -160,6 +155,7 @@ async fn lend(live: &Live, token: &str, answer: &str, operator: &mpsc::Sender<Sa
     let _gone = operator.send(said).await;
 }
 
+/// What workers printed, in the order it came.
 async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::Sender<Said>) {
     let wanted = |live: &LiveApp| app.as_ref().is_none_or(|name| live.app.name == *name);
     if let Some(name) = app.as_ref().filter(|name| live.app(name).is_none()) {

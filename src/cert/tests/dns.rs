@@ -23,7 +23,7 @@ fn at(port: u16) -> SocketAddr {
 }
 
 /// A configuration whose records are published by `zone`'s program and looked for at `zone`.
-fn config(lab: &Lab, zone: &Zone, domains: &[&str], first: &str) -> Config {
+pub(super) fn config(lab: &Lab, zone: &Zone, domains: &[&str], first: &str) -> Config {
     let mut config = lab.config(domains);
     config.acme.dns.publish = Some(Publish::Exec { program: zone.hook(first), arguments: Vec::new() });
     config.acme.dns.resolvers = vec![at(zone.port())];
@@ -282,6 +282,8 @@ async fn the_zone_and_its_servers_are_found_by_asking() {
         assert_eq!(servers.len(), 1);
         assert_eq!(servers[0].name, "ns1.example.com");
         assert_eq!(servers[0].addresses, [at(5353)]);
+        let many = resolvers.servers(&name("many.example").expect("a name")).await.expect("found");
+        assert_eq!(many.len(), 16, "of 40");
     })
     .await;
 }

@@ -16,6 +16,7 @@ use crate::cert::import::{Candidate, Configured, Kept, Planned, Skipped, may_rep
 use crate::cert::internal::InternalCa;
 use crate::cert::names::Cas;
 use crate::cert::offer::{NotKept, Offer, keep};
+use crate::cert::seconds;
 use crate::cert::store::{AccountStore, CaId, CertStore, DirStore};
 use crate::cert::validity::Validity;
 use crate::config::model::Tls;
@@ -259,6 +260,9 @@ fn what_is_kept_in_the_storage_is_found_there_with_its_usual_renewal_and_once_on
     let history = store.load(&first, &name).history;
     assert_eq!(history.renew_for.as_deref(), Some(bundle.serial()));
     assert!(history.renew_at.is_some_and(|at| at > now()) && history.last_error.is_none());
+    // It is none of the orders that the CA counts: edge's own CA dates it back.
+    let start = seconds::whole(bundle.validity().not_before);
+    assert!(history.obtained_at == Some(start) && start + Duration::from_secs(60) < now(), "{history:?}");
     assert!(matches!(keep(&store, &cas, &offer, now()), Err(NotKept::Kept(Kept::Same))));
     assert!(store.add_account(&first, b"one").expect("kept"));
     assert!(!store.add_account(&first, b"two").expect("looked at"));

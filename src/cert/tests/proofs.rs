@@ -1,10 +1,15 @@
 //! How names and accounts are proven to a CA, and what follows where that fails.
 
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use super::ca::stub::{Fault, Step};
+use super::ca::stub::{Fault, ISSUER, Step};
+use super::dns::config;
 use super::lab::{Lab, MINUTE, local, valid};
 use super::setup::LOCAL;
+use super::zone::Zone;
+use crate::cert::reach::{self, Outcome};
+use crate::cert::self_check::SelfCheck;
 use crate::config::model::ChallengeKind;
 
 #[tokio::test]
@@ -71,4 +76,86 @@ async fn long_names_and_addresses_are_proven_in_either_way() {
         })
         .await;
     }
+}
+
+/// What a program or a server in this process leads to.
+async fn until(mut holds: impl FnMut() -> bool) {
+    for _ in 0..4000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("it never held");
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_removed_is_tried_in_its_own_time_whatever_else_is_ordered() {
+    local(async {
+        let (lab, zone) = (Lab::open().await, Zone::start());
+        let stuck = "cleanup _acme-challenge.a.example.com";
+        let first = format!("[ \"$1 $2\" != \"{stuck}\" ] || exit 1");
+        let config = config(&lab, &zone, &["*.a.example.com", "*.b.example.com"], &first);
+        let running = lab.run_with(&config, None);
+        running.until_valid().await;
+        let tries = || zone.calls().iter().filter(|call| *call == stuck).count();
+        for _ in 0..3 {
+            running.manager.renew("*.b.example.com").await.expect("renewed");
+            until(|| zone.texts("_acme-challenge.b.example.com").is_empty() && tries() > 0).await;
+        }
+        assert_eq!(tries(), 1, "{:?}", zone.calls());
+        zone.hook(":");
+        lab.pass(MINUTE).await;
+        until(|| zone.texts("_acme-challenge.a.example.com").is_empty()).await;
+        assert_eq!(tries(), 2, "{:?}", zone.calls());
+        running.stop().await;
+        lab.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_record_that_is_not_needed_is_looked_for_after_the_ca_was_told() {
+    local(async {
+        let (lab, zone) = (Lab::open().await, Zone::start());
+        let mut config = config(&lab, &zone, &["a.example.com"], ":");
+        config.acme.challenges = vec![ChallengeKind::Http01, ChallengeKind::DnsPersist01];
+        // Nobody answers, and what is asked can be counted.
+        let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        silent.set_nonblocking(true).expect("set");
+        let mut unanswered = config.clone();
+        unanswered.acme.dns.resolvers = vec![silent.local_addr().expect("bound")];
+        lab.stub.fail(Step::Challenge, Fault::Stall);
+        let running = lab.run_with(&unanswered, None);
+        lab.until_asked(Step::Challenge, 1).await;
+        let asked = silent.recv(&mut [0; 512]).expect_err("DNS was asked before the CA was told");
+        assert_eq!(asked.kind(), std::io::ErrorKind::WouldBlock);
+        running.kill().await;
+        let running = lab.run_with(&config, None);
+        lab.pass_until(&running, Duration::from_secs(10), valid).await;
+        let order = lab.stub.orders()[0].clone();
+        assert_eq!(order.told, "http-01");
+        let record = format!("{ISSUER}; accounturi={}", order.account);
+        let wanted = format!("_validation-persist.a.example.com. TXT \"{record}\"");
+        assert_eq!(running.status(0).dns_record, Some(wanted));
+        running.stop().await;
+        lab.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_name_that_is_proven_by_dns_alone_is_looked_for_there() {
+    local(async {
+        let (lab, zone) = (Lab::open().await, Zone::start());
+        let mut config = config(&lab, &zone, &["a.example.com", "*.a.example.com"], ":");
+        config.acme.challenges = vec![ChallengeKind::Dns01];
+        let self_check = SelfCheck::new(std::sync::Arc::clone(&lab.challenges));
+        for reach in reach::look(&config, &self_check, None).await {
+            let Outcome::Dns(Ok(how)) = &reach.outcome else { panic!("{reach:?}") };
+            assert!(how.contains("_acme-challenge.a.example.com") && !reach.fails(), "{how}");
+        }
+        lab.close().await;
+    })
+    .await;
 }

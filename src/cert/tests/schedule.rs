@@ -24,7 +24,7 @@ pub(super) fn valid_for(from: SystemTime, life: Duration) -> Validity {
 }
 
 fn obtained(from: SystemTime, life: Duration) -> Input {
-    Input::Obtained { validity: valid_for(from, life), serial: format!("{from:?}") }
+    Input::Obtained { validity: valid_for(from, life), serial: format!("{from:?}"), at: from }
 }
 
 /// Brings a certificate to the point where its order runs.

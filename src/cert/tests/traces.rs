@@ -147,7 +147,7 @@ impl Life {
             Event::Succeed | Event::DiskFails if self.ordering => {
                 self.serial += 1;
                 let validity = valid_for(self.now, self.life);
-                self.step(Input::Obtained { validity, serial: self.serial.to_string() });
+                self.step(Input::Obtained { validity, serial: self.serial.to_string(), at: self.now });
                 self.ordering = false;
                 self.spent.clear();
                 self.step(match event {

@@ -160,6 +160,11 @@ fn answer(message: Message, shared: &Shared) -> Message {
                 }
             }
         }
+        RecordType::NS if written == "many.example" => {
+            for number in 0..40 {
+                answer.add_answer(record(RData::NS(NS(absolute(&format!("ns{number}.many.example"))))));
+            }
+        }
         RecordType::NS if zone == name => {
             answer.add_answer(record(RData::NS(NS(absolute("ns1.example.com")))));
         }
