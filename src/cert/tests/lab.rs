@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
@@ -262,6 +262,9 @@ pub(super) struct Logged(Arc<Mutex<Vec<u8>>>);
 impl Logged {
     /// Everything from now on, down to the finest detail, until the guard is dropped.
     pub(super) fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
+        // While there is one subscriber alone, a line that another test's thread comes to first is off for every thread.
+        static SECOND: OnceLock<tracing::Dispatch> = OnceLock::new();
+        SECOND.get_or_init(|| tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default()));
         let logged = Self::default();
         let writer = logged.clone();
         let subscriber = tracing_subscriber::fmt()
