@@ -42,6 +42,8 @@ pub(in crate::cert) struct DnsProofs {
     needed: RefCell<HashSet<String>>,
     /// Whether records are being removed: one tidying at a time, or each attempt would add one that tries what cannot be done.
     tidying: Cell<bool>,
+    /// Texts of records that could not be removed: tried again in their own time, or once they were published again.
+    stuck: RefCell<HashSet<String>>,
     /// That there may be more to remove since the tidying under way has looked.
     again: Notify,
     /// Which record each name lacks that would prove it for good, as its last attempt found out.
@@ -84,6 +86,7 @@ impl DnsProofs {
             turn: Mutex::new(()),
             needed: RefCell::default(),
             tidying: Cell::new(false),
+            stuck: RefCell::default(),
             again: Notify::new(),
             lacking: RefCell::default(),
         })
@@ -116,6 +119,7 @@ impl DnsProofs {
             self.needed.borrow_mut().insert(value.to_owned());
             let presented = Presented { proofs: Rc::clone(self), value: value.to_owned() };
             self.change(Change::Add, &record, &at).await.map_err(failed)?;
+            self.stuck.borrow_mut().remove(value);
             presented
         };
         tracing::debug!(domain, record = record.name, "published a record in DNS");
@@ -178,7 +182,7 @@ impl DnsProofs {
 
     /// Removes every record that no attempt needs, also those of an edge that was killed, but none of those that are `stuck`;
     /// adds what cannot be removed to these. Returns whether none is left.
-    async fn tidy(&self, stuck: &mut HashSet<String>) -> bool {
+    async fn tidy(&self) -> bool {
         let records = Arc::clone(&self.records);
         let found = match off_thread(move || records.load_records()).await {
             Ok(found) => found,
@@ -190,7 +194,7 @@ impl DnsProofs {
         };
         let mut clean = true;
         for record in found {
-            if stuck.contains(&record.value) {
+            if self.stuck.borrow().contains(&record.value) {
                 clean = false;
                 continue;
             }
@@ -208,7 +212,7 @@ impl DnsProofs {
                         reason,
                         "a record could not be removed from DNS; it is harmless, and will be tried again"
                     );
-                    stuck.insert(record.value);
+                    self.stuck.borrow_mut().insert(record.value);
                 }
             }
         }
@@ -234,8 +238,8 @@ impl DnsProofs {
     async fn tidy_on(&self, ends: &Scope) {
         let mut pauses = AGAIN.into_iter();
         loop {
-            let mut stuck = HashSet::new();
-            let mut clean = self.tidy(&mut stuck).await;
+            self.stuck.borrow_mut().clear();
+            let mut clean = self.tidy().await;
             let pause = pauses.next().filter(|_| !clean);
             if let Some(pause) = pause {
                 let due = tokio::time::sleep(pause);
@@ -243,7 +247,7 @@ impl DnsProofs {
                 while !clean {
                     tokio::select! {
                         biased;
-                        () = self.again.notified() => clean = self.tidy(&mut stuck).await,
+                        () = self.again.notified() => clean = self.tidy().await,
                         () = &mut due => break,
                         () = ends.drained() => return,
                     }
