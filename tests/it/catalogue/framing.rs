@@ -37,7 +37,7 @@ pub(super) const ROWS: &[Row] = &[
     ]),
     Row::new("A12", "trailers that frame, route or authorise; too many, too large", "dropped; 400", &[
         "src/upstream/request_body.rs::a12_trailers_are_bounded_in_fields_and_bytes",
-        "src/proxy/headers/tests.rs::a12_trailers_cannot_change_how_a_message_is_read",
+        "src/upstream/framing.rs::a12_trailers_cannot_change_how_a_message_is_read",
     ]),
     Row::new("A13", "lines that end with a bare line feed, pipelined", "rewritten, the same boundaries at the worker", &[
         "src/listen/request/tests.rs::a13_a19_bare_line_feeds_and_a_few_empty_lines_are_taken_for_what_they_mean",

@@ -68,9 +68,6 @@ pub(super) const ROWS: &[Row] = &[
         "a CA's protocol without a challenge, or beside another",
         "an alert",
         &["tests/it/catalogue/handshake.rs::what_is_no_handshake_gets_an_alert_and_no_certificate"],
-    )
-    .deviating(
-        "beside `h2` it is passed over: the client gets the certificate that is served, never a challenge's",
     ),
     Row::new(
         "E07",
@@ -188,7 +185,7 @@ async fn what_is_no_handshake_gets_an_alert_and_no_certificate() {
         ("E05 HTTP/1.0", whole(modern(&[name(b"a.test"), protocols(&["http/1.0"])])), alert(120)),
         ("E05 among others", whole(modern(&[name(b"a.test"), protocols(&["smtp", "h2"])])), Said::Hello),
         ("E06 alone", whole(modern(&[name(b"a.test"), protocols(&["acme-tls/1"])])), alert(120)),
-        ("E06 beside h2", whole(modern(&[name(b"a.test"), protocols(&["acme-tls/1", "h2"])])), Said::Hello),
+        ("E06 beside h2", whole(modern(&[name(b"a.test"), protocols(&["acme-tls/1", "h2"])])), alert(120)),
     ] {
         let mut client = TcpStream::connect(edge.https).await.unwrap();
         // Edge may have heard enough before all is said.

@@ -77,12 +77,27 @@ fn asked() -> impl Strategy<Value = Asked> {
     )
 }
 
+/// Names one request, so that a label with a changed byte names none.
+fn label(number: usize, at: usize) -> String {
+    format!("{number}.{at}.{}", (number * 31 + at * 17) % 9973)
+}
+
+fn labelled(text: &str) -> Option<(usize, usize)> {
+    let mut parts = text.split('.').map_while(|part| part.parse().ok());
+    let (number, at) = (parts.next()?, parts.next()?);
+    (label(number, at) == text).then_some((number, at))
+}
+
 impl Asked {
     /// As HTTP/1.1 has it.
     fn text(&self, number: usize, at: usize) -> Vec<u8> {
-        let mut bytes =
-            format!("{} {} HTTP/1.1\r\nHost: a.test\r\nX-N: {number}.{at}\r\n", self.method, self.path)
-                .into_bytes();
+        let mut bytes = format!(
+            "{} {} HTTP/1.1\r\nHost: a.test\r\nX-N: {}\r\n",
+            self.method,
+            self.path,
+            label(number, at)
+        )
+        .into_bytes();
         for (name, value) in &self.fields {
             bytes.extend(format!("{name}: {value}\r\n").bytes());
         }
@@ -124,7 +139,7 @@ impl Asked {
     /// As frames of HTTP/2.
     fn frames(&self, stream: u32, number: usize, at: usize) -> Vec<u8> {
         let path = self.slipped();
-        let numbered = format!("{number}.{at}");
+        let numbered = label(number, at);
         let names: Vec<String> = self.fields.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
         let length = match self.framing {
             Framing::Off(by) => self.body.len().saturating_add_signed(by.into()).to_string(),
@@ -236,8 +251,7 @@ impl Books {
             let said = format!("{} {}", line["method"].as_str().unwrap(), line["path"].as_str().unwrap());
             assert_eq!(said, request.asked(), "what edge says is not what a worker read: {line} {request:?}");
             assert_eq!(line["bytes_in"], request.body.len(), "another boundary: {line} {request:?}");
-            let Some((number, at)) = request.field("x-n").split_once('.') else { continue };
-            let (Ok(number), Ok(at)) = (number.parse::<usize>(), at.parse::<usize>()) else { continue };
+            let Some((number, at)) = labelled(request.field("x-n")) else { continue };
             let Some((http2, batch)) = self.batches.get(number) else { continue };
             let Some(asked) = batch.get(at) else { continue };
             let path = if *http2 { asked.path_as_sent() } else { asked.path.clone() };
