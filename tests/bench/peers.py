@@ -37,12 +37,12 @@ class Place:
 
 def edge(binary, place, port):
     log = os.path.join(place.dir, "edge-access.log") if place.logs else "false"
-    # All load comes from one address here: what is bounded for each client is not what is compared.
+    # All load comes from one address, over connections that stay: as for the others, what is bounded for these is not what is compared.
     config = place.write("edge.yaml", f"""storage: {place.dir}/storage
 runtime_dir: {place.dir}/run
 listen: {{http: [], https: ["127.0.0.1:{port}"]}}
 threads: 1
-limits: {{connections_per_client: 0, in_flight_per_client: 0}}
+limits: {{connections_per_client: 0, in_flight_per_client: 0, requests_per_connection: 1000000000}}
 log: {{level: warn, access: {log}}}
 apps:
   bench:
