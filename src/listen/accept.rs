@@ -285,6 +285,7 @@ impl Door {
             deadline
         });
         let mut ends = Ends { peer, local: stream.0.local_addr().map_err(Refusal::Socket)? };
+        let entrance = ends.local.port();
         let presence = match (presence, &deadline) {
             (Some(presence), _) => presence,
             (None, deadline) => {
@@ -311,7 +312,7 @@ impl Door {
         let serving: Pin<Box<dyn Future<Output = ()>>> = match self.kind {
             Kind::Http => {
                 drop(deadline);
-                let conn = Rc::new(ConnInfo::new(peer, local, None, presence));
+                let conn = Rc::new(ConnInfo::new(peer, local, None, presence).through(entrance));
                 Box::pin(serve_http1(stream, conn, plane, stage))
             }
             Kind::Https => {
@@ -319,7 +320,8 @@ impl Door {
                     Box::pin(tls::accept(stream, local.ip(), &plane.certificates, &plane.challenges));
                 let Some(accepted) = self.in_time(accepting, &deadline).await? else { return Ok(()) };
                 drop((handshake, deadline));
-                let conn = Rc::new(ConnInfo::new(peer, local, Some(accepted.info), presence));
+                let conn =
+                    Rc::new(ConnInfo::new(peer, local, Some(accepted.info), presence).through(entrance));
                 if accepted.h2 {
                     Box::pin(serve_http2(accepted.stream, conn, plane, stage, scope))
                 } else {

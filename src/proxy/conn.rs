@@ -15,8 +15,10 @@ use crate::proxy::clients::Presence;
 pub struct ConnInfo {
     /// The other end, or whom a load balancer relays.
     pub peer: SocketAddr,
-    /// Where it connected to.
+    /// Where it connected to, also where that is a load balancer.
     pub local: SocketAddr,
+    /// The port of edge's own that it came in by.
+    pub entrance: u16,
     /// What the handshake agreed on; `None` on plain HTTP.
     pub tls: Option<TlsInfo>,
     /// Requests open now; the connection's time-outs depend on it.
@@ -58,12 +60,18 @@ pub struct TlsInfo {
 }
 
 impl ConnInfo {
-    /// A connection without requests.
+    /// A connection without requests, to edge itself.
     pub fn new(peer: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>, presence: Rc<Presence>) -> Self {
         let client = HeaderValue::from_str(&peer.ip().to_canonical().to_string())
             .expect("an address is printable ASCII");
         let (open, turn) = (Rc::default(), Rc::default());
-        Self { peer, local, tls, open, requests: Cell::new(0), turn, presence, client }
+        let entrance = local.port();
+        Self { peer, local, entrance, tls, open, requests: Cell::new(0), turn, presence, client }
+    }
+
+    /// The same, which came in by this port of edge's, whatever its relay says of the client's own connection.
+    pub fn through(self, entrance: u16) -> Self {
+        Self { entrance, ..self }
     }
 
     /// The client's address; an IPv4 client of a dual-stack socket has its IPv4 address.

@@ -140,7 +140,10 @@ impl<'a> Passage<'a> {
                 client_auth: tls.served.client_auth.as_ref(),
             }),
             secure: self.caller.is_secure(),
-            https_port: routing.https_port().filter(|_| !self.caller.is_behind_proxy()),
+            https_port: routing.https_port().filter(|_| {
+                !self.caller.is_behind_proxy()
+                    && !route::is_mapped(&authority, self.conn.tls.is_some(), self.conn.entrance)
+            }),
         };
         let decision = routing.decide(&asked, |host| self.plane.certificates.pending(host));
         if let Some(site) = decision.site() {

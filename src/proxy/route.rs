@@ -288,6 +288,13 @@ fn url(scheme: &str, host: &HostName, port: Option<u16>, path_and_query: &str) -
     url
 }
 
+/// Whether a client that wrote `authority` came in by `port` through a mapping of ports, as containers and load balancers have:
+/// it asked for the scheme's own port, and edge has another. Such a mapping has 443 beside 80.
+pub fn is_mapped(authority: &Authority<'_>, secure: bool, port: u16) -> bool {
+    let usual = if secure { 443 } else { 80 };
+    authority.port.unwrap_or(usual) == usual && port != usual
+}
+
 const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// What follows the path of HTTP-01 challenges (RFC 8555 §8.3), token or not.

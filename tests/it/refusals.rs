@@ -14,9 +14,17 @@ async fn plain_http_is_redirected_to_https_with_308() {
     let origin = Origin::mirror().await;
     let edge = Setup::new().app("a", &format!("domains: [a.test]\n{}", origin.upstream())).start().await;
     let mut connection = Connection::plain(&edge, "a.test").await;
-    let answer = connection.get("/path?query=1").await;
-    assert_eq!(answer.status, 308);
-    assert_eq!(answer.headers[LOCATION], format!("https://a.test:{}/path?query=1", edge.https.port()));
+    // A client that names the port it came in by is sent to edge's own; one that names none came through a mapping of ports.
+    let direct = (
+        format!("a.test:{}", edge.http.port()),
+        format!("https://a.test:{}/path?query=1", edge.https.port()),
+    );
+    for (authority, expected) in [direct, ("a.test".to_owned(), "https://a.test/path?query=1".to_owned())] {
+        let request = connection.request_for(&authority, "GET", "/path?query=1").body(empty()).unwrap();
+        let answer = connection.exchange(request).await.unwrap();
+        assert_eq!(answer.status, 308);
+        assert_eq!(answer.headers[LOCATION], expected, "{authority}");
+    }
     let post = connection.post("/form", "x=1").await;
     assert_eq!(post.status, 308);
     assert_eq!(origin.accepted(), 0);
@@ -39,9 +47,15 @@ async fn other_domains_are_redirected_to_the_canonical_one() {
     let origin = Origin::mirror().await;
     let yaml = format!("domains: [a.test, www.a.test]\nredirect_to: a.test\n{}", origin.upstream());
     let edge = Setup::new().app("a", &yaml).start().await;
-    let answer = Connection::open(&edge, "www.a.test", Wire::H2).await.get("/x?y=1").await;
-    assert_eq!(answer.status, 308);
-    assert_eq!(answer.headers[LOCATION], format!("https://a.test:{}/x?y=1", edge.https.port()));
+    let mut www = Connection::open(&edge, "www.a.test", Wire::H2).await;
+    let port = edge.https.port();
+    let direct = (format!("www.a.test:{port}"), format!("https://a.test:{port}/x?y=1"));
+    for (authority, expected) in [direct, ("www.a.test".to_owned(), "https://a.test/x?y=1".to_owned())] {
+        let request = www.request_for(&authority, "GET", "/x?y=1").body(empty()).unwrap();
+        let answer = www.exchange(request).await.unwrap();
+        assert_eq!(answer.status, 308);
+        assert_eq!(answer.headers[LOCATION], expected, "{authority}");
+    }
     assert_eq!(Connection::open(&edge, "a.test", Wire::H2).await.get("/").await.status, 200);
     edge.stop().await;
 }

@@ -187,6 +187,23 @@ fn hsts_is_one_field_value() {
     assert_eq!(site.hsts.as_ref().expect("configured"), "max-age=60");
 }
 
+#[test]
+fn a_mapping_of_ports_shows_in_what_the_client_asked_for() {
+    for (authority, secure, port, expected) in [
+        ("a.test", false, 80, false),
+        ("a.test", false, 8080, true),
+        ("a.test:80", false, 8080, true),
+        ("a.test:8080", false, 8080, false),
+        ("a.test:8000", false, 8080, false),
+        ("a.test", true, 443, false),
+        ("a.test", true, 8443, true),
+        ("a.test:8443", true, 8443, false),
+    ] {
+        let found = is_mapped(&Authority::parse(authority).expect("valid"), secure, port);
+        assert_eq!(found, expected, "{authority} {secure} {port}");
+    }
+}
+
 proptest! {
     #[test]
     fn c06_a_redirect_never_leads_to_a_host_nobody_configured(text in "\\PC{1,30}") {
