@@ -112,7 +112,7 @@
 //!   worker/before_start.rs    what is run once before the first worker of a generation
 //!   worker/change.rs          what an operator asked of an app's workers, and why it failed
 //!   worker/child.rs           one running worker: its end, its signals
-//!   worker/listening.rs       where a worker listens really, for the message
+//!   worker/listening.rs       where a worker listens really, for the messages
 //!   worker/member.rs          one worker as its crew holds it   ← telemetry
 //!   worker/unread.rs          bytes that a worker was sent and has not read
 //!   worker/watchdog.rs        whether a worker that serves reads what it is sent

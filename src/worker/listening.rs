@@ -1,4 +1,4 @@
-//! Where a worker listens really, for the message when that is not where it should.
+//! Where a worker listens really, for the message when that is not where it should, or not only there.
 
 use std::collections::HashSet;
 use std::fs;
@@ -18,6 +18,14 @@ pub fn addresses(family: &[Process]) -> Vec<SocketAddr> {
     addresses.sort_unstable();
     addresses.dedup();
     addresses
+}
+
+/// Those of [`addresses`] that other machines may reach, in text. The kernel's tables are long where many connections are open:
+/// they are read where the event loop does not wait for it.
+pub async fn beyond_this_machine(family: Vec<Process>) -> Vec<String> {
+    let read = move || addresses(&family);
+    let found = tokio::task::spawn_blocking(read).await.unwrap_or_default();
+    found.iter().filter(|address| !address.ip().is_loopback()).map(ToString::to_string).collect()
 }
 
 fn sockets(pid: u32) -> Vec<u64> {

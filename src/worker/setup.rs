@@ -1,5 +1,6 @@
 //! What the workers of one generation are run by.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,8 @@ pub(super) struct Setup {
     pub(super) wire: Wire,
     pub(super) patience: Patience,
     pub(super) watch: Watch,
+    /// Whether a worker of it was looked at for where it listens.
+    pub(super) located: Cell<bool>,
 }
 
 impl Setup {
@@ -31,7 +34,8 @@ impl Setup {
         };
         // The wire follows from the command alone; this plan's address is never used.
         let plan = adapter::plan(&app.name, &spec, 0, Path::new("/"));
-        Self { app, spec, wire: plan.wire, patience, watch: Watch::of(&plan) }
+        let (wire, watch) = (plan.wire, Watch::of(&plan));
+        Self { app, spec, wire, patience, watch, located: Cell::new(false) }
     }
 
     /// What a worker is asked for readiness.

@@ -14,6 +14,7 @@ use crate::worker::child::{Child, Exit};
 use crate::worker::crew::{Crew, Event, now};
 use crate::worker::launch::{LaunchError, Order};
 use crate::worker::lifecycle::{self, Input, State, Why};
+use crate::worker::listening;
 use crate::worker::member::Member;
 use crate::worker::output::{self, Source, Tail};
 use crate::worker::recycling::Limits;
@@ -155,6 +156,29 @@ impl Crew {
         self.roll(rollout::Input::Ready(at));
         self.measure_and_limit(at);
         self.watch_over(at);
+        self.locate(at);
+    }
+
+    /// Says, once for each generation, where a worker can be reached past edge.
+    fn locate(&self, at: Seat) {
+        let Some(worker) = self.workers.get(&at) else { return };
+        if worker.setup.located.replace(true) {
+            return;
+        }
+        let (id, child) = (worker.id.clone(), Rc::clone(&worker.child));
+        worker.alongside(async move {
+            let addresses = listening::beyond_this_machine(child.family()).await;
+            if !addresses.is_empty() {
+                tracing::warn!(
+                    app = %id.app,
+                    worker = id.slot,
+                    pid = child.pid(),
+                    addresses = addresses.join(" "),
+                    "the worker can be reached past edge, without its certificates, limits and log: \
+                     let it listen on 127.0.0.1, or close its ports in a firewall"
+                );
+            }
+        });
     }
 
     /// Looks whether it hangs, and asks for its health.

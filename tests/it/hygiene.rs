@@ -41,6 +41,32 @@ async fn a_worker_has_a_session_and_nothing_of_edges_but_its_three_streams() {
     edge.stop().await;
 }
 
+#[tokio::test]
+async fn a_worker_that_other_machines_can_reach_is_named() {
+    let server = |bind: &str| {
+        format!("domains: [{bind}.test]\ncommand: python3 -m http.server {{port}} --bind {bind}\nworkers: 2")
+    };
+    let edge = Setup::new().app("open", &server("0.0.0.0")).app("closed", &server("127.0.0.1")).start().await;
+    for app in ["open", "closed"] {
+        edge.wait_until_up(app).await;
+    }
+    let line = edge.wait_for_log("who can be reached", |line| line["addresses"].is_string()).await;
+    assert_eq!((&line["app"], &line["level"]), (&"open".into(), &"warn".into()), "{line}");
+    let port = line["addresses"].as_str().unwrap().strip_prefix("0.0.0.0:").expect("the address");
+    let told = edge.status().await["apps"]["open"]["workers"].to_string();
+    assert!(told.contains(&format!("127.0.0.1:{port}\"")), "{told}");
+    // Once for each generation; by the second one's, all looks at the first are long over.
+    edge.done(&["reload", "open"]).await;
+    let lines = until(Duration::from_secs(15), "the second look", async || {
+        let lines: Vec<_> =
+            edge.log_objects().into_iter().filter(|line| line["addresses"].is_string()).collect();
+        (lines.len() > 1).then_some(lines)
+    })
+    .await;
+    assert!(lines.len() == 2 && lines[1]["app"] == "open", "{lines:#?}");
+    edge.stop().await;
+}
+
 /// A server that tries to reach what `paths` beside it lists, and answers with what it could.
 const SNOOP: &str = r#"
 import os, socket, stat, sys
