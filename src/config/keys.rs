@@ -136,7 +136,12 @@ pub const KEYS: &[Key] = &[
         Global,
         "Addresses of plain HTTP; `:80` is that port of every address, `[]` turns it off.",
     ),
-    key("listen.https", Is("[\":443\"]"), Global, "Addresses of HTTPS; `[]` turns it off."),
+    key(
+        "listen.https",
+        Is("[\":443\"]"),
+        Global,
+        "Addresses of HTTPS; `[]` turns it off. Redirects name the first one's port unless it is 443, or the client asked port 80 and came in by another, as through a container's mapping of ports.",
+    ),
     key(
         "trusted_proxies",
         Is("[]"),

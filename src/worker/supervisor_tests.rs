@@ -431,9 +431,8 @@ async fn a_working_directory_that_is_missing_is_named() {
     assert!(matches!(error, Err(LaunchError::WorkingDirectory { .. })));
 }
 
-/// Not a test: the process that the two below kill. It runs the server in the directory it is given.
+/// Nothing to be tested by itself: the process that the two below start with a directory, and kill.
 #[tokio::test]
-#[ignore = "an edge to be killed, started by other tests"]
 async fn edge_to_be_killed() {
     let Some(root) = std::env::var_os("EDGE_TEST_ROOT").map(PathBuf::from) else { return };
     LocalSet::new()
@@ -456,7 +455,7 @@ async fn edge_to_be_killed() {
 /// Starts that edge, waits until its worker and all it starts are there: the edge and those processes.
 async fn doomed(root: &Path) -> (std::process::Child, Vec<u32>) {
     let edge = std::process::Command::new(std::env::current_exe().expect("known"))
-        .args(["--exact", "worker::supervisor::tests::edge_to_be_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "worker::supervisor::tests::edge_to_be_killed", "--nocapture"])
         .env("EDGE_TEST_ROOT", root)
         .stdout(std::process::Stdio::null())
         .spawn()
