@@ -1,11 +1,14 @@
 //! Requests at a fixed rate, whatever becomes of them: every client sends on its schedule, on its kept connection where that is
-//! free and on another where it is not. Every request is written down: when it was due, how late this program was with it, when
-//! its answer was complete, and why there was none. Latency counts from the moment a request was due.
+//! free and on another where it is not. Or, at the rate `max`, each client's next as soon as its last is answered. Every request
+//! is written down: when it was due, how late this program was with it, when its answer was complete, and why there was none.
+//! Latency counts from the moment a request was due.
 //!
 //! ```text
-//! load ADDRESS HOST ROOT.pem SECONDS PATIENCE_SECONDS LANE…      LANE: NAME,CLIENTS,REQUESTS_PER_SECOND,PATH
+//! load ADDRESS HOST ROOT.pem SECONDS PATIENCE_SECONDS LANE…
+//!     LANE: NAME,CLIENTS,REQUESTS_PER_SECOND,PATH[,EVERY,NAME,PATH]
 //! ```
-//! Prints one line for each request: lane, due (seconds since 1970), late, took (both in milliseconds), status or cause.
+//! With the last three, each `EVERY`th request is one of that name and path. `ws:PATH` is a WebSocket: a request is a message on it
+//! and its echo. Prints one line for each request: name, due (seconds since 1970), late, took (both in milliseconds), status or cause.
 
 #![allow(clippy::expect_used, reason = "a tool that cannot run says why and ends")]
 #![allow(
@@ -22,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -30,26 +34,53 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio::task::LocalSet;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 
-/// Requests of one kind.
+/// Clients of one kind.
 struct Lane {
-    name: String,
     clients: u32,
-    rate: f64,
+    /// Requests a second of all its clients; `None`: as many as are answered.
+    rate: Option<f64>,
+    usual: Ask,
+    /// Of so many requests in a row, the last is another.
+    other: Option<(u32, Ask)>,
+}
+
+/// What is asked for, under which name it is written down.
+struct Ask {
+    name: String,
     path: String,
 }
 
 impl Lane {
     fn parse(text: &str) -> Self {
-        let mut parts = text.split(',');
-        let mut next = || parts.next().expect("NAME,CLIENTS,REQUESTS_PER_SECOND,PATH");
+        let parts: Vec<&str> = text.split(',').collect();
+        let ask = |name: &str, path: &str| Ask { name: name.to_owned(), path: path.to_owned() };
+        let (name, clients, rate, path, other) = match parts[..] {
+            [name, clients, rate, path] => (name, clients, rate, path, None),
+            [name, clients, rate, path, every, other, there] => {
+                (name, clients, rate, path, Some((every.parse().expect("a number"), ask(other, there))))
+            }
+            _ => unreachable!("NAME,CLIENTS,REQUESTS_PER_SECOND,PATH[,EVERY,NAME,PATH]"),
+        };
         Self {
-            name: next().to_owned(),
-            clients: next().parse().expect("a number of clients"),
-            rate: next().parse().expect("a rate"),
-            path: next().to_owned(),
+            clients: clients.parse().expect("a number of clients"),
+            rate: (rate != "max").then(|| rate.parse().expect("a rate")),
+            usual: ask(name, path),
+            other,
+        }
+    }
+
+    /// What is asked by the request of this number.
+    fn ask(&self, number: u32) -> &Ask {
+        match &self.other {
+            Some((every, other)) if number % every == every - 1 => other,
+            Some(_) | None => &self.usual,
         }
     }
 }
@@ -65,7 +96,12 @@ struct Run {
 }
 
 /// A client's connections that wait for its next request.
-type Idle = Rc<RefCell<Vec<SendRequest<Empty<Bytes>>>>>;
+#[derive(Default)]
+struct Idle {
+    http: RefCell<Vec<SendRequest<Empty<Bytes>>>>,
+    /// A client has one WebSocket, on which messages wait for each other.
+    socket: Mutex<Option<WebSocketStream<TlsStream<TcpStream>>>>,
+}
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -120,27 +156,63 @@ fn trusting(file: &str) -> ClientConfig {
     config
 }
 
-/// One client: a request each `clients / rate` seconds, the clients of a lane evenly apart.
 async fn ask(run: Rc<Run>, lane: Rc<Lane>, client: u32, seconds: f64) {
-    let idle = Idle::default();
+    match lane.rate {
+        Some(rate) => ask_in_time(run, lane, client, rate, seconds).await,
+        None => ask_at_once(run, lane, client, seconds).await,
+    }
+}
+
+/// One client: a request each `clients / rate` seconds, the clients of a lane evenly apart.
+async fn ask_in_time(run: Rc<Run>, lane: Rc<Lane>, client: u32, rate: f64, seconds: f64) {
+    let idle = Rc::new(Idle::default());
     let mut open = Vec::new();
-    for number in 0u32.. {
-        let due = (f64::from(number) * f64::from(lane.clients) + f64::from(client)) / lane.rate;
+    for turn in 0u32.. {
+        let number = turn * lane.clients + client;
+        let due = f64::from(number) / rate;
         if due >= seconds {
             break;
         }
         tokio::time::sleep_until((run.began.0 + Duration::from_secs_f64(due)).into()).await;
-        open.push(tokio::task::spawn_local(one(Rc::clone(&run), Rc::clone(&lane), Rc::clone(&idle), due)));
+        open.push(tokio::task::spawn_local(one(
+            Rc::clone(&run),
+            Rc::clone(&lane),
+            Rc::clone(&idle),
+            number,
+            due,
+        )));
     }
     for request in open {
         request.await.expect("a request does not panic");
     }
 }
 
-async fn one(run: Rc<Run>, lane: Rc<Lane>, idle: Idle, due: f64) {
+/// One client: a request after the other.
+async fn ask_at_once(run: Rc<Run>, lane: Rc<Lane>, client: u32, seconds: f64) {
+    let idle = Rc::new(Idle::default());
+    tokio::time::sleep_until(run.began.0.into()).await;
+    // Clients do not all ask for the other thing at the same time.
+    let first = lane.other.as_ref().map_or(0, |(every, _)| client * every / lane.clients);
+    for number in first.. {
+        let due = run.began.0.elapsed().as_secs_f64();
+        if due >= seconds {
+            break;
+        }
+        one(Rc::clone(&run), Rc::clone(&lane), Rc::clone(&idle), number, due).await;
+    }
+}
+
+async fn one(run: Rc<Run>, lane: Rc<Lane>, idle: Rc<Idle>, number: u32, due: f64) {
     let since = run.began.0 + Duration::from_secs_f64(due);
     let late = since.elapsed();
-    let outcome = match tokio::time::timeout(run.patience, exchange(&run, &lane.path, &idle)).await {
+    let Ask { name, path } = lane.ask(number);
+    let exchange = async {
+        match path.strip_prefix("ws:") {
+            Some(path) => echo(&run, path, &idle).await,
+            None => exchange(&run, path, &idle).await,
+        }
+    };
+    let outcome = match tokio::time::timeout(run.patience, exchange).await {
         Ok(Ok(status)) => status.as_str().to_owned(),
         Ok(Err(cause)) => cause,
         Err(_) => format!("no answer in {} s", run.patience.as_secs()),
@@ -149,8 +221,7 @@ async fn one(run: Rc<Run>, lane: Rc<Lane>, idle: Idle, due: f64) {
     let ms = |span: Duration| span.as_secs_f64() * 1000.0;
     let _never_fails = writeln!(
         run.records.borrow_mut(),
-        "{}\t{:.4}\t{:.2}\t{:.2}\t{outcome}",
-        lane.name,
+        "{name}\t{:.4}\t{:.2}\t{:.2}\t{outcome}",
         run.began.1 + due,
         ms(late),
         ms(took)
@@ -160,7 +231,7 @@ async fn one(run: Rc<Run>, lane: Rc<Lane>, idle: Idle, due: f64) {
 /// The status of a complete answer.
 async fn exchange(run: &Run, path: &str, idle: &Idle) -> Result<StatusCode, String> {
     let mut sender = loop {
-        let kept = idle.borrow_mut().pop();
+        let kept = idle.http.borrow_mut().pop();
         match kept {
             Some(kept) if kept.is_closed() => {}
             Some(kept) => break kept,
@@ -173,15 +244,44 @@ async fn exchange(run: &Run, path: &str, idle: &Idle) -> Result<StatusCode, Stri
     let response = sender.send_request(request).await.map_err(told)?;
     let status = response.status();
     response.into_body().collect().await.map_err(|error| format!("cut: {}", told(error)))?;
-    idle.borrow_mut().push(sender);
+    idle.http.borrow_mut().push(sender);
     Ok(status)
 }
 
-async fn connect(run: &Run) -> Result<SendRequest<Empty<Bytes>>, String> {
+/// A message on a WebSocket, and the same back.
+async fn echo(run: &Run, path: &str, idle: &Idle) -> Result<StatusCode, String> {
+    const TEXT: &str = "a message of thirty-two letters.";
+    let mut kept = idle.socket.lock().await;
+    let told = |error: tokio_tungstenite::tungstenite::Error| format!("WebSocket: {error}");
+    // Taken out: where this fails, the next begins with another.
+    let mut socket = match kept.take() {
+        Some(socket) => socket,
+        None => {
+            let url = format!("wss://{}{path}", run.host);
+            tokio_tungstenite::client_async(url, secure(run).await?).await.map_err(told)?.0
+        }
+    };
+    socket.send(Message::text(TEXT)).await.map_err(told)?;
+    match socket.next().await {
+        Some(Ok(Message::Text(text))) if text.as_str() == TEXT => {
+            *kept = Some(socket);
+            Ok(StatusCode::OK)
+        }
+        Some(Ok(other)) => Err(format!("not the echo: {other:?}")),
+        Some(Err(error)) => Err(told(error)),
+        None => Err("WebSocket: closed".to_owned()),
+    }
+}
+
+async fn secure(run: &Run) -> Result<TlsStream<TcpStream>, String> {
     let tcp = TcpStream::connect(run.address).await.map_err(|error| format!("connecting: {error}"))?;
     tcp.set_nodelay(true).map_err(|error| format!("connecting: {error}"))?;
     let name = ServerName::try_from(run.host.clone()).expect("a server name");
-    let stream = run.tls.connect(name, tcp).await.map_err(|error| format!("handshake: {error}"))?;
+    run.tls.connect(name, tcp).await.map_err(|error| format!("handshake: {error}"))
+}
+
+async fn connect(run: &Run) -> Result<SendRequest<Empty<Bytes>>, String> {
+    let stream = secure(run).await?;
     let (sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| format!("handshake: {error}"))?;
     // How it ends shows in the requests on it.

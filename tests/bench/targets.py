@@ -25,6 +25,31 @@ def said(command):
     return (done.stdout + done.stderr).strip()
 
 
+def tree(roots):
+    """The processes `roots` and all that descend from them."""
+    parents = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as stat:
+                parents[int(name)] = int(stat.read().rpartition(")")[2].split()[1])
+        except OSError:
+            pass
+    found, more = set(), set(roots)
+    while more:
+        found |= more
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+    return found
+
+
+def cpu(pids):
+    """Seconds of CPU that they have used so far, and children of theirs that have ended."""
+    ticks = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/stat") as stat:
+            ticks += sum(map(int, stat.read().rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def alive(pid):
     try:
         with open(f"/proc/{pid}/stat") as stat:
@@ -56,6 +81,10 @@ class Target:
         os.chmod(directory, 0o755)
         self.diary = os.path.join(directory, "diary")
         self.launch(settings)
+
+    def all(self):
+        """Every process of it."""
+        return tree(process.pid for process in self.processes)
 
     def run(self, label, command):
         log = open(os.path.join(self.dir, label + ".log"), "wb")
@@ -109,6 +138,10 @@ class Edge(Target):
     def version(self):
         return "edge " + re.sub(r"^edge ", "", said([self.shared["edge"], "--version"])) + f", uvicorn {self.shared['uvicorn']}"
 
+    def proxies(self):
+        """The processes that stand before the workers."""
+        return {self.processes[0].pid}
+
     def launch(self, settings):
         self.config = os.path.join(self.dir, "edge.yaml")
         with open(self.config, "w") as out:
@@ -120,7 +153,7 @@ apps:
   app:
     domains: [localhost]
     tls: {{cert: {self.shared['cert']}, key: {self.shared['key']}}}
-    command: uvicorn main:app
+    command: uvicorn main:app --no-access-log
     workers: {WORKERS}
     working_dir: {APPS}
     user: {USER}
@@ -155,6 +188,9 @@ apps:
 
 class Rival(Target):
     """A proxy before a server that manages its own workers."""
+
+    def proxies(self):
+        return tree([self.processes[1].pid])
 
     def launch(self, settings):
         self.socket = os.path.join(self.dir, "app.sock")
@@ -240,6 +276,7 @@ events {{ worker_connections 4096; accept_mutex off; }}
 http {{
 {temporary}  access_log off;
   keepalive_requests 100000;
+  map $http_upgrade $to_worker {{ default upgrade; '' ''; }}
   upstream app {{
     server unix:{self.socket} fail_timeout=0;
     keepalive 64;
@@ -253,7 +290,8 @@ http {{
     location / {{
       proxy_pass http://app;
       proxy_http_version 1.1;
-      proxy_set_header Connection "";
+      proxy_set_header Upgrade $http_upgrade;
+      proxy_set_header Connection $to_worker;
       proxy_set_header Host $http_host;
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
       proxy_set_header X-Forwarded-Proto $scheme;
@@ -287,3 +325,17 @@ def certificate(directory):
                     "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-addext",
                     "basicConstraints=critical,CA:FALSE", "-keyout", key, "-out", cert], check=True, capture_output=True)
     return {"cert": cert, "key": key}
+
+
+def built(edge, load):
+    """The programs that are measured with: given, or built as a release."""
+    if not edge:
+        subprocess.run(["cargo", "build", "--locked", "--release", "--bin", "edge", "--example", "load"], check=True)
+    edge = os.path.abspath(edge or "target/release/edge")
+    return edge, os.path.abspath(load or os.path.join(os.path.dirname(edge), "examples", "load"))
+
+
+def chosen(names, shared, port):
+    """The targets whose names begin so, each on a port of its own."""
+    wanted = tuple(names.split(","))
+    return [one(shared, port + place) for place, one in enumerate(ALL) if one.__name__.lower().startswith(wanted)]
