@@ -141,13 +141,13 @@
 //!   cert/failure.rs        P  what went wrong, as a class, and what an operator does
 //!   cert/validity.rs       P  the time of a certificate, and the moment in it to renew
 //!   cert/advice.rs         P  when a CA wants a certificate renewed, and the second that is chosen
-//!   cert/history.rs        P  what is remembered of a name over restarts
+//!   cert/history.rs        P  what is remembered of a name over restarts   ← telemetry::status
 //!   cert/delay.rs          P  how long to wait after a failure, by its class
 //!   cert/gate.rs           P  how many orders run at once, and which come first
-//!   cert/schedule.rs       P  what is due now, and when to look again
+//!   cert/schedule.rs       P  what is due now, and when to look again   ← telemetry::status
 //!   cert/pending.rs        P  an order whose certificate is not stored yet
+//!   cert/dns_record.rs     P  where records stand, and one that edge has published and must remove
 //!   cert/dns_persist.rs    P  the record of dns-persist-01, as it is made and as it is found
-//!   cert/dns_record.rs     P  a record that edge has published and must remove
 //!   cert/dns_message.rs    P  messages to and from name servers
 //!   cert/dns_ask.rs           one question to one name server
 //!   cert/dns_zone.rs          where a record belongs: its real name, its zone, the servers of that
@@ -159,6 +159,7 @@
 //!   cert/challenge.rs         the answers to pending challenges, published for requests and handshakes
 //!   cert/tls_alpn.rs          the certificate that answers a TLS-ALPN-01 challenge
 //!   cert/self_check.rs        whether a name leads here, before a CA is asked
+//!   cert/look_tls.rs          whether port 443 leads here, on demand
 //!   cert/import.rs         P  which certificates of another program are taken over, and for which names
 //!   cert/store.rs             certificates, accounts, orders and failures on disk
 //!   cert/disk.rs              writes in order, away from the thread that drives

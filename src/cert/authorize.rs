@@ -15,6 +15,7 @@ use crate::cert::ca_client::CaClient;
 use crate::cert::challenge::{Challenges, Published};
 use crate::cert::dns_persist;
 use crate::cert::dns_proof::{DnsProofs, Presented};
+use crate::cert::dns_record::{challenge_at, standing_at};
 use crate::cert::failure::{Call, Class, Failure, short};
 use crate::cert::tls_alpn;
 use crate::cert::trouble::{Trouble, is_broken, patient, poll_policy};
@@ -296,14 +297,11 @@ impl Authorizer<'_> {
                 let (why, detail) = (problem.r#type.as_deref().map(short), problem.detail.as_deref());
                 let failure = match self.kinds.iter().find(|known| acme(**known) == kind) {
                     Some(ChallengeKind::Dns01) => {
-                        Failure::record(self.ca, &format!("_acme-challenge.{}", self.domain()), why, detail)
+                        Failure::record(self.ca, &challenge_at(self.domain()), why, detail)
                     }
-                    Some(ChallengeKind::DnsPersist01) => Failure::record(
-                        self.ca,
-                        &format!("_validation-persist.{}", self.domain()),
-                        why,
-                        detail,
-                    ),
+                    Some(ChallengeKind::DnsPersist01) => {
+                        Failure::record(self.ca, &standing_at(self.domain()), why, detail)
+                    }
                     Some(ChallengeKind::Http01 | ChallengeKind::TlsAlpn01) | None => {
                         Failure::challenge(self.ca, &self.name.to_string(), why, detail)
                     }

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::cert::dns_record::standing_at;
 use crate::name::HostPattern;
 
 /// The record that a CA wants to see.
@@ -23,7 +24,7 @@ impl Standing {
             HostPattern::Exact(host) => (host, false),
             HostPattern::Wildcard(suffix) => (suffix, true),
         };
-        Self { name: format!("_validation-persist.{domain}"), issuers, account: account.to_owned(), wildcard }
+        Self { name: standing_at(domain.as_str()), issuers, account: account.to_owned(), wildcard }
     }
 
     /// What the operator creates; `None` where the CA does not say its name.

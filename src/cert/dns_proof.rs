@@ -15,7 +15,7 @@ use crate::cert::account::off_thread;
 use crate::cert::dns_hook;
 use crate::cert::dns_message::{Change, name, spoken};
 use crate::cert::dns_persist::Standing;
-use crate::cert::dns_record::DnsRecord;
+use crate::cert::dns_record::{DnsRecord, challenge_at};
 use crate::cert::dns_update::update;
 use crate::cert::dns_watch::{self, View};
 use crate::cert::dns_zone::{NameServer, Resolvers};
@@ -102,8 +102,7 @@ impl DnsProofs {
             let message = format!("{domain} could not be proven by DNS: {why}. Nothing was sent to the CA");
             Failure::new(Class::Dns, message)
         };
-        let challenge =
-            name(&format!("_acme-challenge.{domain}")).map_err(|error| failed(error.to_string()))?;
+        let challenge = name(&challenge_at(domain)).map_err(|error| failed(error.to_string()))?;
         // Before anything is published: what cannot be looked for must not be left behind.
         let (at, servers) =
             self.locate(&challenge, !self.settings.propagation.is_zero()).await.map_err(failed)?;

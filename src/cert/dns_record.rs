@@ -13,6 +13,16 @@ pub struct DnsRecord {
     pub domain: String,
 }
 
+/// Where the answer to a DNS-01 challenge for `domain` is looked for (RFC 8555 §8.4).
+pub fn challenge_at(domain: &str) -> String {
+    format!("_acme-challenge.{domain}")
+}
+
+/// Where the record of dns-persist-01 for `domain` is looked for.
+pub fn standing_at(domain: &str) -> String {
+    format!("_validation-persist.{domain}")
+}
+
 impl DnsRecord {
     /// Whether its text is one that edge makes: a digest in base64url (RFC 8555 §8.4), which may name a file; and its name one
     /// that no program takes for anything else, wherever a CNAME leads.

@@ -8,19 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cert::advice::Advised;
 use crate::cert::failure::Class;
 use crate::cert::seconds;
-
-/// What a moment of renewal follows from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Because {
-    /// The certificate's life.
-    #[default]
-    Lifetime,
-    /// The CA's renewal window.
-    Window,
-    /// The operator.
-    Asked,
-}
+use crate::telemetry::status::RenewBecause;
 
 /// What is remembered of a name between attempts and over restarts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -45,7 +33,7 @@ pub struct History {
     #[serde(with = "seconds")]
     pub renew_at: Option<SystemTime>,
     /// What it follows from.
-    pub renew_because: Because,
+    pub renew_because: RenewBecause,
     /// Serial number of the certificate it was chosen for.
     pub renew_for: Option<String>,
     /// When that came.

@@ -49,6 +49,7 @@ mod order;
 pub mod foreign;
 pub mod import;
 pub mod internal;
+pub mod look_tls;
 
 pub mod resolver;
 

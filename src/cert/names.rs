@@ -16,7 +16,7 @@ use crate::cert::bundle::CertBundle;
 use crate::cert::client_policy::ClientPolicy;
 use crate::cert::failure::Class;
 use crate::cert::files::{FilePair, Stamp};
-use crate::cert::history::{Because, History};
+use crate::cert::history::History;
 use crate::cert::internal::InternalCa;
 use crate::cert::resolver::{Entry, EntryState, Served};
 use crate::cert::schedule::{Certificate, is_plausible};
@@ -24,7 +24,7 @@ use crate::cert::store::{CaId, CertStore, StoreError, Stored, load_best};
 use crate::config::model::{Acme, App, Config, Tls};
 use crate::name::{AppName, HostPattern};
 use crate::report::Report;
-use crate::telemetry::status::{CertificateState, CertificateStatus, OrderCounts, RenewBecause};
+use crate::telemetry::status::{CertificateState, CertificateStatus, OrderCounts};
 
 /// Where a name's certificate comes from.
 #[derive(Debug, Clone)]
@@ -413,11 +413,6 @@ impl Name {
         };
         let renewal = self.bundle.as_ref().and(history.renew_at);
         let validity = self.bundle.as_ref().map(|bundle| bundle.validity());
-        let because = match history.renew_because {
-            Because::Lifetime => RenewBecause::Lifetime,
-            Because::Window => RenewBecause::CaWindow,
-            Because::Asked => RenewBecause::Asked,
-        };
         CertificateStatus {
             name: self.pattern.to_string(),
             state,
@@ -426,7 +421,7 @@ impl Name {
             not_before: validity.map(|validity| rfc3339(validity.not_before)),
             not_after: validity.map(|validity| rfc3339(validity.not_after)),
             renew_at: renewal.map(rfc3339),
-            renew_because: renewal.map(|_| because),
+            renew_because: renewal.map(|_| history.renew_because),
             last_error,
             last_failure: history.failed_at.map(rfc3339),
             next_attempt: history.next_attempt.map(rfc3339),

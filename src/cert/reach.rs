@@ -2,9 +2,11 @@
 //! all of them and on demand.
 
 use crate::cert::dns_proof::survey;
+use crate::cert::dns_record::{challenge_at, standing_at};
+use crate::cert::look_tls;
 use crate::cert::self_check::{Found, Mark, SelfCheck, Verdict};
 use crate::config::model::{ChallengeKind, Config, Tls};
-use crate::name::HostPattern;
+use crate::name::{HostName, HostPattern};
 
 /// Names that are looked at together.
 const AT_ONCE: usize = 8;
@@ -55,6 +57,16 @@ pub async fn look(config: &Config, self_check: &SelfCheck, mark: Option<&Mark>) 
     found
 }
 
+/// The hosts of `config` that handshakes are looked at for.
+pub fn hosts(config: &Config) -> Vec<HostName> {
+    let names = config.apps.iter().flat_map(|app| app.domains.iter().map(|name| (name, app.tls_for(name))));
+    let looked_at = |(name, tls): (&HostPattern, Tls)| match name {
+        HostPattern::Exact(host) if tls != Tls::Off && !name.is_internal() => Some(host.clone()),
+        HostPattern::Exact(_) | HostPattern::Wildcard(_) => None,
+    };
+    names.filter_map(looked_at).collect()
+}
+
 async fn one(
     config: &Config,
     name: &HostPattern,
@@ -69,9 +81,9 @@ async fn one(
             if config.acme.challenges_for(name).iter().all(|kind| kind.is_dns()) =>
         {
             let record = match config.acme.challenges_for(name).first() {
-                Some(ChallengeKind::DnsPersist01) => format!("_validation-persist.{domain}"),
+                Some(ChallengeKind::DnsPersist01) => standing_at(domain.as_str()),
                 Some(ChallengeKind::Dns01 | ChallengeKind::Http01 | ChallengeKind::TlsAlpn01) | None => {
-                    format!("_acme-challenge.{domain}")
+                    challenge_at(domain.as_str())
                 }
             };
             Outcome::Dns(survey(&config.acme.dns, &record).await)
@@ -79,7 +91,17 @@ async fn one(
         // Whoever it is served to comes by names below it, which only they know.
         (HostPattern::Wildcard(_), Tls::Acme | Tls::Off | Tls::Files { .. }) => Outcome::Private,
         (HostPattern::Exact(host), Tls::Acme | Tls::Off | Tls::Files { .. }) => {
-            Outcome::Looked(self_check.look(host, mark).await)
+            let over_http = mark.filter(|_| !config.listen.http.is_empty());
+            let found = self_check.look(host, over_http).await;
+            let by_handshake = mark.filter(|_| *tls != Tls::Off && !config.listen.https.is_empty());
+            Outcome::Looked(match by_handshake {
+                Some(mark) => {
+                    let kinds = config.acme.challenges_for(name);
+                    let needed = *tls == Tls::Acme && !kinds.contains(&ChallengeKind::Http01);
+                    look_tls::look(self_check, host, mark, needed, found).await
+                }
+                None => found,
+            })
         }
     }
 }

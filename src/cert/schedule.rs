@@ -10,9 +10,10 @@ use fastrand::Rng;
 use crate::cert::advice::{Advice, Advised, NoAdvice};
 use crate::cert::delay::{PER_HOUR, budget, delay, table_delay};
 use crate::cert::failure::{Class, Failure, Reach};
-use crate::cert::history::{Because, History};
+use crate::cert::history::History;
 use crate::cert::seconds;
 use crate::cert::validity::Validity;
+use crate::telemetry::status::RenewBecause;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -156,7 +157,7 @@ impl Certificate {
         if !kept {
             // Chosen as if at its start: what has no record may be due at once.
             self.history.renew_at = Some(seconds::whole(validity.renewal(validity.not_before, rng)));
-            self.history.renew_because = Because::Lifetime;
+            self.history.renew_because = RenewBecause::Lifetime;
             self.history.renew_for = Some(serial.to_owned());
             self.history.advised = Advised::default();
         }
@@ -298,7 +299,8 @@ impl Certificate {
         1 + rounds as usize % fallbacks
     }
 
-    fn is_ending(&self, now: SystemTime) -> bool {
+    /// Whether what is installed is in the last tenth of its life.
+    pub fn is_ending(&self, now: SystemTime) -> bool {
         self.installed.is_some_and(|validity| validity.left(now) < validity.life() / 10)
     }
 
@@ -349,7 +351,7 @@ impl Certificate {
             }
             // Before the window is what the certificate's life does not let be later.
             let early = self.history.renew_at.is_some_and(|at| at < advice.window.start);
-            self.history.renew_because = if early { Because::Lifetime } else { Because::Window };
+            self.history.renew_because = if early { RenewBecause::Lifetime } else { RenewBecause::CaWindow };
         }
         vec![Action::Remember]
     }
@@ -360,7 +362,7 @@ impl Certificate {
                 self.forgive();
                 self.history.anyway_at = Some(seconds::whole(now));
                 self.history.renew_at = self.installed.and(Some(now));
-                self.history.renew_because = Because::Asked;
+                self.history.renew_because = RenewBecause::Asked;
                 self.state = State::Due;
                 vec![Action::Remember]
             }

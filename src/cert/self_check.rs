@@ -16,10 +16,10 @@ use crate::cert::challenge::Challenges;
 use crate::name::HostName;
 
 /// How long a name and each of its addresses may take.
-const LIMIT: Duration = Duration::from_secs(5);
+pub(in crate::cert) const LIMIT: Duration = Duration::from_secs(5);
 /// A CA reads no more than that either.
 const LONGEST_ANSWER: u64 = 4096;
-const MOST_ADDRESSES: usize = 8;
+pub(in crate::cert) const MOST_ADDRESSES: usize = 8;
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,10 @@ pub type Addresses = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>>>>;
 pub struct SelfCheck {
     challenges: Arc<Challenges>,
     resolve: fn(HostName) -> Addresses,
+    /// Where HTTP is looked at.
     port: u16,
+    /// Where handshakes are.
+    pub(in crate::cert) tls: u16,
 }
 
 /// What one address answered.
@@ -75,6 +78,8 @@ pub struct Found {
     pub verdict: Verdict,
     /// Each address, with what it answered where it was asked.
     pub addresses: Vec<(IpAddr, Option<Seen>)>,
+    /// What each of them did in a handshake, where it was asked for one.
+    pub handshakes: Vec<(IpAddr, Seen)>,
 }
 
 /// What stands for edge while names are looked at: whoever answers with `answer` for `token` is edge.
@@ -104,12 +109,17 @@ impl Default for Mark {
 impl SelfCheck {
     /// Over the system's resolver and port 80, where CAs look.
     pub fn new(challenges: Arc<Challenges>) -> Self {
-        Self { challenges, resolve: |host| Box::pin(system(host)), port: 80 }
+        Self { challenges, resolve: |host| Box::pin(system(host)), port: 80, tls: 443 }
     }
 
     /// Over another resolver and port.
     pub fn with(challenges: Arc<Challenges>, resolve: fn(HostName) -> Addresses, port: u16) -> Self {
-        Self { challenges, resolve, port }
+        Self { challenges, resolve, port, tls: 443 }
+    }
+
+    /// Looks at handshakes at another port.
+    pub fn with_tls_at(self, port: u16) -> Self {
+        Self { tls: port, ..self }
     }
 
     /// Looks at `host`; over HTTP only where the CA will do so.
@@ -124,7 +134,8 @@ impl SelfCheck {
 
     /// Looks at `host`; over HTTP only for a mark, which somebody answers with.
     pub async fn look(&self, host: &HostName, mark: Option<&Mark>) -> Found {
-        let unready = |message| Found { verdict: Verdict::Unready(message), addresses: Vec::new() };
+        let found = |verdict, addresses| Found { verdict, addresses, handshakes: Vec::new() };
+        let unready = |message| found(Verdict::Unready(message), Vec::new());
         let addresses = match host.ip() {
             Some(address) => vec![address],
             None => match tokio::time::timeout(LIMIT, (self.resolve)(host.clone())).await {
@@ -142,15 +153,15 @@ impl SelfCheck {
         }
         let Some(mark) = mark else {
             let addresses = addresses.into_iter().map(|address| (address, None)).collect();
-            return Found { verdict: Verdict::Ready, addresses };
+            return found(Verdict::Ready, addresses);
         };
         let looks = addresses.iter().take(MOST_ADDRESSES).map(|address| async {
             let looked = tokio::time::timeout(LIMIT, look(*address, self.port, host, mark));
             (*address, looked.await.unwrap_or(Seen::Silent))
         });
         let seen = futures_util::future::join_all(looks).await;
-        let verdict = judge(host, &seen);
-        Found { verdict, addresses: seen.into_iter().map(|(address, seen)| (address, Some(seen))).collect() }
+        let verdict = judge(host, 80, &seen);
+        found(verdict, seen.into_iter().map(|(address, seen)| (address, Some(seen))).collect())
     }
 }
 
@@ -180,19 +191,22 @@ fn unresolved(host: &HostName, error: &io::Error) -> String {
     }
 }
 
+/// A connection, or what the lack of one says.
+pub(in crate::cert) async fn connect(address: SocketAddr) -> Result<TcpStream, Seen> {
+    TcpStream::connect(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::ConnectionRefused => Seen::Refused,
+        // This machine may have no IPv6, which says nothing about others.
+        io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::AddrNotAvailable => Seen::Unreachable,
+        _ => Seen::Silent,
+    })
+}
+
 async fn look(address: IpAddr, port: u16, host: &HostName, mark: &Mark) -> Seen {
-    let mut stream = match TcpStream::connect(SocketAddr::new(address, port)).await {
+    let mut stream = match connect(SocketAddr::new(address, port)).await {
         Ok(stream) => stream,
-        Err(error) => match error.kind() {
-            io::ErrorKind::ConnectionRefused => return Seen::Refused,
-            // This machine may have no IPv6, which says nothing about others.
-            io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::AddrNotAvailable => {
-                return Seen::Unreachable;
-            }
-            _ => return Seen::Silent,
-        },
+        Err(seen) => return seen,
     };
     let named = if host.ip().is_some_and(|ip| ip.is_ipv6()) { format!("[{host}]") } else { host.to_string() };
     let request = format!(
@@ -244,7 +258,7 @@ fn printable(bytes: &[u8]) -> String {
 }
 
 /// All addresses count: a CA asks from several places, and IPv6 first.
-fn judge(host: &HostName, seen: &[(IpAddr, Seen)]) -> Verdict {
+pub(in crate::cert) fn judge(host: &HostName, port: u16, seen: &[(IpAddr, Seen)]) -> Verdict {
     let ours = seen.iter().any(|(_, seen)| *seen == Seen::Ours);
     let ours_by_ipv4 = seen.iter().any(|(address, seen)| address.is_ipv4() && *seen == Seen::Ours);
     let nothing = "Nothing was sent to the CA";
@@ -256,27 +270,27 @@ fn judge(host: &HostName, seen: &[(IpAddr, Seen)]) -> Verdict {
         {
             return Verdict::Unready(format!(
                 "{host}: its AAAA record {address} does not lead here, and a CA prefers IPv6. Remove that record or open \
-                 port 80 on the address. {nothing}"
+                 port {port} on the address. {nothing}"
             ));
         }
         match seen {
             Seen::Ours | Seen::Unreachable => {}
             Seen::Refused => {
                 return Verdict::Unready(format!(
-                    "{host}: {address} refuses connections on port 80. Point its A and AAAA records at this machine and open \
-                     port 80. {nothing}"
+                    "{host}: {address} refuses connections on port {port}. Point its A and AAAA records at this machine and open \
+                     port {port}. {nothing}"
                 ));
             }
             Seen::Elsewhere(what) => {
                 return Verdict::Unready(format!(
-                    "{host}: {address} port 80 is another server: it answers with {what}. Point its A and AAAA records at this \
+                    "{host}: {address} port {port} is another server: it answers with {what}. Point its A and AAAA records at this \
                      machine, or stop the other server. {nothing}"
                 ));
             }
             Seen::Redirected(to) => unsure = Some(format!("{host}: {address} redirects to {to}")),
             Seen::Silent => {
                 unsure = Some(format!(
-                    "{host}: {address} does not answer on port 80, seen from this machine. A firewall, or a router that does \
+                    "{host}: {address} does not answer on port {port}, seen from this machine. A firewall, or a router that does \
                      not let its own network in from outside"
                 ));
             }
@@ -299,7 +313,7 @@ mod tests {
 
     fn judged(seen: &[(&str, Seen)]) -> Verdict {
         let seen: Vec<_> = seen.iter().map(|(at, seen)| (at.parse().expect(at), seen.clone())).collect();
-        judge(&host(), &seen)
+        judge(&host(), 80, &seen)
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Who issues public certificates, and how names are proven to be ours.
 
-use std::io::Read;
 use std::path::Path;
 
 use base64::Engine;
@@ -8,12 +7,9 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::config::check_dns::dns;
-use crate::config::context::{path, read_regular, readable_file, reason};
+use crate::config::context::{readable_file, secret};
 use crate::config::model::{Acme, ChallengeKind, Eab, KeyType, Listen};
 use crate::config::section::{Section, Value};
-
-/// Longest file with a key.
-const LONGEST_KEY_FILE: u64 = 4096;
 
 /// CAs that go by a name.
 const KNOWN: [(&str, &str); 4] = [
@@ -117,15 +113,8 @@ fn eab(value: &Value<'_>, base: &Path) -> Option<Eab> {
     Some(Eab { kid: kid?, hmac_key: hmac_key? })
 }
 
-/// The content is a secret, also where it is of no use.
 fn hmac_key(value: &Value<'_>, base: &Path) -> Option<Vec<u8>> {
-    let path = path(value, base)?;
-    let mut text = String::new();
-    let read = read_regular(&path).and_then(|file| file.take(LONGEST_KEY_FILE).read_to_string(&mut text));
-    if let Err(error) = read {
-        value.refuse(format_args!("cannot read `{}`: {}", value.written(), reason(&error)));
-        return None;
-    }
+    let text = secret(value, base)?;
     // CAs show it with padding and without, and some in the other alphabet.
     let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     let text = text.trim().replace('+', "-").replace('/', "_");

@@ -1,6 +1,5 @@
 //! Reads how names are proven by records in DNS.
 
-use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,12 +8,10 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use crate::config::acme::{Dns, Publish, Update, UpdateAlgorithm, UpdateKey};
-use crate::config::context::{path, read_regular, reason};
+use crate::config::context::{reason, secret};
 use crate::config::section::{Section, Value};
 use crate::name::HostName;
 
-/// Longest file with a key.
-const LONGEST_KEY_FILE: u64 = 4096;
 /// Where name servers listen.
 const PORT: u16 = 53;
 
@@ -110,7 +107,7 @@ fn update(value: &Value<'_>, base: &Path) -> Option<Update> {
             None
         }
         (Some(name), Some(file)) => {
-            let (name, secret) = (name.parse(domain), secret(&file, base));
+            let (name, secret) = (name.parse(domain), update_secret(&file, base));
             let algorithm = algorithm.unwrap_or(UpdateAlgorithm::HmacSha256);
             Some(UpdateKey { name: name?, algorithm, secret: secret? })
         }
@@ -123,15 +120,8 @@ fn update(value: &Value<'_>, base: &Path) -> Option<Update> {
     Some(Update { server, port, zone, key })
 }
 
-/// The content is a secret, also where it is of no use.
-fn secret(value: &Value<'_>, base: &Path) -> Option<Vec<u8>> {
-    let path = path(value, base)?;
-    let mut text = String::new();
-    let read = read_regular(&path).and_then(|file| file.take(LONGEST_KEY_FILE).read_to_string(&mut text));
-    if let Err(error) = read {
-        value.refuse(format_args!("cannot read `{}`: {}", value.written(), reason(&error)));
-        return None;
-    }
+fn update_secret(value: &Value<'_>, base: &Path) -> Option<Vec<u8>> {
+    let text = secret(value, base)?;
     // As `tsig-keygen` and `keymgr` print it, or the secret alone.
     let shown = text.contains(['{', ':']).then(|| text.split_once("secret")).flatten();
     let bare = match shown {

@@ -1,11 +1,14 @@
 //! What reading an app needs besides its section, and the files its keys name.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::config::model::Acme;
 use crate::config::section::{Reader, Value};
 use crate::config::surroundings::Surroundings;
+
+/// Longest file with a key.
+const LONGEST_SECRET: u64 = 4096;
 
 /// What reading an app needs besides its section.
 pub(super) struct AppContext<'c> {
@@ -33,6 +36,19 @@ pub(super) fn readable_file(value: &Value<'_>, base: &Path) -> Option<PathBuf> {
     let path = path(value, base)?;
     match read_regular(&path) {
         Ok(_) => Some(path),
+        Err(error) => {
+            value.refuse(format_args!("cannot read `{}`: {}", value.written(), reason(&error)));
+            None
+        }
+    }
+}
+
+/// What a file holds that is a secret, also where it is of no use.
+pub(super) fn secret(value: &Value<'_>, base: &Path) -> Option<String> {
+    let path = path(value, base)?;
+    let mut text = String::new();
+    match read_regular(&path).and_then(|file| file.take(LONGEST_SECRET).read_to_string(&mut text)) {
+        Ok(_) => Some(text),
         Err(error) => {
             value.refuse(format_args!("cannot read `{}`: {}", value.written(), reason(&error)));
             None

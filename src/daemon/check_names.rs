@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,13 +10,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
 
 use crate::cert::challenge::Challenges;
+use crate::cert::look_tls;
 use crate::cert::reach::{self, Outcome, Reach};
+use crate::cert::resolver::Certificates;
 use crate::cert::self_check::{Found, Mark, SelfCheck, Verdict};
+use crate::clock::{Clock, SystemClock};
 use crate::config::model::Config;
 use crate::daemon::ask::{AskError, Running};
 use crate::daemon::operation::Operation;
 use crate::daemon::progress::Said;
 use crate::listen::socket;
+use crate::listen::tls;
 use crate::report::Report;
 use crate::scope::Scope;
 
@@ -74,17 +79,20 @@ async fn by_ourselves(
     self_check: &SelfCheck,
     mark: &Mark,
 ) -> io::Result<(String, Vec<Reach>)> {
-    if config.listen.http.is_empty() {
-        let who = "only DNS was looked at: `listen.http` is empty".to_owned();
-        return Ok((who, reach::look(config, self_check, None).await));
-    }
     let scope = Scope::new();
     let mut who = "no edge is running; this process answered instead".to_owned();
-    for address in &config.listen.http {
+    let challenges = Challenges::new();
+    let lent = look_tls::lend(&challenges, mark, &reach::hosts(config), SystemClock.now());
+    let _lent = lent.map_err(io::Error::other)?;
+    let plain = config.listen.http.iter().map(|address| (address, Answers::Http(mark.clone())));
+    let tls =
+        config.listen.https.iter().map(|address| (address, Answers::Handshakes(Arc::clone(&challenges))));
+    for (address, answers) in plain.chain(tls) {
         match socket::bind(*address, 1) {
             Ok(bound) => {
                 for listener in bound.sockets {
-                    drop(scope.spawn(answer(TcpListener::from_std(listener)?, mark.clone(), scope.clone())));
+                    let listener = TcpListener::from_std(listener)?;
+                    drop(scope.spawn(answer(listener, answers.clone(), scope.clone())));
                 }
             }
             // Whoever listens there is found out by looking.
@@ -102,16 +110,32 @@ async fn by_ourselves(
     Ok((who, found))
 }
 
-async fn answer(listener: TcpListener, mark: Mark, scope: Scope) {
+/// What is answered at an address.
+#[derive(Clone)]
+enum Answers {
+    Http(Mark),
+    Handshakes(Arc<Challenges>),
+}
+
+async fn answer(listener: TcpListener, answers: Answers, scope: Scope) {
     loop {
         tokio::select! {
             () = scope.aborted() => return,
-            Ok((stream, _)) = listener.accept() => {
-                let (mark, ends) = (mark.clone(), scope.clone());
+            Ok((stream, from)) = listener.accept() => {
+                let (answers, ends) = (answers.clone(), scope.clone());
+                let answered = async move {
+                    match answers {
+                        // Whoever asks sees what went wrong.
+                        Answers::Http(mark) => drop(answer_http(stream, &mark).await),
+                        Answers::Handshakes(challenges) => {
+                            drop(tls::accept(stream, from.ip(), &Certificates::new(), &challenges).await);
+                        }
+                    }
+                };
                 drop(scope.spawn(async move {
                     tokio::select! {
                         () = ends.aborted() => {}
-                        _ = tokio::time::timeout(PATIENCE, answer_one(stream, &mark)) => {}
+                        _ = tokio::time::timeout(PATIENCE, answered) => {}
                     }
                 }));
             }
@@ -119,7 +143,7 @@ async fn answer(listener: TcpListener, mark: Mark, scope: Scope) {
     }
 }
 
-async fn answer_one(mut stream: TcpStream, mark: &Mark) -> io::Result<()> {
+async fn answer_http(mut stream: TcpStream, mark: &Mark) -> io::Result<()> {
     let mut head = vec![0; 4096];
     let mut read = 0;
     while read < head.len() && !head[..read].windows(4).any(|end| end == b"\r\n\r\n") {
@@ -162,8 +186,12 @@ fn rendered(who: &str, found: &[Reach]) -> String {
         let Outcome::Looked(found) = &reach.outcome else { continue };
         for (address, seen) in &found.addresses {
             let kind = if address.is_ipv4() { "A" } else { "AAAA" };
-            let seen = seen.as_ref().map_or("was not asked".to_owned(), ToString::to_string);
-            let _ = writeln!(out, "    {kind:<4}  {address}  {seen}");
+            let shaken = found.handshakes.iter().find(|(of, _)| of == address).map(|(_, seen)| seen);
+            let ports = [("port 80", seen.as_ref()), ("port 443", shaken)];
+            let told: Vec<_> =
+                ports.iter().filter_map(|(port, seen)| Some(format!("{port} {}", (*seen)?))).collect();
+            let told = if told.is_empty() { "was not asked".to_owned() } else { told.join(", ") };
+            let _ = writeln!(out, "    {kind:<4}  {address}  {told}");
         }
     }
     out
@@ -191,9 +219,9 @@ mod tests {
         })
     }
 
-    fn config(dir: &Path, port: u16) -> Config {
+    fn config(dir: &Path, (port, tls): (u16, u16)) -> Config {
         let text = format!(
-            "storage: {0}\nruntime_dir: {0}\nlisten: {{http: \"127.0.0.1:{port}\"}}\n\
+            "storage: {0}\nruntime_dir: {0}\nlisten: {{http: \"127.0.0.1:{port}\", https: \"127.0.0.1:{tls}\"}}\n\
              acme: {{challenges: [http-01, dns-persist-01], dns: {{resolvers: \"127.0.0.1:9\", name_servers: \"127.0.0.1:9\"}}}}\n\
              apps: {{a: {{domains: [one.example.com, two.example.com, none.example.com, \"*.example.com\", a.test], upstream: \"unix:/x\"}}}}",
             dir.display()
@@ -213,19 +241,20 @@ mod tests {
     #[test]
     fn each_name_is_told_in_a_line_that_says_what_to_do_and_one_that_fails_fails_all() {
         let dir = tempfile::tempdir().expect("a directory");
-        let port = free_port();
-        let self_check = SelfCheck::with(Challenges::new(), resolve, port);
-        let (text, sound) = check_by(&config(dir.path(), port), &self_check);
+        let (port, tls) = (free_port(), free_port());
+        let self_check = SelfCheck::with(Challenges::new(), resolve, port).with_tls_at(tls);
+        let (text, sound) = check_by(&config(dir.path(), (port, tls)), &self_check);
         assert!(!sound);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("no edge is running; this process answered"), "{text}");
         assert_eq!(lines[1], "one.example.com   ok", "{text}");
-        assert_eq!(lines[2], "    A     127.0.0.1  leads here", "{text}");
+        assert_eq!(lines[2], "    A     127.0.0.1  port 80 leads here, port 443 leads here", "{text}");
         assert!(
             lines[3].starts_with("two.example.com   FAILS") && lines[3].contains("AAAA record ::1"),
             "{text}"
         );
-        assert_eq!(lines[5], "    AAAA  ::1  refuses connections", "{text}");
+        let refused = "    AAAA  ::1  port 80 refuses connections, port 443 refuses connections";
+        assert_eq!(lines[5], refused, "{text}");
         assert!(
             lines[6].starts_with("none.example.com  FAILS   none.example.com has no A or AAAA record"),
             "{text}"
@@ -248,8 +277,9 @@ mod tests {
                 stream.write_all(b"HTTP/1.1 404 Not Found\r\nServer: Apache\r\n\r\n").expect("written");
             }
         });
-        let self_check = SelfCheck::with(Challenges::new(), resolve, port);
-        let (text, sound) = check_by(&config(dir.path(), port), &self_check);
+        let tls = free_port();
+        let self_check = SelfCheck::with(Challenges::new(), resolve, port).with_tls_at(tls);
+        let (text, sound) = check_by(&config(dir.path(), (port, tls)), &self_check);
         assert!(!sound);
         assert!(text.contains("could not answer instead: cannot listen on"), "{text}");
         assert!(

@@ -21,7 +21,7 @@ pub enum Operation {
     Resume(AppName),
     /// Obtain a new certificate for a name.
     Renew(String),
-    /// Answer for a token on port 80, as long as whoever asked listens.
+    /// Answer for a token on ports 80 and 443, as long as whoever asked listens.
     Answer {
         /// The token.
         token: String,

@@ -6,12 +6,17 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::cert::look_tls;
+use crate::cert::reach;
+use crate::cert::self_check::Mark;
+use crate::clock::{Clock, SystemClock};
 use crate::daemon::import;
 use crate::daemon::live::{Live, LiveApp};
 use crate::daemon::operation::{Number, Operation};
 use crate::daemon::progress::{Failed, Progress, Said};
 use crate::daemon::reload::{self, no_workers, not_rolled};
 use crate::name::AppName;
+use crate::report::Report;
 use crate::scope::Scope;
 use crate::telemetry::status::{AppState, ScaleStatus};
 use crate::worker::journal::Journal;
@@ -138,17 +143,21 @@ fn unknown(live: &Live, name: &AppName) -> Failed {
     Failed::because(format!("no app named \"{name}\" runs; there is {}", known.join(", ")))
 }
 
-/// Answers for `token` as long as the operator listens.
+/// Answers for `token`, and in handshakes for every name, as long as the operator listens.
 async fn lend(live: &Live, token: &str, answer: &str, operator: &mpsc::Sender<Said>) {
-    let said = match live.challenges.publish_http01(None, token, answer) {
-        Ok(published) => {
+    let mark = Mark { token: token.to_owned(), answer: answer.to_owned() };
+    let over_http = live.challenges.publish_http01(None, token, answer).map_err(|error| error.to_string());
+    let hosts = reach::hosts(&live.config());
+    let in_handshakes = look_tls::lend(&live.challenges, &mark, &hosts, SystemClock.now())
+        .map_err(|error| Report(&error).to_string());
+    let said = match (over_http, in_handshakes) {
+        (Ok(_published), Ok(_lent)) => {
             let _gone = operator.send(Said::Word("answering".to_owned())).await;
             operator.closed().await;
-            drop(published);
             Said::End(0)
         }
-        Err(error) => {
-            let _gone = operator.send(Said::Complaint(error.to_string())).await;
+        (Err(error), _) | (_, Err(error)) => {
+            let _gone = operator.send(Said::Complaint(error)).await;
             Said::End(1)
         }
     };

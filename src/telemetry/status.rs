@@ -161,12 +161,14 @@ pub struct CertificateStatus {
 }
 
 /// What a moment of renewal follows from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RenewBecause {
     /// Two thirds of the certificate's life, or half of one below ten days.
+    #[default]
     Lifetime,
     /// The CA's renewal window.
+    #[serde(alias = "window")]
     CaWindow,
     /// An operator asked for it.
     Asked,
