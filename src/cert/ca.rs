@@ -55,6 +55,11 @@ impl Ca {
         }
     }
 
+    /// Whether it refuses requests whose subject has no common name.
+    pub(in crate::cert) fn wants_common_name(&self) -> bool {
+        self.url.starts_with("https://acme.zerossl.com/")
+    }
+
     /// The client towards it.
     pub(in crate::cert) fn client(
         &self,

@@ -77,6 +77,8 @@ pub struct Refusal {
     pub detail: Option<String>,
     /// How long it asks to wait.
     pub retry_after: Option<Duration>,
+    /// A page where its operator can do something about it (RFC 8555 §7.3.3).
+    pub page: Option<String>,
 }
 
 /// No answer within the limits.
@@ -99,6 +101,7 @@ impl Refusal {
             kind: self.kind.as_deref(),
             detail: self.detail.as_deref(),
             retry_after: self.retry_after,
+            page: self.page.as_deref(),
         }
     }
 }
@@ -272,6 +275,7 @@ struct Challenge {
 struct ProblemDocument {
     r#type: Option<String>,
     detail: Option<String>,
+    instance: Option<String>,
     #[serde(default)]
     subproblems: Vec<ProblemDocument>,
 }
@@ -281,14 +285,17 @@ fn refusal(status: u16, headers: &HeaderMap, body: &[u8], now: SystemTime) -> Re
     let json = headers.get(CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().windows(4).any(|w| w == b"json"));
     let problem = json.then(|| serde_json::from_slice::<ProblemDocument>(body).ok()).flatten();
     let Some(mut problem) = problem else {
-        return Refusal { status, kind: None, detail: None, retry_after };
+        return Refusal { status, kind: None, detail: None, retry_after, page: None };
     };
     // A compound problem says nothing itself (RFC 8555 §6.7.1); with one name in each order its first part says all.
     if problem.r#type.as_deref().map(short) == Some("compound") && !problem.subproblems.is_empty() {
         problem = problem.subproblems.swap_remove(0);
     }
     let kind = problem.r#type.as_deref().map(|kind| short(kind).to_owned());
-    Refusal { status, kind, detail: problem.detail, retry_after }
+    let is_page = |url: &String| {
+        url.starts_with("https://") && url.len() < 500 && url.bytes().all(|b| b.is_ascii_graphic())
+    };
+    Refusal { status, kind, detail: problem.detail, retry_after, page: problem.instance.filter(is_page) }
 }
 
 /// Seconds or a date (RFC 9110 §10.2.3).
@@ -331,6 +338,18 @@ mod tests {
         assert_eq!(refused.kind, None);
         assert_eq!(refused.retry_after, Some(Duration::from_secs(60)));
         assert_eq!(read(503, &[("retry-after", "soon")], "{").retry_after, None);
+    }
+
+    #[test]
+    fn a_page_that_helps_is_kept_and_nothing_else_that_stands_in_its_place() {
+        let page = |instance: &str| {
+            let body = serde_json::json!({"type": "userActionRequired", "instance": instance});
+            read(403, &[], &body.to_string()).page
+        };
+        assert_eq!(page("https://ca.test/terms?v=2").as_deref(), Some("https://ca.test/terms?v=2"));
+        for instance in ["javascript:x", "https://ca.test/a b", "https://ca.test/\u{1b}[31m", "/terms"] {
+            assert_eq!(page(instance), None, "{instance}");
+        }
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::scope::Scope;
 
 /// How often the operator's files are looked at, and the longest sleep: wall clocks jump, machines are suspended.
 const LOOK: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
 /// Clocks are steered by less than this all the time.
 const JUMP: Duration = Duration::from_secs(10);
 /// How often a second process tries to become the one that orders.
@@ -96,7 +97,8 @@ pub(in crate::cert) struct Driver {
     pub(in crate::cert) events: mpsc::UnboundedSender<Event>,
     /// Jobs whose end was not reported yet.
     pub(in crate::cert) writing: usize,
-    pub(in crate::cert) clock_warned: bool,
+    /// When it was last said that the clock is wrong.
+    pub(in crate::cert) clock_told: Option<Instant>,
     /// Who waits for the end of an attempt.
     pub(in crate::cert) waiting: Vec<(NameId, oneshot::Sender<Result<(), String>>)>,
     /// How many questions about renewals may run at once.
@@ -167,7 +169,8 @@ impl Driver {
     pub(in crate::cert) fn advance(&mut self) {
         let now = self.seams.clock.now();
         if !is_plausible(now) {
-            if !std::mem::replace(&mut self.clock_warned, true) {
+            if self.clock_told.is_none_or(|at| at.elapsed() >= HOUR) {
+                self.clock_told = Some(Instant::now());
                 tracing::error!(
                     clock = rfc3339(now),
                     "the clock of this machine is wrong; no certificate is ordered. Fix NTP"
@@ -175,7 +178,7 @@ impl Driver {
             }
             return;
         }
-        self.clock_warned = false;
+        self.clock_told = None;
         let count = self.names.borrow().len();
         for index in 0..count {
             self.feed(index, Input::Tick, now);

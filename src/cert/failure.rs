@@ -97,6 +97,8 @@ pub struct Answer<'a> {
     pub detail: Option<&'a str>,
     /// How long it asks to wait.
     pub retry_after: Option<Duration>,
+    /// A page where an operator can do something about it.
+    pub page: Option<&'a str>,
 }
 
 /// The type of a problem document without its usual prefix (RFC 8555 §6.7).
@@ -154,7 +156,14 @@ impl Failure {
                 ),
             ),
             Some("userActionRequired") => {
-                (Class::Action, format!("{ca} wants its terms of service accepted again{detail}"))
+                let how = answer.page.map_or(String::new(), |page| format!(": open {page}"));
+                (
+                    Class::Action,
+                    format!(
+                        "{ca} wants its terms of service accepted again{detail}. Do so at its site{how}. It is tried again once a day, \
+                         and by `edge certs renew`"
+                    ),
+                )
             }
             Some("invalidContact" | "unsupportedContact") => {
                 (Class::Action, format!("{ca} refuses the contact address{detail}. Correct `email`"))
@@ -331,6 +340,7 @@ mod tests {
             kind,
             detail: Some("why."),
             retry_after: retry_after.map(Duration::from_secs),
+            page: None,
         };
         let failure = Failure::refused("the CA", "a.example", call, answer);
         assert!(failure.message.contains("the CA"), "{}", failure.message);
@@ -360,6 +370,7 @@ mod tests {
             (Finalize, 400, Some("badCSR"), None, Class::Permanent),
             (Account, 403, Some("externalAccountRequired"), None, Class::Action),
             (Account, 400, Some("invalidContact"), None, Class::Action),
+            (NewOrder, 403, Some("userActionRequired"), None, Class::Action),
         ] {
             assert_eq!(class(call, status, kind, retry_after).0, wanted, "{status} {kind:?}");
         }
@@ -377,11 +388,20 @@ mod tests {
             status: Some(429),
             kind: Some("rateLimited"),
             detail: Some("a.example is paused, see https://ca.test/unpause"),
-            retry_after: None,
+            ..Answer::default()
         };
         let failure = Failure::refused("the CA", "a.example", Call::NewOrder, answer);
         assert_eq!(failure.class, Class::Action);
         assert!(failure.message.contains("https://ca.test/unpause"));
+    }
+
+    #[test]
+    fn terms_that_are_to_be_accepted_come_with_their_page() {
+        let page = Some("https://ca.test/terms");
+        let answer =
+            Answer { status: Some(403), kind: Some("userActionRequired"), page, ..Answer::default() };
+        let failure = Failure::refused("the CA", "a.example", Call::NewOrder, answer);
+        assert!(failure.message.contains("open https://ca.test/terms."), "{}", failure.message);
     }
 
     #[test]

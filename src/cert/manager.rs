@@ -113,7 +113,7 @@ pub fn start_with(
         seams,
         events: sender,
         writing: 0,
-        clock_warned: false,
+        clock_told: None,
         waiting: Vec::new(),
         asking: Rc::new(Semaphore::new(4)),
         scope: scope.clone(),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use instant_acme::{Account, CertificateIdentifier, Error, Identifier, NewOrder, Order, OrderStatus};
-use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -23,6 +23,9 @@ use crate::clock::Clock;
 use crate::config::model::{Acme, KeyType};
 use crate::name::HostPattern;
 use crate::report::Report;
+
+/// RFC 5280 gives it no more (appendix A).
+const LONGEST_COMMON_NAME: usize = 64;
 
 /// What one attempt works with.
 pub(in crate::cert) struct Attempt<'a> {
@@ -223,7 +226,7 @@ impl Attempt<'_> {
     pub(in crate::cert) async fn finish(&self, ready: Ready) -> Result<CertBundle, Trouble> {
         let Ready { mut order, key, profile, guards } = ready;
         if order.state().status == OrderStatus::Ready {
-            let request = self.request(&key)?;
+            let request = request(self.name, &key, self.ca.wants_common_name())?;
             match patient(async || order.finalize_csr(&request).await).await {
                 Ok(()) => {}
                 Err(error) => {
@@ -292,18 +295,27 @@ impl Attempt<'_> {
             made.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
         Ok(PrivatePkcs8KeyDer::from(key.serialize_der()))
     }
+}
 
-    fn request(&self, key: &PrivatePkcs8KeyDer<'static>) -> Result<Vec<u8>, Failure> {
-        let made = || {
-            let key = KeyPair::try_from(key)?;
-            let mut params = CertificateParams::new(vec![self.name.to_string()])?;
-            params.distinguished_name = DistinguishedName::new();
-            Ok::<_, rcgen::Error>(params.serialize_request(&key)?.der().to_vec())
-        };
-        made().map_err(|error| {
-            Failure::new(Class::Permanent, format!("no certificate request could be made: {error}"))
-        })
-    }
+/// Asks for `name`, with it as the common name as well if that is wanted and not too long for one.
+fn request(
+    name: &HostPattern,
+    key: &PrivatePkcs8KeyDer<'static>,
+    common_name: bool,
+) -> Result<Vec<u8>, Failure> {
+    let name = name.to_string();
+    let made = || {
+        let key = KeyPair::try_from(key)?;
+        let mut params = CertificateParams::new(vec![name.clone()])?;
+        params.distinguished_name = DistinguishedName::new();
+        if common_name && name.len() <= LONGEST_COMMON_NAME {
+            params.distinguished_name.push(DnType::CommonName, name);
+        }
+        Ok::<_, rcgen::Error>(params.serialize_request(&key)?.der().to_vec())
+    };
+    made().map_err(|error| {
+        Failure::new(Class::Permanent, format!("no certificate request could be made: {error}"))
+    })
 }
 
 fn identifier(name: &HostPattern) -> Identifier {
@@ -313,5 +325,31 @@ fn identifier(name: &HostPattern) -> Identifier {
             None => Identifier::Dns(host.to_string()),
         },
         HostPattern::Wildcard(_) => Identifier::Dns(name.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use x509_parser::prelude::{FromDer, X509CertificationRequest};
+
+    use super::*;
+
+    #[test]
+    fn a_request_has_no_common_name_unless_it_is_wanted_and_fits() {
+        let key = PrivatePkcs8KeyDer::from(KeyPair::generate().expect("made").serialize_der());
+        let long = format!("{}.example.com", "a".repeat(60));
+        for (name, wanted, has) in
+            [("a.example.com", false, false), ("a.example.com", true, true), (&long, true, false)]
+        {
+            let der = request(&name.parse().expect("a name"), &key, wanted).expect("made");
+            let (_, read) = X509CertificationRequest::from_der(&der).expect("readable");
+            let names = read.certification_request_info.subject.iter_common_name();
+            let names: Vec<_> = names.filter_map(|name| name.as_str().ok()).collect();
+            assert_eq!(names, Vec::from_iter(has.then_some(name)), "{name}");
+            assert!(
+                read.requested_extensions().is_some_and(|mut all| all.next().is_some()),
+                "its name is in the request"
+            );
+        }
     }
 }

@@ -255,14 +255,22 @@ impl Driver {
         }
         let (reach, class, message) = (failure.reach, failure.class, failure.message.clone());
         self.feed(index, Input::Failed(failure), now);
-        let next = self.names.borrow().at(index).and_then(|name| name.machine.history().next_attempt);
-        tracing::warn!(
-            cert = self.label(index),
-            ?class,
-            error = message,
-            next_attempt = next.map(rfc3339),
-            "no certificate was obtained"
-        );
+        let (next, ending) = match self.names.borrow().at(index) {
+            Some(name) => (name.machine.history().next_attempt, name.machine.is_ending(now)),
+            None => (None, false),
+        };
+        let (cert, next_attempt) = (self.label(index), next.map(rfc3339));
+        if ending {
+            tracing::error!(
+                cert,
+                ?class,
+                error = message,
+                next_attempt,
+                "a certificate ends soon and was not renewed"
+            );
+        } else {
+            tracing::warn!(cert, ?class, error = message, next_attempt, "no certificate was obtained");
+        }
         self.tell_failure(index, &message);
         let (Reach::Account, Some(until)) = (reach, next) else { return };
         let others: Vec<usize> = {

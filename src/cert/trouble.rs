@@ -81,7 +81,7 @@ impl Trouble {
                     status: problem.status,
                     kind,
                     detail: problem.detail.as_deref(),
-                    retry_after: None,
+                    ..Answer::default()
                 };
                 Failure::refused(ca, name, call, answer)
             }
