@@ -31,6 +31,7 @@ pub(crate) struct Terms {
     validity: Duration,
     environment: Vec<(&'static str, String)>,
     keys: Value,
+    resolver: Option<u16>,
 }
 
 impl Terms {
@@ -44,6 +45,7 @@ impl Terms {
             validity: Duration::from_secs(86_400),
             environment: environment.map(|(name, value)| (name, value.to_owned())).to_vec(),
             keys: json!({}),
+            resolver: None,
         }
     }
 
@@ -55,6 +57,11 @@ impl Terms {
     /// Issues for that long.
     pub(crate) fn validity(self, validity: Duration) -> Self {
         Self { validity, ..self }
+    }
+
+    /// Looks names up at this port of loopback instead of its mock DNS.
+    pub(crate) fn resolver(self, port: u16) -> Self {
+        Self { resolver: Some(port), ..self }
     }
 
     /// Sets a variable of Pebble's environment.
@@ -110,6 +117,7 @@ impl Pebble {
         command.args(["-management", &management_at, "-dns01", &at, "-http01", "", "-https01", ""]);
         command.args(["-tlsalpn01", "", "-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""]);
         let resolver = spawn(&mut command, dir.path(), "dns.log");
+        let dns = terms.resolver.unwrap_or(dns);
         let ca = spawn_ca(dir.path(), dns, &terms.environment);
         let environment = terms.environment;
         let pebble = Self { dir, acme, management, dns, dns_management, environment, ca, resolver };

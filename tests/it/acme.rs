@@ -1,10 +1,14 @@
 //! Certificates from a CA: obtained, stored, renewed, and what happens while the CA is of no use.
 
 mod crashes;
+mod disk;
 mod load;
 mod proofs;
 
 use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::ca::free_port;
 use crate::ca::pebble::Terms;
@@ -77,7 +81,12 @@ async fn two_names_are_served_soon_after_a_cold_start_and_at_once_after_a_restar
         "{certificate}"
     );
     assert_eq!(certificate["state"], "retrying", "{certificate}");
-    assert!(certificate["next_attempt"].is_string(), "{certificate}");
+    let at = |key: &str| {
+        let text = certificate[key].as_str().unwrap_or_else(|| panic!("{key}: {certificate}"));
+        OffsetDateTime::parse(text, &Rfc3339).unwrap()
+    };
+    let wait = (at("next_attempt") - at("last_failure")).whole_seconds();
+    assert!((4..=19).contains(&wait), "the first steps, of five and of fifteen seconds: {certificate}");
     served(&edge, TWO_APPS[0].1, &issued, Duration::from_secs(20)).await;
     edge.stop().await;
 }

@@ -1,6 +1,6 @@
-//! A real name server on loopback, which takes signed updates of `example.com`.
+//! A real name server on loopback, at both of its addresses, which takes signed updates of its zone.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -25,23 +25,32 @@ pub(super) struct Knot {
 }
 
 impl Knot {
-    /// Of its keys `edge256` and `edge512`.
+    /// Of its keys `edge256`, `edge384` and `edge512`.
     pub(super) const SECRET: &[u8] = b"a secret of 24 bytes 012";
+    /// Its addresses.
+    pub(super) const HERE: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
+    /// One that has `example.com`.
     pub(super) async fn start() -> Self {
+        Self::serving("example.com", ZONE).await
+    }
+
+    /// One that has `zone`, whose records are `text`.
+    pub(super) async fn serving(zone: &str, text: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let (port, place) = (free_port(), dir.path().display().to_string());
         let secret = BASE64_STANDARD.encode(Self::SECRET);
+        let keys: String = ["256", "384", "512"]
+            .map(|bits| format!("  - id: edge{bits}\n    algorithm: hmac-sha{bits}\n    secret: {secret}\n"))
+            .concat();
         let config = format!(
-            "server:\n  listen: 127.0.0.1@{port}\n  rundir: {place}\nlog:\n  - target: stderr\n    any: info\n\
-             database:\n  storage: {place}\n\
-             key:\n  - id: edge256\n    algorithm: hmac-sha256\n    secret: {secret}\n  \
-             - id: edge512\n    algorithm: hmac-sha512\n    secret: {secret}\n\
-             acl:\n  - id: edge\n    key: [edge256, edge512]\n    action: update\n\
-             zone:\n  - domain: example.com\n    storage: {place}\n    file: example.com.zone\n    acl: edge\n"
+            "server:\n  listen: [127.0.0.1@{port}, ::1@{port}]\n  rundir: {place}\nlog:\n  - target: stderr\n    any: info\n\
+             database:\n  storage: {place}\nkey:\n{keys}\
+             acl:\n  - id: edge\n    key: [edge256, edge384, edge512]\n    action: update\n\
+             zone:\n  - domain: {zone}\n    storage: {place}\n    file: records\n    acl: edge\n"
         );
         std::fs::write(dir.path().join("knot.conf"), config).expect("written");
-        std::fs::write(dir.path().join("example.com.zone"), ZONE).expect("written");
+        std::fs::write(dir.path().join("records"), text).expect("written");
         let log = std::fs::File::create(dir.path().join("log")).expect("a file");
         // Not in the path of everybody.
         let program = if Path::new("/usr/sbin/knotd").exists() { "/usr/sbin/knotd" } else { "knotd" };
@@ -54,12 +63,12 @@ impl Knot {
             .spawn()
             .unwrap_or_else(|error| panic!("{HINT} ({error})"));
         let knot = Self { dir, port, server };
-        knot.answering().await;
+        knot.answering(zone).await;
         knot
     }
 
-    async fn answering(&self) {
-        let zone = name("example.com").expect("a name");
+    async fn answering(&self, zone: &str) {
+        let zone = name(zone).expect("a name");
         for _ in 0..50 {
             let asked = ask((Ipv4Addr::LOCALHOST, self.port).into(), About::Zone, &zone, false).await;
             if asked.is_ok_and(|answer| answer.zone.is_some()) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime};
 
 use super::fakes::{Running, rig};
-use super::lab::local;
+use super::lab::{Logged, local};
 use super::setup::{LOCAL, app, config, handshake, host, lasting, now, pattern};
 use crate::cert::failure::{Class, Reach};
 use crate::cert::internal::InternalCa;
@@ -141,6 +141,27 @@ async fn a_limit_on_the_account_holds_every_name() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_failure_is_an_error_in_the_log_once_the_certificate_ends_soon() {
+    local(async {
+        for (days, level, words) in
+            [(70, "WARN", "no certificate was obtained"), (85, "ERROR", "a certificate ends soon")]
+        {
+            let rig = rig();
+            rig.store(["a.example.com"].into_iter(), |_| Duration::from_secs(days * 24 * 3600));
+            rig.fail_with(Class::Transient, Reach::Name, None);
+            let (logged, _logging) = Logged::begin();
+            let running = rig.run(&["a.example.com"]);
+            running.until("failed", |r| !r.error(0).is_empty()).await;
+            let text = logged.text();
+            let line = text.lines().find(|line| line.contains(words)).expect("it is logged");
+            assert!(line.contains(level) && line.contains("the CA said no"), "{line}");
+            running.stop().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_parked_name_says_so() {
     local(async {
         let rig = rig();
@@ -159,11 +180,14 @@ async fn with_an_impossible_clock_nothing_is_ordered() {
         let rig = rig();
         let since_1970 = rig.clock.now().duration_since(SystemTime::UNIX_EPOCH).expect("later");
         rig.clock.back(since_1970);
+        let (logged, _logging) = Logged::begin();
         let running = rig.run(&["a.example.com"]);
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(rig.ca.orders.get(), 0);
         let page = running.certificates.pending(&host("a.example.com")).expect("pending");
         assert!(page.contains("clock"), "{page}");
+        tokio::time::sleep(Duration::from_secs(130 * 60)).await;
+        assert_eq!(logged.lines("the clock of this machine is wrong"), 3, "once an hour");
         running.stop().await;
     })
     .await;

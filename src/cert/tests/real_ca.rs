@@ -9,16 +9,19 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
 use super::ca::pebble::{Pebble, Terms};
+use super::knot::Knot;
 use super::lab::{HOUR, Logged, MINUTE, Running, answer_http01, answer_tls, local, pass, start, valid};
 use super::setup::{LOCAL, SetClock, app, config, host, lasting, pattern, provider};
 use crate::cert::challenge::Challenges;
 use crate::cert::self_check::SelfCheck;
 use crate::cert::store::{CaId, CertStore, DirStore};
 use crate::clock::Clock;
-use crate::config::model::{Config, Eab, KeyType, Tls};
+use crate::config::model::{ChallengeKind, Config, Eab, KeyType, Tls};
 use crate::scope::Scope;
 use crate::telemetry::status::CertificateState;
 
@@ -121,10 +124,35 @@ async fn over_an_authorization_that_is_still_valid_nothing_is_proven_again() {
         let running = rig.run(&["a.example.com"]);
         running.until_valid().await;
         let asked = rig.pebble.said("Attempting to validate");
-        assert!(asked > 0, "the first is proven: {}", rig.pebble.log());
+        let told = rig.pebble.said("POST /chalZ/");
+        assert!(asked > 0 && told > 0, "the first is proven: {}", rig.pebble.log());
         running.manager.renew("a.example.com").await.expect("renewed");
-        assert_eq!(rig.pebble.said("Attempting to validate"), asked, "nothing was published or validated");
+        assert_eq!(rig.pebble.said("Attempting to validate"), asked, "nothing was validated");
+        assert_eq!(rig.pebble.said("POST /chalZ/"), told, "the CA was told of no answer");
         assert_eq!((rig.pebble.orders(), rig.pebble.issued()), (2, 2));
+        running.stop().await;
+        rig.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn names_of_five_and_of_two_hundred_characters_are_proven_by_handshakes() {
+    local(async {
+        // Answers of Pebble's mock DNS repeat a name in full, and do not fit beyond 170 characters.
+        let everything = "$ORIGIN .\n$TTL 60\n@ SOA ns root 1 60 60 3600 60\n@ NS ns\n* A 127.0.0.1\n";
+        let knot = Knot::serving(".", everything).await;
+        let rig = Rig::start(|terms| terms.resolver(knot.port())).await;
+        let long = format!("{}.example.com", ["a".repeat(63), "b".repeat(63), "c".repeat(60)].join("."));
+        assert_eq!(("a.dev".len(), long.len()), (5, 200));
+        let mut config = rig.config(&["a.dev", &long]);
+        config.acme.challenges = vec![ChallengeKind::TlsAlpn01];
+        let running = rig.run_with(&config);
+        running.until_valid().await;
+        assert_eq!(rig.pebble.said("set VALID by completed challenge"), 2, "{}", rig.pebble.log());
+        for name in ["a.dev", &long] {
+            assert!(running.certificates.find(Some(&host(name)), LOCAL).is_some(), "{name}");
+        }
         running.stop().await;
         rig.stop().await;
     })
@@ -211,12 +239,16 @@ async fn every_key_type_is_accepted() {
 async fn a_refused_name_is_parked_and_asked_for_once_a_day() {
     local(async {
         let list = json!(["blocked.example.com"]);
-        let rig = Rig::start(|terms| terms.key("domainBlocklist", list)).await;
+        // Nonces that are refused would be counted as well.
+        let rig =
+            Rig::start(|terms| terms.key("domainBlocklist", list).environment("PEBBLE_WFE_NONCEREJECT", "0"))
+                .await;
         let running = rig.run(&["a.blocked.example.com", "b.example.com"]);
         running.until("parked", |all| all[0].state == CertificateState::Parked && valid(&all[1..])).await;
         assert!(running.error(0).contains("a.blocked.example.com"), "{}", running.error(0));
         let asked = |rig: &Rig| rig.pebble.said("POST /order-plz");
         let (orders, begun) = (asked(&rig), rig.clock.now());
+        assert_eq!(orders, 2, "one for each name");
         for _ in 0..47 {
             pass(HOUR / 2).await;
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -224,6 +256,11 @@ async fn a_refused_name_is_parked_and_asked_for_once_a_day() {
         assert!(rig.clock.now() >= begun + 23 * HOUR);
         assert_eq!(asked(&rig), orders, "asked again within the day");
         assert_eq!(running.status(0).state, CertificateState::Parked);
+        let at =
+            |moment: Option<String>| OffsetDateTime::parse(&moment.expect("told"), &Rfc3339).expect("a date");
+        let status = running.status(0);
+        let wait = at(status.next_attempt) - at(status.last_failure);
+        assert!((24..=29).contains(&wait.whole_hours()), "once a day: {wait}");
         running.stop().await;
         rig.stop().await;
     })

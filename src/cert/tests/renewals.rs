@@ -53,7 +53,8 @@ async fn a_certificate_of_a_week_is_renewed_inside_its_window_also_over_a_restar
         }
         let running = lab.run(&["a.example.com"]);
         running.until_valid().await;
-        lab.until_asked(Step::RenewalInfo, 1).await;
+        // The CA was asked before edge has its answer, and has it written down.
+        running.until("advised", |all| all[0].renew_because == Some(RenewBecause::CaWindow)).await;
         let issued = lab.stub.orders()[0].at;
         lab.pass(40 * HOUR).await;
         let planned = running.status(0).renew_at;
@@ -92,7 +93,10 @@ async fn a_ca_that_will_not_replace_gets_the_order_without_saying_so() {
             running.until_valid().await;
             match &refusal {
                 Some(fault) => lab.stub.fail(Step::NewOrder, fault.clone()),
-                None => lab.stub.books().echoes = false,
+                None => {
+                    let mut books = lab.stub.books();
+                    (books.echoes, books.reuses) = (false, false);
+                }
             }
             let (logged, _logging) = Logged::begin();
             lab.renewed(&running, 4 * DAY).await;

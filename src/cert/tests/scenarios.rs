@@ -28,7 +28,7 @@ const SCENARIOS: [(&str, &[&str]); 25] = [
         "7 handshakes as the only proof",
         &[
             "it/acme/proofs::names_short_and_long_are_proven_by_handshakes_beside_ordinary_ones",
-            "proofs::long_names_and_addresses_are_proven_in_either_way",
+            "real_ca::names_of_five_and_of_two_hundred_characters_are_proven_by_handshakes",
         ],
     ),
     (
@@ -40,7 +40,13 @@ const SCENARIOS: [(&str, &[&str]); 25] = [
         &["it/acme/proofs::a_name_that_cannot_be_reached_keeps_its_own_schedule"],
     ),
     ("10 the CA refuses a name", &["real_ca::a_refused_name_is_parked_and_asked_for_once_a_day"]),
-    ("11 accounts have to be bound", &["real_ca::a_binding_is_asked_for_by_its_key_and_used_after_a_reload"]),
+    (
+        "11 accounts have to be bound",
+        &[
+            "real_ca::a_binding_is_asked_for_by_its_key_and_used_after_a_reload",
+            "it/acme/proofs::a_binding_that_a_reload_brings_is_used_and_its_key_is_never_logged",
+        ],
+    ),
     ("12 the CA has forgotten us", &["real_ca::a_ca_that_forgot_the_account_gets_the_same_key_again"]),
     (
         "13 a long chain and other roots",
@@ -49,7 +55,7 @@ const SCENARIOS: [(&str, &[&str]); 25] = [
     (
         "14 addresses instead of names",
         &[
-            "it/acme/proofs::addresses_of_both_kinds_have_certificates_that_clients_without_sni_get",
+            "it/acme/proofs::addresses_of_both_kinds_are_proven_and_clients_without_sni_get_their_certificates",
             "proofs::long_names_and_addresses_are_proven_in_either_way",
         ],
     ),
@@ -82,9 +88,11 @@ const SCENARIOS: [(&str, &[&str]); 25] = [
     ),
     ("21 killed at any point", &["it/acme/crashes::killed_at_any_point_of_an_order_edge_goes_on_with_it"]),
     (
-        "22 the disk is full",
+        "22 the disk is full or read-only",
         &[
-            "it/acme/crashes::on_a_full_disk_nothing_is_ordered_and_what_comes_is_served_until_there_is_room",
+            "it/acme/disk::on_a_full_disk_nothing_is_ordered_and_what_comes_is_served_until_there_is_room",
+            "it/acme/disk::on_a_disk_mounted_read_only_nothing_is_ordered_and_what_comes_is_served_until_it_is_writable",
+            "it/acme/disk::in_a_storage_closed_by_its_modes_nothing_is_ordered_and_what_comes_is_served_until_it_is_open",
             "manager::a_full_disk_does_not_stop_a_new_certificate_from_being_served",
             "manager::no_order_is_made_while_its_record_cannot_be_written",
         ],

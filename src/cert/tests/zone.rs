@@ -19,7 +19,7 @@ echo "$1 $2" >>DIR/calls
 FIRST
 case $1 in
 present) mkdir -p "DIR/$2" && : >"DIR/$2/$3" ;;
-cleanup) rm "DIR/$2/$3" ;;
+cleanup) rm -f "DIR/$2/$3" ;;
 *) echo "what is $1?" >&2; exit 64 ;;
 esac
 "#;
@@ -96,6 +96,20 @@ impl Zone {
         std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o700)).expect("set");
         std::fs::rename(&fresh, &path).expect("renamed");
         path
+    }
+
+    /// Tells whether such a program runs, of whichever test.
+    pub(super) fn at_work() -> Box<dyn Fn() -> bool> {
+        Box::new(|| {
+            let threads = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+            let children = threads.map(|thread| std::fs::read_to_string(thread.path().join("children")));
+            let children = children.flatten().collect::<Vec<_>>().concat();
+            children.split_whitespace().any(|pid| {
+                // Of one that is a zombie edge is told before its time is up.
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                stat.contains("(hook)") && !stat.contains("(hook) Z")
+            })
+        })
     }
 
     /// What the program was called for, a line each.

@@ -58,6 +58,8 @@ pub(crate) struct Books {
     pub(crate) profiles: Vec<&'static str>,
     /// Answers to newOrder repeat what is replaced, as they must.
     pub(crate) echoes: bool,
+    /// An order that repeats one that is still open is that one, as at Let's Encrypt; other CAs make another.
+    pub(crate) reuses: bool,
     /// Polls of an order for which the issuance goes on.
     pub(crate) processing: u32,
     /// Identifier and key of the account that others must be bound to.
@@ -72,6 +74,8 @@ pub(crate) struct Books {
     pub(crate) unreachable: Vec<&'static str>,
     /// Connections so far.
     pub(crate) connections: usize,
+    /// Those that are being answered, with what follows from them.
+    pub(crate) open: usize,
     /// The one of them that ends before its handshake.
     pub(crate) broken_handshake: Option<usize>,
     /// Time between a request and its answer.
@@ -151,6 +155,7 @@ impl Books {
             ari: Ari::Off,
             profiles: Vec::new(),
             echoes: true,
+            reuses: true,
             processing: 0,
             binding: None,
             offers: vec!["http-01", "tls-alpn-01", "dns-01", "dns-persist-01"],
@@ -159,6 +164,7 @@ impl Books {
             dns: 0,
             unreachable: Vec::new(),
             connections: 0,
+            open: 0,
             broken_handshake: None,
             slow: Duration::ZERO,
             silent: 0,
@@ -288,8 +294,16 @@ impl Books {
             return Reply::problem(400, "invalidProfile", "no such profile");
         }
         let identifier = &payload["identifiers"][0];
+        let name = text(&identifier["value"]).unwrap_or_default();
+        let same = |order: &Order| {
+            let open = matches!(order.status, "pending" | "ready");
+            open && (order.name.as_str(), order.account.as_str(), &order.profile) == (&name, kid, &profile)
+        };
+        if let Some(number) = self.orders.iter().position(same).filter(|_| self.reuses) {
+            return self.made(number);
+        }
         self.orders.push(Order {
-            name: text(&identifier["value"]).unwrap_or_default(),
+            name,
             ip: identifier["type"] == "ip",
             status: "pending",
             replaces: text(&payload["replaces"]),
@@ -304,7 +318,10 @@ impl Books {
         });
         let open = self.orders.iter().filter(|order| !matches!(order.status, "valid" | "invalid")).count();
         self.most_open = self.most_open.max(open);
-        let number = self.orders.len() - 1;
+        self.made(self.orders.len() - 1)
+    }
+
+    fn made(&self, number: usize) -> Reply {
         let location = format!("{}/order/{number}", self.base);
         Reply { status: 201, ..self.shown(number) }.with("location", location)
     }

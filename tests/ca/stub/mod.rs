@@ -145,6 +145,12 @@ impl Stub {
         self.books().silent
     }
 
+    /// Whether a request is on its way to its answer.
+    pub(crate) fn is_busy(&self) -> bool {
+        let books = self.books();
+        books.open > books.silent
+    }
+
     pub(crate) fn now(&self) -> SystemTime {
         self.books().now()
     }

@@ -61,12 +61,23 @@ pub(super) fn serve(
     });
 }
 
+/// A connection that is being answered.
+struct Open(Arc<Mutex<Books>>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().expect("not poisoned").open -= 1;
+    }
+}
+
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, books: Arc<Mutex<Books>>) {
     let broken = {
         let mut books = books.lock().expect("not poisoned");
         books.connections += 1;
+        books.open += 1;
         books.broken_handshake == Some(books.connections)
     };
+    let _open = Open(Arc::clone(&books));
     if broken {
         return;
     }

@@ -51,7 +51,8 @@ async fn noticed(edge: &Edge, length: Duration) -> Tally {
 
 #[tokio::test]
 async fn orders_of_five_hundred_names_are_not_felt_by_requests() {
-    let (length, slow) = if full_length() { (20, 1000) } else { (4, 200) };
+    // At full length often enough that one disturbance decides nothing.
+    let (rounds, length, slow) = if full_length() { (5, 15, 1000) } else { (1, 4, 200) };
     let (length, slow) = (Duration::from_secs(length), Duration::from_millis(slow));
     let (http, https) = (free_port(), free_port());
     let ca = Stub::start(http, https);
@@ -71,30 +72,54 @@ async fn orders_of_five_hundred_names_are_not_felt_by_requests() {
     let storage = setup.dir().join("storage");
     store(&storage, &ca, &names, |_| DAY);
     let mut edge = setup.start().await;
-    let idle = noticed(&edge, length).await;
-    assert_eq!(ca.orders().len(), 0, "nothing is due");
-    edge.kill().await;
-    store(&storage, &ca, &names, |index| 80 * DAY - Duration::from_secs(600) * rank(index) as u32);
-    edge.restart().await;
-    let busy = noticed(&edge, length).await;
-
-    let orders = ca.orders();
-    println!(
-        "figure: p99 of requests {:?} with nothing to order, {:?} while 500 names are due ({} ordered, {} at once)",
-        idle.at(0.99),
-        busy.at(0.99),
-        orders.len(),
-        ca.books().most_open
-    );
-    assert!(orders.len() > 2, "{}", orders.len());
-    assert!(ca.books().most_open <= 4, "{} at once", ca.books().most_open);
-    for (place, order) in orders.iter().enumerate() {
-        let index = names.iter().position(|name| *name == order.name).expect("a known name");
-        // Those under way at once may overtake each other.
-        assert!(rank(index) < place + 4, "{} came as {place}, and is {} by age", order.name, rank(index));
+    let (mut idle, mut busy) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        if round > 0 {
+            edge.kill().await;
+            store(&storage, &ca, &names, |_| DAY);
+            edge.restart().await;
+        }
+        let before = ca.orders().len();
+        idle.push(noticed(&edge, length).await.at(0.99));
+        assert_eq!(ca.orders().len(), before, "nothing is due");
+        edge.kill().await;
+        store(&storage, &ca, &names, |index| 80 * DAY - Duration::from_secs(600) * rank(index) as u32);
+        edge.restart().await;
+        busy.push(noticed(&edge, length).await.at(0.99));
+        assert!(ca.orders().len() > before + 2, "{} and {before} orders", ca.orders().len());
+        if round == 0 {
+            // Later rounds also go on with orders that were broken off.
+            ordered_as_they_end(&ca, |name| {
+                rank(names.iter().position(|known| known == name).expect("known"))
+            });
+        }
     }
-    // A tenth, measured on a machine that may have others to serve as well.
-    let slack = if full_length() { Duration::from_millis(1) } else { Duration::from_millis(20) };
-    assert!(busy.at(0.99) <= idle.at(0.99).mul_f64(1.1) + slack, "{:?} {:?}", idle.at(0.99), busy.at(0.99));
     edge.kill().await;
+    println!(
+        "figure: p99 of requests {:?} with nothing to order, {:?} while 500 names are due ({} ordered); \
+         all: {idle:?} {busy:?}",
+        middle(&idle),
+        middle(&busy),
+        ca.orders().len()
+    );
+    // A tenth; a short run is on a machine that may have others to serve as well.
+    let slack = if full_length() { Duration::ZERO } else { Duration::from_millis(20) };
+    let most = middle(&idle).mul_f64(1.1) + slack;
+    assert!(middle(&busy) <= most, "{:?} is more than {most:?}", middle(&busy));
+}
+
+/// The certificates that end first are renewed first, four at once.
+fn ordered_as_they_end(ca: &Stub, rank: impl Fn(&str) -> usize) {
+    assert!(ca.books().most_open <= 4, "{} at once", ca.books().most_open);
+    for (place, order) in ca.orders().iter().enumerate() {
+        // Those under way at once may overtake each other.
+        let by_age = rank(&order.name);
+        assert!(by_age < place + 4, "{} came as {place}, and is {by_age} by age", order.name);
+    }
+}
+
+fn middle(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    times[times.len() / 2]
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rustls::AlertDescription;
 use tokio::process::Command;
 
@@ -15,7 +17,7 @@ use crate::support::client::{Connection, Raw, Trust, Wire, tls};
 use crate::support::edge::{Edge, Setup};
 use crate::support::load::{Client, Load};
 use crate::support::origin::Origin;
-use crate::support::until;
+use crate::support::{processes, until};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -99,7 +101,7 @@ async fn names_short_and_long_are_proven_by_handshakes_beside_ordinary_ones() {
     let (http, https) = (free_port(), free_port());
     let pebble = Terms::at(free_port()).tls(https).start().await;
     let issued = Trust::issued_by(&pebble).await;
-    // As long as Pebble's mock DNS can carry; the stub CA is asked for longer ones.
+    // As long as Pebble's mock DNS can carry; one of 200 is proven where another name server stands in for it.
     let labels = [("a", 63), ("b", 63), ("c", 14)].map(|(letter, many)| letter.repeat(many));
     let long = format!("{}.example", labels.join("."));
     assert_eq!(("a.dev".len(), long.len()), (5, 150));
@@ -233,30 +235,109 @@ async fn one_name(pebble: &Pebble, http: u16, https: u16) -> Edge {
     edge
 }
 
-#[tokio::test]
-async fn addresses_of_both_kinds_have_certificates_that_clients_without_sni_get() {
-    let (http, https) = (free_port(), free_port());
-    // Nobody here has a public address at which the CA could look.
-    let pebble = Terms::at(http).environment("PEBBLE_VA_ALWAYS_VALID", "1").start().await;
+#[test]
+fn addresses_of_both_kinds_are_proven_and_clients_without_sni_get_their_certificates() {
+    assert!(processes::root(), "a network of its own is for root alone");
+    // Nobody here has a public address, and a thread can have a network where it has.
+    let own = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network of its own");
+        for words in [
+            "link set lo up",
+            "address add 203.0.113.7/32 dev lo",
+            "address add 2001:db8::7/128 dev lo nodad",
+        ] {
+            let status =
+                std::process::Command::new("ip").args(words.split(' ')).status().expect("ip can be run");
+            assert!(status.success(), "ip {words}: {status}");
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(addresses_are_proven());
+    });
+    own.join().expect("no assertion failed");
+}
+
+async fn addresses_are_proven() {
+    let pebble = Terms::at(80).tls(443).start().await;
     let issued = Trust::issued_by(&pebble).await;
-    for (address, here) in [("203.0.113.7", "127.0.0.1"), ("2001:db8::7", "[::1]")] {
-        let edge = Setup::new()
-            .at(&[here], http, https)
-            .top(&format!("{}\n  self_check: false", pebble.keys()))
-            .app(
-                "a",
-                &format!("domains: ['{address}']\ndefault: true\ntls: auto\ncommand: edge hello\nworkers: 1"),
-            )
-            .start()
-            .await;
-        // A name that is an address is never sent as SNI (RFC 6066 §3); it is verified all the same.
-        until(LIMIT, &format!("{address} is served"), async || {
-            tls(edge.https, address, issued.offering(&["h2"])).await.ok()
+    for (address, here, local) in
+        [("203.0.113.7", "203.0.113.7", "127.0.0.1"), ("2001:db8::7", "[2001:db8::7]", "[::1]")]
+    {
+        for kind in ["http-01", "tls-alpn-01"] {
+            let edge = Setup::new()
+                .at(&[here, local], 80, 443)
+                .top(&format!("{}\n  challenges: [{kind}]\n  self_check: true", pebble.keys()))
+                .app(
+                    "a",
+                    &format!(
+                        "domains: ['{address}']\ndefault: true\ntls: auto\ncommand: edge hello\nworkers: 1"
+                    ),
+                )
+                .start()
+                .await;
+            // A name that is an address is never sent as SNI (RFC 6066 §3); it is verified all the same. Whoever comes by
+            // another address of the machine gets the default.
+            for at in [here, local] {
+                let at = format!("{at}:443").parse().expect("an address");
+                until(LIMIT, &format!("{address} is served over {kind}"), async || {
+                    tls(at, address, issued.offering(&["h2"])).await.ok()
+                })
+                .await;
+            }
+            edge.stop().await;
+        }
+    }
+    assert_eq!((pebble.orders(), pebble.issued()), (4, 4));
+}
+
+#[tokio::test]
+async fn a_binding_that_a_reload_brings_is_used_and_its_key_is_never_logged() {
+    let (http, https) = (free_port(), free_port());
+    let known = BASE64_URL_SAFE_NO_PAD.encode(b"sesame-sesame-sesame-sesame-1234");
+    let wrong = BASE64_URL_SAFE_NO_PAD.encode(b"wrong-wrong-wrong-wrong-wrong-12");
+    let pebble = Terms::at(http)
+        .key("externalAccountBindingRequired", serde_json::json!(true))
+        .key("externalAccountMACKeys", serde_json::json!({"kid-1": known}))
+        .start()
+        .await;
+    let issued = Trust::issued_by(&pebble).await;
+    let edge = Setup::new()
+        .ports(http, https)
+        .top(&format!("{}\nlog: {{level: debug}}", pebble.keys()))
+        .app("a", "domains: [a.acme.example]\ntls: auto\nupstream: http://127.0.0.1:1")
+        .start()
+        .await;
+    let parked = async |what: &str, holds: &dyn Fn(&str) -> bool| {
+        let certificate = until(LIMIT, what, async || {
+            let certificate = edge.certificate("a.acme.example").await;
+            let error = certificate["last_error"].as_str().unwrap_or_default();
+            holds(error).then_some(certificate.clone())
         })
         .await;
-        edge.stop().await;
+        assert_eq!(certificate["state"], "parked", "{certificate}");
+        certificate["last_error"].as_str().expect("an error").to_owned()
+    };
+    let missing = parked("the binding is missing", &|error| error.contains("acme.eab")).await;
+    let file = edge.dir().join("hmac");
+    std::fs::write(&file, &wrong).unwrap();
+    edge.edit("\nacme:\n", &format!("\nacme:\n  eab: {{kid: kid-1, hmac_key_file: {}}}\n", file.display()));
+    edge.reload().await;
+    parked("the key is wrong", &|error| error.contains("acme.eab") && error != missing).await;
+    assert_eq!((pebble.accounts(), pebble.orders()), (0, 0));
+    // The file of the configuration stays as it is.
+    std::fs::write(&file, &known).unwrap();
+    edge.reload().await;
+    until(LIMIT, "it is served", async || {
+        tls(edge.https, "a.acme.example", issued.offering(&["h2"])).await.ok()
+    })
+    .await;
+    assert_eq!((pebble.accounts(), pebble.orders()), (1, 1));
+    let log = edge.log();
+    assert!(log.contains("registered at the CA"), "{log}");
+    let shown = log + &edge.status().await.to_string();
+    for secret in ["sesame", "wrong-wrong", &known, &wrong] {
+        assert!(!shown.contains(secret), "a secret is shown");
     }
-    assert_eq!(pebble.issued(), 2);
+    edge.stop().await;
 }
 
 #[tokio::test]
