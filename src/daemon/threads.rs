@@ -112,11 +112,16 @@ pub fn start(index: usize, sockets: Vec<Mine>, shared: Shared, scope: &Scope) ->
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     std::thread::Builder::new().name(format!("edge-data-{index}")).spawn(move || {
         let local = LocalSet::new();
-        let drained = local.block_on(&runtime, serve(index, sockets, inbox, shared, scope));
-        match drained {
+        // A task of its own: what is run itself here would be polled in every turn of the thread, whoever was woken.
+        let served = local.block_on(&runtime, async {
+            Scope::new().spawn(serve(index, sockets, inbox, shared, scope)).await
+        });
+        match served {
             // Nobody listens only where edge is being torn down already.
-            Ok(drained) => drop(tell.send(drained)),
-            Err(error) => tracing::error!(error = %error, "data-plane thread cannot take its sockets"),
+            Ok(Ok(drained)) => drop(tell.send(drained)),
+            Ok(Err(error)) => tracing::error!(error = %error, "data-plane thread cannot take its sockets"),
+            // A panic, which was logged: whoever waits hears that nothing was told.
+            Err(_panicked) => {}
         }
     })?;
     Ok(DataThread { ended, outcome: None, orders })
