@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::listen::tcp::Client;
+
 /// The readings.
 #[derive(Debug, Default)]
 pub struct Meter {
@@ -55,15 +57,36 @@ impl<S> Metered<S> {
     pub fn get_ref(&self) -> &S {
         &self.stream
     }
+
+    /// The same, read by [`Client::poll_read_first`].
+    pub fn first(&mut self) -> First<'_, S> {
+        First(self)
+    }
+
+    fn poll_read_with(
+        &mut self,
+        buf: &mut ReadBuf<'_>,
+        poll: impl FnOnce(&mut S, &mut ReadBuf<'_>) -> Poll<io::Result<()>>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(poll(&mut self.stream, buf))?;
+        self.meter.read.set(self.meter.read.get() + (buf.filled().len() - before) as u64);
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        this.meter.read.set(this.meter.read.get() + (buf.filled().len() - before) as u64);
-        Poll::Ready(Ok(()))
+        self.get_mut().poll_read_with(buf, |stream, buf| Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+/// A stream with a meter on it that gives what came first.
+pub struct First<'a, S>(&'a mut Metered<S>);
+
+impl<S: Client> AsyncRead for First<'_, S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().0.poll_read_with(buf, |stream, buf| stream.poll_read_first(cx, buf))
     }
 }
 

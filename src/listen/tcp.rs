@@ -2,15 +2,21 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 /// A client's connection, whatever is spoken on it.
 pub trait Client: AsyncRead + AsyncWrite + Unpin {
+    /// Reads what came first. [`AsyncRead::poll_read`] of TLS looks for more once it has something, which for a request in one
+    /// record is in vain.
+    fn poll_read_first(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self).poll_read(cx, buf)
+    }
+
     /// Has the connection end with a reset once it is closed: the client must not take its end for the end of an answer.
     fn reset_on_close(&self);
 }
@@ -68,6 +74,14 @@ impl Client for Tcp {
 }
 
 impl Client for TlsStream<Tcp> {
+    fn poll_read_first(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let record = ready!(Pin::new(&mut *self).poll_fill_buf(cx))?;
+        let count = record.len().min(buf.remaining());
+        buf.put_slice(&record[..count]);
+        Pin::new(self).consume(count);
+        Poll::Ready(Ok(()))
+    }
+
     fn reset_on_close(&self) {
         self.get_ref().0.reset_on_close();
     }

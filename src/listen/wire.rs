@@ -63,8 +63,12 @@ impl<S: Client> Wire<S> {
 
     /// Reads more once `input` is used up; 0 is the end.
     pub fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let size = if self.bulk { BULK_READ_SIZE } else { READ_SIZE };
-        self.input = ready!(inflow::poll_read_bytes(Pin::new(&mut self.stream), cx, size))?;
+        let read = if self.bulk {
+            inflow::poll_read_bytes(Pin::new(&mut self.stream), cx, BULK_READ_SIZE)
+        } else {
+            inflow::poll_read_bytes(Pin::new(&mut self.stream.first()), cx, READ_SIZE)
+        };
+        self.input = ready!(read)?;
         self.bulk = self.input.len() >= READ_SIZE;
         Poll::Ready(Ok(self.input.len()))
     }
