@@ -56,6 +56,7 @@
 //!   report.rs              P  one error chain on one line
 //!   clock.rs                  wall time as a seam
 //!   deadline.rs               time-outs of the request path without a timer each
+//!   boxed.rs               P  futures in memory of their own, made there
 //!   inflow.rs                 reading without a buffer for each connection
 //!   prefixed.rs               a stream of which too much was read
 //!   pidfd.rs                  a process by descriptor
@@ -278,6 +279,7 @@
 //! ```
 
 pub mod backoff;
+pub mod boxed;
 pub mod clock;
 pub mod deadline;
 pub mod durable;

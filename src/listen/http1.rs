@@ -15,12 +15,13 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode, Version};
 use http_body::{Body as _, Frame};
 
+use crate::boxed::boxed;
 use crate::deadline::{Deadline, Spare};
 use crate::listen::linger;
 use crate::listen::meter::{Meter, Metered};
 use crate::listen::outbox::Outbox;
 use crate::listen::request::{self, Fault, Head};
-use crate::listen::response::{self, Announced, Asked, CHUNK_END, Framing, LAST_CHUNK};
+use crate::listen::response::{self, Announced, Asked, CHUNK_END, Date, Framing, LAST_CHUNK};
 use crate::listen::stage::{Stage, Step};
 use crate::listen::tcp::Client;
 use crate::listen::watch::{Seen, Verdict, Watch};
@@ -54,11 +55,11 @@ pub fn serve_http1<S: Client + 'static>(
                 Ok(next) => next,
                 Err(end) => break end,
             };
-            if let Err(end) = Box::pin(talk.answer(next)).await {
+            if let Err(end) = boxed(|| talk.answer(next)).await {
                 break end;
             }
         };
-        Box::pin(talk.end(end)).await;
+        boxed(|| talk.end(end)).await;
     }
 }
 
@@ -191,34 +192,34 @@ impl<S: Client + 'static> Talk<S> {
     /// Answers what came. An error is an end of the connection, not of the request.
     async fn answer(&mut self, next: Next) -> Result<(), End> {
         let (conn, plane) = (Rc::clone(&self.conn), Rc::clone(&self.plane));
-        let (asked, persistent, reply) = match next {
+        let (asked, persistent, Reply { response, switch }) = match next {
             Next::Refusal(refused) => {
                 let (parts, error) = *refused;
                 (Asked::of(&parts, false), false, refuse(parts, error, &conn, &plane))
             }
-            Next::Request(head) => {
-                let asked = Asked::of(&head.parts, head.takes_trailers);
-                let body = self.body(head.framing, head.expects_continue);
+            Next::Request(Head { parts, framing, persistent, expects_continue, takes_trailers }) => {
+                let asked = Asked::of(&parts, takes_trailers);
+                let body = self.body(framing, expects_continue);
                 let wire = Rc::clone(&self.wire);
                 let early = |status: StatusCode, fields: &HeaderMap| {
                     wire.borrow_mut().put_interim(|out| response::write_interim(out, status, fields));
                 };
                 // RFC 9110 §15.2: never to a client of HTTP/1.0, which would take it for the answer.
                 let early = (asked.version == Version::HTTP_11).then_some(&early as &dyn Fn(_, &_));
-                let mut asking = pin!(handle(head.parts, body, &conn, &plane, early));
+                let mut asking = pin!(handle(parts, body, &conn, &plane, early));
                 let reply = poll_fn(|cx| self.poll_reply(cx, asking.as_mut())).await?;
-                (asked, head.persistent, reply)
+                (asked, persistent, reply)
             }
         };
-        if let Some(switch) = reply.switch {
-            return Err(self.switch(reply.response, switch).await);
+        if let Some(switch) = switch {
+            return Err(self.switch(response, switch).await);
         }
         self.finishing |= self.stage.step() != Step::Serving
             || self.watch.is_over(self.conn.requests.get(), self.deadline.now());
         // Whoever waits for its 100 gets a final status in its place, and may not know what to send next.
         let settled = self.wire.borrow_mut().settle();
         let close = !persistent || self.finishing || !(settled || self.wire.borrow().is_receiving());
-        let mut answer = Answer::begin(reply.response, asked, close, &date(plane.clock.now()));
+        let mut answer = Answer::begin(response, asked, close, || date(plane.clock.now()));
         poll_fn(|cx| self.poll_answer(cx, &mut answer)).await?;
         let more = answer.more;
         drop(answer);
@@ -375,7 +376,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn begin(response: Response<Body>, asked: Asked, close: bool, date: &[u8]) -> Self {
+    fn begin(response: Response<Body>, asked: Asked, close: bool, date: impl FnOnce() -> Date) -> Self {
         let (head, body) = response.into_parts();
         let mut out = Outbox::empty();
         let announced = Announced { length: body.size_hint().exact(), empty: body.is_end_stream() };
@@ -472,9 +473,6 @@ impl Answer {
         }
     }
 }
-
-/// The date of a response, as long as it is always.
-type Date = [u8; 29];
 
 /// The last second that has a date (RFC 9110 §5.6.7 gives the year four digits).
 const LAST_SECOND: u64 = 253_402_300_799;

@@ -25,6 +25,9 @@ pub struct Announced {
     pub empty: bool,
 }
 
+/// The date of a response, as long as it is always.
+pub type Date = [u8; 29];
+
 /// How the end of a response is told to the client (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
@@ -49,7 +52,7 @@ pub fn write_head(
     body: Announced,
     asked: Asked,
     close: bool,
-    date: &[u8],
+    date: impl FnOnce() -> Date,
 ) -> (Framing, bool) {
     let framing = framing(head, body, asked);
     let fields = &head.headers;
@@ -74,7 +77,7 @@ pub fn write_head(
         Framing::None | Framing::UntilClose => {}
     }
     if !fields.contains_key(DATE) {
-        put(out, &[b"date: ", date, b"\r\n"]);
+        put(out, &[b"date: ", &date(), b"\r\n"]);
     }
     let connection: &[u8] = match asked.version {
         _ if close => b"connection: close\r\n\r\n",
@@ -167,9 +170,10 @@ mod tests {
         for (name, value) in fields {
             response.headers_mut().append(*name, HeaderValue::from_static(value));
         }
-        let mut out = Vec::new();
-        let (framing, more) = write_head(&mut out, &response.into_parts().0, body, asked, false, b"now");
-        (String::from_utf8(out).expect("text"), framing, more)
+        let (mut out, date) = (Vec::new(), || *b"Thu, 01 Jan 1970 00:00:00 GMT");
+        let (framing, more) = write_head(&mut out, &response.into_parts().0, body, asked, false, date);
+        let text = String::from_utf8(out).expect("text");
+        (text.replace("Thu, 01 Jan 1970 00:00:00 GMT", "now"), framing, more)
     }
 
     #[test]

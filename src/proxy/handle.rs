@@ -46,20 +46,24 @@ pub struct Reply {
 }
 
 /// Answers one request. The future must be dropped when the client is gone. A worker's interim answers go to `early`, at once.
-pub async fn handle(
+/// No `async fn`: its future would keep room for the parts that have moved on.
+pub fn handle<'a>(
     parts: Parts,
     incoming: ClientBody,
-    conn: &Rc<ConnInfo>,
-    plane: &Rc<Plane>,
-    early: Interim<'_>,
-) -> Reply {
+    conn: &'a Rc<ConnInfo>,
+    plane: &'a Rc<Plane>,
+    early: Interim<'a>,
+) -> impl Future<Output = Reply> + 'a {
     let mut passage = Passage::begin(parts, conn, plane);
-    let outcome = match passage.decide() {
-        Ok(Step::Forward { site, host }) => passage.forward(&site, &host, incoming, early).await,
-        Ok(Step::Answer(response)) => Ok(Outcome::Answer(response)),
-        Err(error) => Err(error),
-    };
-    passage.end(outcome)
+    async move {
+        let (site, host) = match passage.decide() {
+            Ok(Step::Forward { site, host }) => (site, host),
+            Ok(Step::Answer(response)) => return passage.end(Ok(Outcome::Answer(response))),
+            Err(error) => return passage.end(Err(error)),
+        };
+        let outcome = passage.forward(&site, &host, incoming, early).await;
+        passage.end(outcome)
+    }
 }
 
 /// Answers what never became a request.
@@ -274,12 +278,15 @@ impl<'a> Passage<'a> {
         loop {
             let began = Instant::now();
             let wish = Wish { tried: &tried[..made], home, queue: site.app.queue, now: began };
-            let lease = match site.pool.acquire(&wish).await {
-                Ok(lease) => lease,
-                // What the worker did tells more than that there is no other.
-                Err(none) => return Err(failed.map_or_else(|| none.into(), ProxyError::Send)),
+            let (lease, asked) = match site.pool.at_once(&wish) {
+                Some(lease) => (lease, began),
+                // Boxed: most requests find a worker at once.
+                None => match Box::pin(site.pool.acquire(&wish)).await {
+                    Ok(lease) => (lease, Instant::now()),
+                    // What the worker did tells more than that there is no other.
+                    Err(none) => return Err(failed.map_or_else(|| none.into(), ProxyError::Send)),
+                },
             };
-            let asked = Instant::now();
             record.queued += asked - began;
             record.worker = Some((lease.slot().id.slot, lease.slot().pid));
             tried[made] = (lease.slot().id.slot, lease.slot().id.incarnation);

@@ -236,7 +236,7 @@ impl Transfer {
         }
         let sent = self.upload.as_deref().is_none_or(Upload::is_sent);
         if self.reusable && sent && self.input.is_empty() {
-            self.pool.put(lease.slot(), self.connection);
+            self.pool.put(lease.slot(), self.connection, self.watch.deadline.now());
         }
     }
 }

@@ -134,10 +134,11 @@ pub async fn exchange(
         body.check_announced()?;
     }
     let deadline = reach.deadlines.deadline();
-    let idle = reach.idle.take(lease.slot());
+    let idle = reach.idle.take(lease.slot(), deadline.now());
     let connection = match idle {
         Some(connection) => connection,
-        None => connect(reach, &lease.slot().address, &deadline).await?,
+        // Boxed, so that requests that find a connection need no room for it.
+        None => Box::pin(connect(reach, &lease.slot().address, &deadline)).await?,
     };
     let mut attempt = Attempt {
         connection,
@@ -163,7 +164,7 @@ pub async fn exchange(
         // Whatever else is idle is as old, so the second try is on a connection of its own.
         let deadline = reach.deadlines.deadline();
         attempt.moved();
-        match connect(reach, &lease.slot().address, &deadline).await {
+        match Box::pin(connect(reach, &lease.slot().address, &deadline)).await {
             Ok(connection) => {
                 attempt.connection = connection;
                 answer = poll_fn(|cx| attempt.poll_answer(cx, lease.slot())).await;

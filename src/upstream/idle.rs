@@ -4,10 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use crate::upstream::connection::Connection;
 use crate::worker::slot::Slot;
@@ -42,12 +41,12 @@ impl IdleConnections {
         self.patience.set(patience);
     }
 
-    /// The connection to `slot` that was used last, if it is young enough and nothing was heard on it since.
-    pub fn take(&self, slot: &Arc<Slot>) -> Option<Connection> {
+    /// The connection to `slot` that was used last, if it is young enough `now` and nothing was heard on it since.
+    pub fn take(&self, slot: &Arc<Slot>, now: Instant) -> Option<Connection> {
         let mut slots = self.slots.borrow_mut();
         let connections = &mut slots.get_mut(&Arc::as_ptr(slot))?.connections;
         while let Some((since, connection)) = connections.pop() {
-            if since.elapsed() >= self.patience.get().unwrap_or(slot.idle_timeout) {
+            if now.saturating_duration_since(since) >= self.patience.get().unwrap_or(slot.idle_timeout) {
                 // The others are older still.
                 connections.clear();
             } else if connection.is_quiet() {
@@ -57,8 +56,8 @@ impl IdleConnections {
         None
     }
 
-    /// Keeps a connection whose last answer ended cleanly, or closes it where it must not be kept.
-    pub fn put(&self, slot: &Arc<Slot>, mut connection: Connection) {
+    /// Keeps a connection whose last answer ended cleanly `now`, or closes it where it must not be kept.
+    pub fn put(&self, slot: &Arc<Slot>, mut connection: Connection, now: Instant) {
         if slot.idle_timeout.is_zero() || !slot.is_open() {
             return;
         }
@@ -71,12 +70,12 @@ impl IdleConnections {
             .entry(Arc::as_ptr(slot))
             .or_insert_with(|| Entry { slot: Arc::clone(slot), connections: Vec::new() })
             .connections
-            .push((Instant::now(), connection));
+            .push((now, connection));
     }
 
     /// Closes connections of closed slots and those kept too long.
     pub fn prune(&self) {
-        let now = Instant::now();
+        let now = tokio::time::Instant::now().into_std();
         self.slots.borrow_mut().retain(|_, entry| {
             if !entry.slot.is_open() {
                 return false;

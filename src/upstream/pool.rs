@@ -71,17 +71,20 @@ impl Pool {
         self.roster.waiting.load(Ordering::Relaxed) as u64
     }
 
-    /// A lease on the slot that suits the request best; while there is none, waits in line. A slot that was tried and is still
-    /// open after a moment is not dead, and is taken again where no other is to be had. Cancel-safe: dropping the future gives
-    /// the place up.
-    pub async fn acquire(self: &Arc<Self>, wish: &Wish<'_>) -> Result<Lease, AcquireError> {
+    /// A lease on the slot that suits the request best, where one has room.
+    pub fn at_once(self: &Arc<Self>, wish: &Wish<'_>) -> Option<Lease> {
         // Who comes while others wait stands behind them.
-        if self.roster.waiting.load(Ordering::SeqCst) == 0
-            && let Some(lease) = self.find(&self.roster.load(), wish.now, wish.tried, wish.home)
-        {
-            return Ok(lease);
+        let free = self.roster.waiting.load(Ordering::SeqCst) == 0;
+        free.then(|| self.find(&self.roster.load(), wish.now, wish.tried, wish.home)).flatten()
+    }
+
+    /// As [`Self::at_once`], but waits in line while there is none. A slot that was tried and is still open after a moment is
+    /// not dead, and is taken again where no other is to be had. Cancel-safe: dropping the future gives the place up.
+    pub async fn acquire(self: &Arc<Self>, wish: &Wish<'_>) -> Result<Lease, AcquireError> {
+        match self.at_once(wish) {
+            Some(lease) => Ok(lease),
+            None => self.wait(wish).await,
         }
-        self.wait(wish).await
     }
 
     async fn wait(self: &Arc<Self>, wish: &Wish<'_>) -> Result<Lease, AcquireError> {
