@@ -278,18 +278,18 @@ fn is_peers(error: &io::Error) -> bool {
 impl Door {
     async fn serve(&self, admitted: Admitted, handshake: Option<Handshake>) -> Result<(), Refusal> {
         let Admitted { stream, peer, plane, seat: _seat, presence } = admitted;
-        let mut stream = Tcp(stream);
+        let mut stream = Tcp::new(stream);
         let deadline = (presence.is_none() || self.kind == Kind::Https).then(|| {
             let deadline = plane.reach.deadlines.deadline();
             deadline.set_spare(plane.reach.timeouts.handshake, Spare::Handshake);
             deadline
         });
-        let mut ends = Ends { peer, local: stream.0.local_addr().map_err(Refusal::Socket)? };
+        let mut ends = Ends { peer, local: stream.stream.local_addr().map_err(Refusal::Socket)? };
         let entrance = ends.local.port();
         let presence = match (presence, &deadline) {
             (Some(presence), _) => presence,
             (None, deadline) => {
-                let introduced = Box::pin(introduced(&mut stream.0));
+                let introduced = Box::pin(introduced(&mut stream.stream));
                 let Some(said) = self.in_time(introduced, deadline).await? else { return Ok(()) };
                 let limits = &plane.reach.limits;
                 match said {
@@ -301,7 +301,7 @@ impl Door {
                     }
                 }
                 .ok_or_else(|| {
-                    refuse(&stream.0);
+                    refuse(&stream.stream);
                     Refusal::Crowded(ends.peer.ip())
                 })?
             }

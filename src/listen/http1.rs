@@ -392,6 +392,9 @@ impl Answer {
         loop {
             {
                 let wire = &mut *wire.borrow_mut();
+                if self.over && !self.more {
+                    wire.stream.get_mut().part();
+                }
                 let written = match wire.poll_interim(cx) {
                     Poll::Ready(Ok(())) => self.out.poll_write(cx, &mut wire.stream),
                     other => other,

@@ -58,6 +58,11 @@ impl<S> Metered<S> {
         &self.stream
     }
 
+    /// The same, to be changed.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// The same, read by [`Client::poll_read_first`].
     pub fn first(&mut self) -> First<'_, S> {
         First(self)

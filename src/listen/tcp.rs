@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::SendFlags;
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -17,13 +18,40 @@ pub trait Client: AsyncRead + AsyncWrite + Unpin {
         Pin::new(self).poll_read(cx, buf)
     }
 
+    /// What is written from now on is the last: it may wait for the end, which is sent at once after it, and leave in one packet
+    /// with that.
+    fn part(&mut self);
+
     /// Has the connection end with a reset once it is closed: the client must not take its end for the end of an answer.
     fn reset_on_close(&self);
 }
 
 /// Sends what is in one piece with `send`, which costs the kernel less than `writev`. TLS nearly always has one piece.
 #[derive(Debug)]
-pub struct Tcp(pub TcpStream);
+pub struct Tcp {
+    /// The socket.
+    pub stream: TcpStream,
+    parting: bool,
+}
+
+impl Tcp {
+    /// A connection on which nothing was said.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, parting: false }
+    }
+
+    fn poll_send_last(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            let send = || Ok(rustix::net::send(&self.stream, buf, flags)?);
+            match self.stream.try_io(Interest::WRITABLE, send) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return Poll::Ready(sent),
+            }
+        }
+    }
+}
 
 impl AsyncRead for Tcp {
     fn poll_read(
@@ -31,13 +59,17 @@ impl AsyncRead for Tcp {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Tcp {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        if self.parting {
+            self.poll_send_last(cx, buf)
+        } else {
+            Pin::new(&mut self.stream).poll_write(cx, buf)
+        }
     }
 
     fn poll_write_vectored(
@@ -46,8 +78,8 @@ impl AsyncWrite for Tcp {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match bufs {
-            [one] => Pin::new(&mut self.0).poll_write(cx, one),
-            _ => Pin::new(&mut self.0).poll_write_vectored(cx, bufs),
+            [one] => self.poll_write(cx, one),
+            _ => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -56,18 +88,22 @@ impl AsyncWrite for Tcp {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
 impl Client for Tcp {
+    fn part(&mut self) {
+        self.parting = true;
+    }
+
     fn reset_on_close(&self) {
         // Where this fails the connection is gone already.
-        if let Err(error) = socket2::SockRef::from(&self.0).set_linger(Some(Duration::ZERO)) {
+        if let Err(error) = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
             tracing::debug!(%error, "a connection cannot be reset");
         }
     }
@@ -80,6 +116,10 @@ impl Client for TlsStream<Tcp> {
         buf.put_slice(&record[..count]);
         Pin::new(self).consume(count);
         Poll::Ready(Ok(()))
+    }
+
+    fn part(&mut self) {
+        self.get_mut().0.part();
     }
 
     fn reset_on_close(&self) {

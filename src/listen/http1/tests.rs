@@ -139,7 +139,7 @@ impl World {
         let conn = Rc::new(ConnInfo::new(peer, address, None, self.plane.clients.represent(peer.ip())));
         let plane = Rc::clone(&self.plane);
         drop(self.tasks.spawn(async move {
-            serve_http1(Tcp(stream), conn, plane, Stage::default()).await;
+            serve_http1(Tcp::new(stream), conn, plane, Stage::default()).await;
         }));
         client.expect("connected")
     }
