@@ -4,12 +4,13 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Method;
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::rt::Executor;
@@ -19,6 +20,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::boxed::boxed;
 use crate::deadline::{Deadlines, Spare};
 use crate::listen::http1::UNUSED_AT_DRAIN;
 use crate::listen::meter::Metered;
@@ -152,8 +154,9 @@ impl Streams {
 impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         let (turn, deadline, patience) = (Rc::clone(&self.turn), self.deadlines.deadline(), self.patience);
+        // Boxed here, because a task is moved several times before it is where it stays.
+        let mut stream = Box::pin(stream);
         drop(self.scope.spawn(async move {
-            let mut stream = pin!(stream);
             poll_fn(|cx| {
                 // Streams of one connection are polled one after the other, so what is set meanwhile is this one's.
                 turn.set(Turn::Unasked);
@@ -235,10 +238,12 @@ fn service(
         let (conn, plane, tunnels) = (Rc::clone(&conn), Rc::clone(&plane), tunnels.clone());
         let client = connected(&mut request);
         // Boxed, so that an idle connection does not hold room for a request.
-        Box::pin(async move {
+        boxed(|| async move {
             let (parts, incoming) = request.into_parts();
-            let read_on = ReadOn { tasks: plane.tunnels.clone(), deadlines: plane.reach.deadlines.clone() };
-            let body = ClientBody::new(incoming, Some(read_on));
+            // Nothing is left to read on of what is over with the head.
+            let read_on = (!incoming.is_end_stream())
+                .then(|| ReadOn { tasks: plane.tunnels.clone(), deadlines: plane.reach.deadlines.clone() });
+            let body = ClientBody::new(incoming, read_on);
             // Interim answers end here: hyper's server keeps the stream's sending half to itself until there is a final one.
             let reply = handle(parts, body, &conn, &plane, None).await;
             if let (Some(client), Some(switch)) = (client, reply.switch) {
