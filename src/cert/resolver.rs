@@ -47,7 +47,11 @@ impl Served {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         match clients {
             Some(_) => config.send_tls13_tickets = 0,
-            None => config.ticketer = Arc::clone(tickets),
+            None => {
+                config.ticketer = Arc::clone(tickets);
+                // A client that comes back uses one, and gets another; each further one is paid for in every handshake.
+                config.send_tls13_tickets = 1;
+            }
         }
         // Tickets hold the state at the client; a cache here would only hold memory.
         config.session_storage = Arc::new(NoServerSessionStorage {});
