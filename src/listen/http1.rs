@@ -178,7 +178,7 @@ impl<S: Client + 'static> Talk<S> {
         // A head ends with a line, so there is no use in parsing before another line has ended.
         let line_ended = memchr::memchr(b'\n', &wire.input).is_some();
         if self.partial.is_empty() {
-            let end = memchr::memmem::find(&wire.input, b"\r\n\r\n").map_or(wire.input.len(), |at| at + 4);
+            let end = head_end(&wire.input).unwrap_or(wire.input.len());
             let block = Bytes::copy_from_slice(&wire.input[..end]);
             wire.input.advance(end);
             return Some(block);
@@ -351,6 +351,11 @@ impl<S: Client + 'static> Talk<S> {
             }
         }
     }
+}
+
+/// Where the first empty line ends: a head is a few short lines, among which a search for all four bytes at once begins anew.
+fn head_end(input: &[u8]) -> Option<usize> {
+    memchr::memchr_iter(b'\n', input).find(|at| input[..*at].ends_with(b"\r\n\r")).map(|at| at + 1)
 }
 
 impl Asked {

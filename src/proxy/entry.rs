@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::StatusCode;
-use http::header::HOST;
 use http::request::Parts;
 
 use crate::proxy::caller::Caller;
@@ -48,7 +47,7 @@ impl Entry {
             app: None,
             worker: None,
             client,
-            host: parts.headers.get(HOST).cloned(),
+            host: None,
             method: parts.method.clone(),
             uri: parts.uri.clone(),
             version: parts.version,

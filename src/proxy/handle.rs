@@ -344,6 +344,10 @@ impl<'a> Passage<'a> {
         if let Some(hsts) = site.and_then(|site| site.hsts.as_ref()) {
             response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
+        if entry.record.host.is_none() {
+            // Answered before it had an authority: the log has what was written.
+            entry.record.host = parts.headers.get(HOST).cloned();
+        }
         entry.record.status = response.status();
         Reply { response: response.map(|content| Body::new(content, entry)), switch: None }
     }

@@ -53,8 +53,8 @@ impl<'a> Authority<'a> {
                 rest => (&text[..end], Some(rest.strip_prefix(':').ok_or(WRONG)?)),
             }
         } else {
-            match text.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
+            match memchr::memchr(b':', text.as_bytes()) {
+                Some(colon) => (&text[..colon], Some(&text[colon + 1..])),
                 None => (text, None),
             }
         };
