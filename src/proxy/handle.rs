@@ -24,7 +24,7 @@ use crate::proxy::plane::Plane;
 use crate::proxy::reply;
 use crate::proxy::route::{self, Asked, Decision, Secured, Site};
 use crate::proxy::sticky;
-use crate::proxy::target::{self, Authority, Target};
+use crate::proxy::target::{self, Authority, Present, Target};
 use crate::proxy::upgrade::{self, Switch, Translated};
 use crate::upstream::affinity::Home;
 use crate::upstream::body::ResponseBody;
@@ -74,6 +74,7 @@ pub fn refuse(parts: Parts, error: ProxyError, conn: &Rc<ConnInfo>, plane: &Rc<P
 /// A request between its head and the head of its answer.
 struct Passage<'a> {
     parts: Parts,
+    present: Present,
     entry: Box<Entry>,
     conn: &'a ConnInfo,
     caller: Caller<'a>,
@@ -108,7 +109,7 @@ impl<'a> Passage<'a> {
         let routing = plane.routing.load();
         let caller = Caller::of(&parts, conn, routing.trusted_proxies(), &plane.clients);
         let entry = Entry::open(&parts, fastrand::u64(..), (caller.ip(), conn), plane);
-        Self { parts, entry, conn, caller, plane }
+        Self { parts, present: Present::default(), entry, conn, caller, plane }
     }
 
     /// Everything that is decided from the head alone.
@@ -118,9 +119,11 @@ impl<'a> Passage<'a> {
             return Ok(Step::Answer(answer));
         }
 
-        target::check_size(&self.parts, &self.plane.reach.limits)?;
+        self.present = target::look_over(&self.parts, &self.plane.reach.limits)?;
         let target = target::check_target(&self.parts, secure)?;
-        target::check_framing(&self.parts.headers)?;
+        if self.present.framing {
+            target::check_framing(&self.parts.headers)?;
+        }
         let host = target::authority(&self.parts, secure, self.conn.local)?;
         self.entry.record.host = Some(host.clone());
         let authority = Authority::parse(target::text(&host)?)?;
@@ -176,13 +179,16 @@ impl<'a> Passage<'a> {
         incoming: ClientBody,
         early: Interim<'_>,
     ) -> Result<Outcome, ProxyError> {
-        target::check_announced_length(&self.parts.headers, site.app.max_body)?;
+        if self.present.length {
+            target::check_announced_length(&self.parts.headers, site.app.max_body)?;
+        }
         self.entry.enter(&self.caller).await?;
         let has_body = !incoming.is_end_stream();
         let (translated, is_handshake) = match site.app.protocol {
             Protocol::Http1 => {
                 let translated = upgrade::translate(&mut self.parts)?;
-                let is_handshake = translated.is_some() || upgrade::is_handshake(&self.parts, has_body)?;
+                let is_handshake = translated.is_some()
+                    || (self.present.upgrade && upgrade::is_handshake(&self.parts, has_body)?);
                 (translated, is_handshake)
             }
             Protocol::H2c if self.parts.method == Method::CONNECT => {
@@ -200,9 +206,9 @@ impl<'a> Passage<'a> {
             host: seen_host.as_ref().unwrap_or(host),
             request_id: self.entry.record.request_id,
             client_subject: self.conn.tls.as_ref().and_then(|tls| tls.client_subject.as_ref()),
-            trailers: !is_handshake && headers::takes_trailers(&self.parts.headers),
+            trailers: self.present.te && !is_handshake && headers::takes_trailers(&self.parts.headers),
         };
-        headers::request(&mut self.parts.headers, self.parts.version);
+        headers::request(&mut self.parts.headers, self.parts.version, self.present.connection);
 
         let mut body = has_body.then(|| {
             let reach = &self.plane.reach;
@@ -324,7 +330,7 @@ impl<'a> Passage<'a> {
 
     /// The answer as the connection sends it, with the request's entry in its body.
     fn end(self, outcome: Result<Outcome, ProxyError>) -> Reply {
-        let Self { parts, mut entry, conn: _, caller, plane: _ } = self;
+        let Self { parts, present: _, mut entry, conn: _, caller, plane: _ } = self;
         let mut response = match outcome {
             Ok(Outcome::Answer(response)) => response,
             Ok(Outcome::Tunnel { head, worker }) => {

@@ -27,9 +27,12 @@ pub struct Forwarding<'a> {
 }
 
 /// Takes out of a client's fields what must not reach a worker, `Host` and framing excepted: those the exchange leaves out.
-pub fn request(headers: &mut HeaderMap, version: Version) {
-    // The client's own list first, so that it can never name a field that edge writes (RFC 9110 §7.6.1).
-    remove_named_by_connection(headers);
+/// `connection` says that they may hold `Connection`.
+pub fn request(headers: &mut HeaderMap, version: Version, connection: bool) {
+    if connection {
+        // The client's own list first, so that it can never name a field that edge writes (RFC 9110 §7.6.1).
+        remove_named_by_connection(headers);
+    }
     remove_where(headers, |name| is_of_one_hop(name) || is_refused_from_clients(name));
     if version == Version::HTTP_2 {
         join_cookies(headers);

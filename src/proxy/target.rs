@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 
@@ -82,17 +82,40 @@ impl<'a> Authority<'a> {
     }
 }
 
-/// Refuses heads that are too large, in fields or in bytes, names and values counted.
-pub fn check_size(parts: &Parts, limits: &Limits) -> Result<(), ProxyError> {
+/// Which of the fields that something depends on a request has. Most have none: one look over all spares a search for each.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Present {
+    /// `Connection`.
+    pub connection: bool,
+    /// `Content-Length`.
+    pub length: bool,
+    /// `Transfer-Encoding` or `Expect`.
+    pub framing: bool,
+    /// `TE`.
+    pub te: bool,
+    /// `Upgrade`.
+    pub upgrade: bool,
+}
+
+/// Refuses heads that are too large, in fields or in bytes, names and values counted; of others, tells what is there.
+pub fn look_over(parts: &Parts, limits: &Limits) -> Result<Present, ProxyError> {
     let uri = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if uri > limits.uri_size {
         return Err(ProxyError::UriTooLong);
     }
-    let fields: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let (mut present, mut fields) = (Present::default(), 0);
+    for (name, value) in &parts.headers {
+        fields += name.as_str().len() + value.len() + 4;
+        present.connection |= *name == CONNECTION;
+        present.length |= *name == CONTENT_LENGTH;
+        present.framing |= *name == TRANSFER_ENCODING || *name == EXPECT;
+        present.te |= *name == TE;
+        present.upgrade |= *name == UPGRADE;
+    }
     if parts.headers.len() > limits.header_fields || uri + fields > limits.head_size {
         return Err(ProxyError::HeadTooLarge);
     }
-    Ok(())
+    Ok(present)
 }
 
 /// Refuses methods and targets that are never forwarded. `secure` says that the connection is TLS.
@@ -325,7 +348,7 @@ mod tests {
     #[test]
     fn b15_c07_heads_are_bounded() {
         let (_, limits) = presets();
-        let status = |parts: &Parts| check_size(parts, &limits).err().map(|error| error.status().as_u16());
+        let status = |parts: &Parts| look_over(parts, &limits).err().map(|error| error.status().as_u16());
         let path = |length: usize| format!("/{}", "a".repeat(length - 1));
         assert_eq!(status(&request("GET", &path(limits.uri_size), Version::HTTP_11, &["a"])), None);
         assert_eq!(status(&request("GET", &path(limits.uri_size + 1), Version::HTTP_11, &["a"])), Some(414));

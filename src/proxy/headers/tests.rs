@@ -24,7 +24,7 @@ fn forward(headers: &mut HeaderMap, client: &str, host: &str, version: Version) 
         client_subject: None,
         trailers: false,
     };
-    request(headers, version);
+    request(headers, version, true);
     let head = RequestHead {
         method: &Method::GET,
         target: "/",
