@@ -18,8 +18,7 @@ async fn load(edge: &Edge, count: usize) -> Load {
         wire: if at % 2 == 0 { Wire::H1 } else { Wire::H2 },
         trust: trust.clone(),
         per_connection: 100,
-        // Long runs leave the machine to others in between.
-        pause: Duration::from_millis(if full_length() { 12 } else { 2 }),
+        pause: Duration::from_millis(2),
     }))
 }
 
@@ -29,9 +28,9 @@ async fn recycling(workers: u32) {
     let yaml = format!("{HELLO}workers: {workers}\n{OFTEN}");
     let edge = Setup::new().app("a", &yaml).start().await;
     edge.wait_until_up("a").await;
-    let load_of = if full_length() { 6 } else { 8 };
-    let recycled_under = load(&edge, load_of).await;
-    let end = Instant::now() + Duration::from_secs(if full_length() { 600 } else { 8 });
+    let recycled_under = load(&edge, 8).await;
+    let begun = Instant::now();
+    let end = begun + Duration::from_secs(if full_length() { 600 } else { 8 });
     let mut most_missing = 0;
     while Instant::now() < end {
         let status = edge.status().await;
@@ -42,6 +41,7 @@ async fn recycling(workers: u32) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let tally = recycled_under.stop().await;
+    let took = begun.elapsed();
     let status = edge.status().await;
     let recycled: u64 = status["apps"]["a"]["workers"]
         .as_array()
@@ -51,7 +51,7 @@ async fn recycling(workers: u32) {
         .sum();
     edge.edit(OFTEN, "max_requests: 0");
     edge.reload().await;
-    let steady = load(&edge, load_of).await;
+    let steady = load(&edge, 8).await;
     let end = Instant::now() + Duration::from_secs(if full_length() { 60 } else { 4 });
     while Instant::now() < end {
         // What the comparison costs is a part of both.
@@ -60,8 +60,9 @@ async fn recycling(workers: u32) {
     }
     let steady = steady.stop().await;
     println!(
-        "figure: {workers} workers, {recycled} recycled, {} answers, {} failed, p99 {:?}, slowest {:?}; without recycling p99 {:?}, slowest {:?}",
+        "figure: {workers} workers, {recycled} recycled, {} answers, {:.0}/s, {} failed, p99 {:?}, slowest {:?}; without recycling p99 {:?}, slowest {:?}",
         tally.good,
+        tally.good as f64 / took.as_secs_f64(),
         tally.failed.len(),
         tally.at(0.99),
         tally.slowest,
