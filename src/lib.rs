@@ -244,7 +244,10 @@
 //!   listen/outbox.rs          what is on its way to a client
 //!   listen/wire.rs            a client's HTTP/1 connection, and the body of the request on it   ← upstream
 //!   listen/http1.rs           HTTP/1.1 with a client, one request after the other   ← proxy, upstream
-//!   listen/http2.rs           HTTP/2 with a client, by hyper's server   ← proxy, upstream::client_body
+//!   listen/date.rs            the date of a response, written once a second
+//!   listen/duplex.rs          a stream of HTTP/2 as a stream of bytes
+//!   listen/stream.rs          one request on a client's HTTP/2 connection, and its answer   ← proxy, upstream::client_body
+//!   listen/http2.rs           a client's HTTP/2 connection   ← proxy
 //!   listen/complaint.rs       trouble that may come often and is told once
 //!   listen/proxy_header.rs P  the PROXY protocol: for whom a load balancer connects
 //!   listen/introduction.rs    that header read off a connection, and nothing more

@@ -1,6 +1,7 @@
 //! The endpoint that Prometheus asks. Whoever reaches its address may read; nobody can make it work for long, or much.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -17,7 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::time::Instant;
 
 use crate::config::model::ListenAddr;
@@ -29,7 +30,7 @@ use crate::telemetry::metrics;
 /// From the connection to the last byte of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Connections at once; more wait in the backlog.
+/// Connections at once. One more ends the oldest that has not asked anything, or waits.
 const CONNECTIONS: usize = 16;
 
 /// The longest head that is read.
@@ -139,14 +140,47 @@ impl Last {
     }
 }
 
+/// A connection's other end, as the loop that accepts sees it.
+#[derive(Default)]
+struct Asker {
+    asked: Cell<bool>,
+    /// Somebody else needs its place.
+    enough: Notify,
+}
+
+/// Connections on which nothing was asked yet, the oldest first.
+#[derive(Default)]
+struct Silent(VecDeque<Rc<Asker>>);
+
+impl Silent {
+    fn add(&mut self) -> Rc<Asker> {
+        // Of one that is gone nobody else holds anything.
+        self.0.retain(|asker| Rc::strong_count(asker) > 1 && !asker.asked.get());
+        let asker = Rc::new(Asker::default());
+        self.0.push_back(Rc::clone(&asker));
+        asker
+    }
+
+    fn end_oldest(&mut self) {
+        self.0.retain(|asker| !asker.asked.get());
+        if let Some(oldest) = self.0.pop_front() {
+            oldest.enough.notify_one();
+        }
+    }
+}
+
 /// Answers until `scope` drains; connections belong to `above`.
 async fn serve(listener: TcpListener, scope: Scope, above: Scope, measure: Measure) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let last = Rc::new(Last::default());
+    let mut silent = Silent::default();
     loop {
         let next = async {
-            let permit = Arc::clone(&permits).acquire_owned().await;
-            (permit, listener.accept().await)
+            let accepted = listener.accept().await;
+            if permits.available_permits() == 0 {
+                silent.end_oldest();
+            }
+            (Arc::clone(&permits).acquire_owned().await, accepted)
         };
         let (permit, accepted) = tokio::select! {
             next = next => next,
@@ -155,8 +189,9 @@ async fn serve(listener: TcpListener, scope: Scope, above: Scope, measure: Measu
         match accepted {
             Ok((stream, _)) => {
                 let (last, measure, ends) = (Rc::clone(&last), Rc::clone(&measure), above.clone());
+                let asker = silent.add();
                 drop(above.spawn(async move {
-                    connection(stream, last, measure, ends).await;
+                    connection(stream, &asker, last, measure, ends).await;
                     drop(permit);
                 }));
             }
@@ -169,8 +204,9 @@ async fn serve(listener: TcpListener, scope: Scope, above: Scope, measure: Measu
     }
 }
 
-async fn connection(stream: TcpStream, last: Rc<Last>, measure: Measure, scope: Scope) {
-    let service = service_fn(move |request| {
+async fn connection(stream: TcpStream, asker: &Asker, last: Rc<Last>, measure: Measure, scope: Scope) {
+    let service = service_fn(|request| {
+        asker.asked.set(true);
         let (last, measure) = (Rc::clone(&last), Rc::clone(&measure));
         async move { Ok::<_, Infallible>(answer(&request, &last, &measure).await) }
     });
@@ -186,6 +222,7 @@ async fn connection(stream: TcpStream, last: Rc<Last>, measure: Measure, scope: 
                 tracing::debug!(error = %Report(&error), "a connection to the metrics broke off");
             }
         }
+        () = asker.enough.notified() => {}
         () = tokio::time::sleep(PATIENCE) => {}
         () = scope.aborted() => {}
     }

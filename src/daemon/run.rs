@@ -40,6 +40,7 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Runs edge on this thread until it is told to stop. Exit status: 0 drained, 1 failed or forced.
 pub fn run(config: Config) -> ExitCode {
+    keep_memory_private();
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -53,6 +54,15 @@ pub fn run(config: Config) -> ExitCode {
             eprintln!("edge: {}", Report(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Keys are in this process's memory: it leaves no core dump, and nobody but root looks into it, not even workers that run as
+/// the same user. Programs that are executed from here are as others.
+fn keep_memory_private() {
+    let kept = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if let Err(error) = kept {
+        eprintln!("edge: cannot keep its memory from core dumps: {error}");
     }
 }
 

@@ -3,12 +3,12 @@
 //! One task does all of it: it reads a head, polls the request's future, writes the answer. An idle connection holds neither a
 //! buffer nor room for a request.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::request::Parts;
@@ -17,6 +17,7 @@ use http_body::{Body as _, Frame};
 
 use crate::boxed::boxed;
 use crate::deadline::{Deadline, Spare};
+use crate::listen::date::date;
 use crate::listen::linger;
 use crate::listen::meter::{Meter, Metered};
 use crate::listen::outbox::Outbox;
@@ -480,25 +481,6 @@ impl Answer {
             }
         }
     }
-}
-
-/// The last second that has a date (RFC 9110 §5.6.7 gives the year four digits).
-const LAST_SECOND: u64 = 253_402_300_799;
-
-thread_local! {
-    /// What the last answer told, and the second it was told in.
-    static DATE: Cell<(u64, Date)> = const { Cell::new((u64::MAX, [b' '; 29])) };
-}
-
-fn date(now: SystemTime) -> Date {
-    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).min(LAST_SECOND);
-    let (told, mut text) = DATE.get();
-    if told != second {
-        let written = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
-        text = written.into_bytes().try_into().unwrap_or(text);
-        DATE.set((second, text));
-    }
-    text
 }
 
 #[cfg(test)]

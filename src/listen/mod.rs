@@ -2,6 +2,8 @@
 
 pub mod accept;
 pub mod complaint;
+pub mod date;
+pub mod duplex;
 pub mod handshakes;
 pub mod http1;
 pub mod http2;
@@ -14,6 +16,7 @@ pub mod request;
 pub mod response;
 pub mod socket;
 pub mod stage;
+pub mod stream;
 pub mod tcp;
 pub mod tls;
 pub mod watch;

@@ -6,7 +6,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 
-use crate::proxy::conn::Turn;
 use crate::proxy::entry::Entry;
 use crate::report::Report;
 use crate::upstream::body::ResponseBody;
@@ -45,6 +44,13 @@ impl Body {
     /// No body, and nothing that ends with it: the request goes on as a tunnel.
     pub fn detached() -> Self {
         Self { content: Content::Empty, entry: None, broken: None }
+    }
+
+    /// Notes why what is left of it is not sent.
+    pub fn give_up(&mut self, why: &str) {
+        if let Some(entry) = &mut self.entry {
+            entry.blame(|| why.to_owned());
+        }
     }
 
     fn count(&mut self, bytes: usize) {
@@ -104,11 +110,7 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
-        let frame = self.poll_content(cx);
-        if let Some(entry) = &self.entry {
-            entry.turn.set(if frame.is_pending() { Turn::Worker } else { Turn::Client });
-        }
-        frame
+        self.poll_content(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -154,13 +156,8 @@ impl Drop for Body {
         if let Some(entry) = &mut self.entry
             && !complete
         {
-            let why = match entry.turn.get() {
-                Turn::Over => "the client did not take the answer in time".to_owned(),
-                Turn::Unasked | Turn::Worker | Turn::Client => {
-                    format!("{} before the end of the answer", entry.who_ended())
-                }
-            };
-            entry.blame(|| why);
+            let who = entry.who_ended();
+            entry.blame(|| format!("{who} before the end of the answer"));
         }
         self.finish();
     }

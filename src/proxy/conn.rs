@@ -25,26 +25,10 @@ pub struct ConnInfo {
     pub open: Rc<Cell<u32>>,
     /// Requests ever begun.
     pub requests: Cell<u64>,
-    /// Whom the answer that was polled last waits for.
-    pub turn: Rc<Cell<Turn>>,
     /// The client, with whatever else it has open.
     pub presence: Rc<Presence>,
     /// The peer's address as every request on the connection tells it to the worker.
     client: HeaderValue,
-}
-
-/// Whom an answer waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Turn {
-    /// It was not asked for more.
-    #[default]
-    Unasked,
-    /// It was asked for more than there is yet.
-    Worker,
-    /// It gave a piece.
-    Client,
-    /// The client has not taken that piece in time.
-    Over,
 }
 
 /// What a handshake agreed on.
@@ -64,9 +48,8 @@ impl ConnInfo {
     pub fn new(peer: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>, presence: Rc<Presence>) -> Self {
         let client = HeaderValue::from_str(&peer.ip().to_canonical().to_string())
             .expect("an address is printable ASCII");
-        let (open, turn) = (Rc::default(), Rc::default());
         let entrance = local.port();
-        Self { peer, local, entrance, tls, open, requests: Cell::new(0), turn, presence, client }
+        Self { peer, local, entrance, tls, open: Rc::default(), requests: Cell::new(0), presence, client }
     }
 
     /// The same, which came in by this port of edge's, whatever its relay says of the client's own connection.

@@ -1,7 +1,6 @@
 //! A request's line in the access log, from its head to its last byte. Whatever way a request ends, dropping its entry writes
 //! the line: answered, cut, or abandoned by a client that went away.
 
-use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use http::request::Parts;
 
 use crate::proxy::caller::Caller;
 use crate::proxy::clients::{Crowded, InFlight};
-use crate::proxy::conn::{ConnInfo, OpenRequest, Turn};
+use crate::proxy::conn::{ConnInfo, OpenRequest};
 use crate::proxy::error::ProxyError;
 use crate::proxy::plane::Plane;
 use crate::proxy::route::Site;
@@ -26,8 +25,6 @@ pub struct Entry {
     pub site: Option<Arc<Site>>,
     started: Instant,
     plane: Rc<Plane>,
-    /// Its connection's: whom the answer waits for.
-    pub turn: Rc<Cell<Turn>>,
     _open: OpenRequest,
     /// Its place among the client's requests at workers.
     in_flight: Option<InFlight>,
@@ -67,7 +64,6 @@ impl Entry {
             site: None,
             started: Instant::now(),
             plane: Rc::clone(plane),
-            turn: Rc::clone(&conn.turn),
             _open: OpenRequest::on(conn),
             in_flight: None,
             is_tunnel: false,

@@ -38,8 +38,10 @@ pub enum End {
     Aborted,
     /// The worker is being replaced.
     Replaced,
-    /// A side broke off.
-    Failed(io::Error),
+    /// The client was gone.
+    ClientGone(io::Error),
+    /// The worker broke off.
+    WorkerGone(io::Error),
 }
 
 /// What a tunnel carried.
@@ -82,8 +84,11 @@ where
         }
         let before = (up.moved + down.moved, half_closed);
         match [up.poll(cx, client, worker), down.poll(cx, worker, client)] {
-            [Poll::Ready(Err(error)), _] | [_, Poll::Ready(Err(error))] => {
-                return Poll::Ready(End::Failed(error));
+            [Poll::Ready(Err(Broken::Reader(error))), _] | [_, Poll::Ready(Err(Broken::Writer(error)))] => {
+                return Poll::Ready(End::ClientGone(error));
+            }
+            [Poll::Ready(Err(Broken::Writer(error))), _] | [_, Poll::Ready(Err(Broken::Reader(error)))] => {
+                return Poll::Ready(End::WorkerGone(error));
             }
             [Poll::Ready(Ok(())), Poll::Ready(Ok(()))] => return Poll::Ready(End::Closed),
             [Poll::Ready(Ok(())), Poll::Pending] | [Poll::Pending, Poll::Ready(Ok(()))] => half_closed = true,
@@ -98,8 +103,8 @@ where
     let goodbye = match end {
         End::Aborted | End::Idle => Some(frames::GOING_AWAY),
         // A killed worker resets its connection.
-        End::Failed(_) | End::Replaced => Some(frames::RESTART),
-        End::Closed => None,
+        End::WorkerGone(_) | End::Replaced => Some(frames::RESTART),
+        End::Closed | End::ClientGone(_) => None,
     };
     if let Some(code) = goodbye.filter(|_| down.takes_close()) {
         farewell(client, code, deadline).await;
@@ -122,6 +127,12 @@ async fn farewell<C: AsyncWrite + Unpin>(client: &mut C, code: u16, deadline: &D
         }
         () = deadline.passed() => {}
     }
+}
+
+/// Which end of a direction failed.
+enum Broken {
+    Reader(io::Error),
+    Writer(io::Error),
 }
 
 /// One direction.
@@ -147,32 +158,32 @@ impl Lane {
     }
 
     /// Moves what can be moved; ready once the reader has ended and the writer was told.
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<io::Result<()>>
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Broken>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         // Each read and write takes from the task's budget, so that this ends however fast both sides are.
         while !self.shut {
-            ready!(self.poll_rest(cx, writer))?;
+            ready!(self.poll_rest(cx, writer)).map_err(Broken::Writer)?;
             if self.ended {
-                ready!(Pin::new(&mut *writer).poll_shutdown(cx))?;
+                ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Broken::Writer)?;
                 self.shut = true;
                 break;
             }
             let mut scratch = [MaybeUninit::uninit(); STEP];
             let mut read = ReadBuf::uninit(&mut scratch);
             match Pin::new(&mut *reader).poll_read(cx, &mut read) {
-                Poll::Ready(result) => result?,
+                Poll::Ready(result) => result.map_err(Broken::Reader)?,
                 Poll::Pending => {
                     if self.unflushed {
-                        ready!(Pin::new(&mut *writer).poll_flush(cx))?;
+                        ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(Broken::Writer)?;
                         self.unflushed = false;
                     }
                     return Poll::Pending;
                 }
             }
-            self.take(cx, read.filled(), writer)?;
+            self.take(cx, read.filled(), writer).map_err(Broken::Writer)?;
         }
         Poll::Ready(Ok(()))
     }

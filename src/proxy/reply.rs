@@ -28,6 +28,9 @@ pub fn refusal(error: &ProxyError, request: &Parts, request_id: u64) -> Response
     if request.version == Version::HTTP_2 && is_grpc(&request.headers) {
         return grpc_refusal(status, &why, request_id);
     }
+    if let (ProxyError::Crowded, Version::HTTP_2) = (error, request.version) {
+        return crowded(error);
+    }
     let html = wants_html(request);
     let text = if html { html_page(status, &why, request_id) } else { text_page(status, &why, request_id) };
     let mut response = full(status, request, text);
@@ -65,6 +68,18 @@ fn grpc_refusal(status: StatusCode, why: &str, request_id: u64) -> Response<Cont
     }
     if let Ok(message) = HeaderValue::try_from(message) {
         headers.insert("grpc-message", message);
+    }
+    response
+}
+
+/// Told without a page: that would have to wait for windows, which a client that asks for too much may keep shut, and hold what a
+/// stream needs as long.
+fn crowded(error: &ProxyError) -> Response<Content> {
+    let mut response = empty(error.status());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, 0.into());
+    if let Some(seconds) = error.retry_after() {
+        headers.insert(RETRY_AFTER, seconds.into());
     }
     response
 }

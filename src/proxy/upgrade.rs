@@ -126,7 +126,9 @@ impl Switch {
             End::Idle => "the WebSocket was silent for too long".to_owned(),
             End::Aborted => "the WebSocket was open when edge ended".to_owned(),
             End::Replaced => "the WebSocket was open when its worker was replaced".to_owned(),
-            End::Failed(error) => format!("the WebSocket broke off: {error}"),
+            // Whatever TLS or the system calls that: it left without a Close frame.
+            End::ClientGone(_) => "the client was gone before the WebSocket was closed".to_owned(),
+            End::WorkerGone(error) => format!("the worker broke the WebSocket off: {error}"),
         };
         self.entry.blame(|| why);
     }

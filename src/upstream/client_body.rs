@@ -10,12 +10,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::{Reason, RecvStream};
+use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::deadline::Deadlines;
 use crate::scope::Scope;
 use crate::upstream::error::ClientBodyError;
+use crate::upstream::wire::content_length;
 
 /// For how long a body is read on at most. There is no bound in bytes, as there is where a TCP connection is closed: flow
 /// control holds back what is not read, so nothing piles up, and an upload that a worker takes costs more than this one.
@@ -24,17 +26,23 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// A body that an HTTP/1.1 connection of edge's own gives.
 pub type Streamed = Pin<Box<dyn Body<Data = Bytes, Error = ClientBodyError>>>;
 
-/// A client's request body. Dropped before its end, it is read on where it was told how.
-pub struct ClientBody {
-    source: Source,
-    read_on: Option<ReadOn>,
-}
+/// A client's request body. One of HTTP/2 that is dropped before its end is read on.
+pub struct ClientBody(Source);
 
 enum Source {
     /// Nothing more comes.
     Over,
-    Incoming(Incoming),
+    Stream(Incoming, ReadOn),
     Streamed(Streamed),
+}
+
+/// A body of HTTP/2. That it is as long as announced is seen to by the connection.
+struct Incoming {
+    stream: RecvStream,
+    /// Bytes to come, where that is known.
+    left: Option<u64>,
+    /// Only trailers may follow.
+    over: bool,
 }
 
 /// How a body is read on: in a task of its own, so that neither the answer nor the worker waits for it.
@@ -46,19 +54,23 @@ pub struct ReadOn {
 }
 
 impl ClientBody {
-    /// `incoming`. Without `read_on` its connection decides what becomes of a rest.
-    pub fn new(incoming: Incoming, read_on: Option<ReadOn>) -> Self {
-        Self { source: Source::Incoming(incoming), read_on }
+    /// What comes on `stream`, whose request says that it is of this length.
+    pub fn stream(stream: RecvStream, length: Option<&HeaderValue>, read_on: ReadOn) -> Self {
+        if stream.is_end_stream() {
+            return Self::none();
+        }
+        let left = length.and_then(|length| content_length(length).ok());
+        Self(Source::Stream(Incoming { stream, left, over: false }, read_on))
     }
 
     /// `body`, whose connection decides what becomes of a rest.
     pub fn streamed(body: Streamed) -> Self {
-        Self { source: Source::Streamed(body), read_on: None }
+        Self(Source::Streamed(body))
     }
 
     /// None.
     pub fn none() -> Self {
-        Self { source: Source::Over, read_on: None }
+        Self(Source::Over)
     }
 }
 
@@ -70,41 +82,67 @@ impl Body for ClientBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ClientBodyError>>> {
-        let frame = match &mut self.source {
+        let frame = match &mut self.0 {
             Source::Over => None,
-            Source::Incoming(incoming) => {
-                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(ClientBodyError::from))
+            Source::Stream(incoming, _) => {
+                ready!(incoming.poll_frame(cx)).map(|frame| frame.map_err(ClientBodyError::from))
             }
             Source::Streamed(body) => ready!(body.as_mut().poll_frame(cx)),
         };
         if !matches!(frame, Some(Ok(_))) {
-            self.source = Source::Over;
+            self.0 = Source::Over;
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
+        match &self.0 {
             Source::Over => true,
-            Source::Incoming(incoming) => incoming.is_end_stream(),
+            Source::Stream(incoming, _) => incoming.stream.is_end_stream(),
             Source::Streamed(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
+        match &self.0 {
             Source::Over => SizeHint::with_exact(0),
-            Source::Incoming(incoming) => incoming.size_hint(),
+            Source::Stream(incoming, _) => incoming.left.map_or_else(SizeHint::default, SizeHint::with_exact),
             Source::Streamed(body) => body.size_hint(),
         }
     }
 }
 
+impl Incoming {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let failed = |error: h2::Error| {
+            // RFC 9113 §8.1: the client needs no more of its upload, which is no failure.
+            (error.reason() != Some(Reason::NO_ERROR)).then_some(Err(error))
+        };
+        if !self.over {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // It fails where the stream is over, which the next read tells.
+                    let _ = self.stream.flow_control().release_capacity(data.len());
+                    if let Some(left) = &mut self.left {
+                        *left = left.saturating_sub(data.len() as u64);
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(failed(error)),
+                None => self.over = true,
+            }
+        }
+        Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {
+            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+            Err(error) => failed(error),
+        })
+    }
+}
+
 impl Drop for ClientBody {
     fn drop(&mut self) {
-        if let (Source::Incoming(rest), Some(how)) =
-            (std::mem::replace(&mut self.source, Source::Over), self.read_on.take())
-            && !rest.is_end_stream()
+        if let Source::Stream(rest, how) = std::mem::replace(&mut self.0, Source::Over)
+            && !rest.stream.is_end_stream()
             && !how.tasks.is_aborting()
         {
             let tasks = how.tasks.clone();
@@ -119,7 +157,7 @@ impl ReadOn {
         let deadline = self.deadlines.deadline();
         deadline.set(LONGEST);
         let read = poll_fn(|cx| {
-            while let Some(Ok(_)) = ready!(Pin::new(&mut rest).poll_frame(cx)) {}
+            while let Some(Ok(_)) = ready!(rest.poll_frame(cx)) {}
             Poll::Ready(())
         });
         tokio::select! {

@@ -28,9 +28,9 @@ pub enum AcquireError {
 /// Why a client's body broke off.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientBodyError {
-    /// As hyper tells it.
+    /// The client reset its stream of HTTP/2, or its connection ended.
     #[error(transparent)]
-    Incoming(#[from] hyper::Error),
+    Stream(#[from] h2::Error),
     /// It breaks the rules of its framing.
     #[error("{0}")]
     Malformed(&'static str),

@@ -292,20 +292,32 @@ enum How {
 /// Sees one of several workers hang and be replaced while clients go on asking.
 async fn hangs(hang: Hang) -> Edge {
     let (workers, patience) = if full_length() { (4, 30) } else { (3, hang.patience) };
-    let yaml = python::app(hang.server, &format!("workers: {workers}\nhang_timeout: {patience}s"));
-    let edge = python::setup().app("a", &yaml).start().await;
+    let setup = python::setup();
+    let diary = setup.dir().join("diary");
+    let more = format!("environment: {{APP_DIARY: {}}}", diary.display());
+    let yaml = python::app(hang.server, &format!("workers: {workers}\nhang_timeout: {patience}s\n{more}"));
+    let edge = setup.app("a", &yaml).start().await;
     edge.wait_until_up("a").await;
     let before = edge.workers("a").await;
     let trust = edge.trust().await;
-    let load = clients(&edge, &trust, CLIENTS, &["/"], if full_length() { 8 } else { 20 });
-    let begun = Instant::now();
-    match hang.how {
+    let load = || clients(&edge, &trust, CLIENTS, &["/"], if full_length() { 8 } else { 20 });
+    let (begun, load) = match hang.how {
         How::Ask(path) => {
             let mut victim = Connection::open(&edge, "a.test", Wire::H1).await;
             tokio::spawn(async move { drop(victim.try_get(path).await) });
+            // What its event loop reads in the same turn would be lost with it: nobody asks before it is blocked.
+            until(PATIENCE, "it is blocked", async || {
+                std::fs::read_to_string(&diary).is_ok_and(|diary| diary.contains("blocked")).then_some(())
+            })
+            .await;
+            (Instant::now(), load())
         }
-        How::Stop => processes::signal(before[0], Signal::SIGSTOP),
-    }
+        How::Stop => {
+            let load = load();
+            processes::signal(before[0], Signal::SIGSTOP);
+            (Instant::now(), load)
+        }
+    };
     until(Duration::from_secs(25), "a suspect", async || {
         edge.log().contains("it gets no new requests").then_some(())
     })
@@ -345,9 +357,6 @@ const REPLACED: Duration = Duration::from_secs(5);
 /// How much later that may be seen here: an interpreter has to start, on processors that other tests use too.
 const LATE: Duration = Duration::from_secs(3);
 
-/// Requests that a worker's event loop may read in the turn in which it is blocked for good. They are not asked of another.
-const SAME_TURN: usize = 2;
-
 async fn says_where(edge: &Edge, function: &str) {
     let trace = format!("in {function}");
     edge.wait_for_log("where it hung", |line| line.to_string().contains(&trace)).await;
@@ -357,8 +366,7 @@ async fn says_where(edge: &Edge, function: &str) {
 async fn requests_that_a_blocked_uvicorn_has_not_read_go_to_others_and_its_stack_is_logged() {
     // Others are asked long before the worker is ended.
     let how = How::Ask("/block/120000");
-    let edge =
-        hangs(Hang { server: "uvicorn main:app", patience: 8, slowest: 6, lost: SAME_TURN, how }).await;
+    let edge = hangs(Hang { server: "uvicorn main:app", patience: 8, slowest: 6, lost: 0, how }).await;
     says_where(&edge, "block").await;
     edge.stop().await;
 }
@@ -366,8 +374,7 @@ async fn requests_that_a_blocked_uvicorn_has_not_read_go_to_others_and_its_stack
 #[tokio::test]
 async fn so_do_those_of_a_uvicorn_whose_interpreter_never_comes_back_from_c() {
     let how = How::Ask("/gil");
-    let edge =
-        hangs(Hang { server: "uvicorn main:app", patience: 4, slowest: 6, lost: SAME_TURN, how }).await;
+    let edge = hangs(Hang { server: "uvicorn main:app", patience: 4, slowest: 6, lost: 0, how }).await;
     says_where(&edge, "gil").await;
     edge.stop().await;
 }

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::client::{Connection, Wire};
 use crate::support::edge::{Edge, Setup, pid};
-use crate::support::service::Group;
+use crate::support::service::{Group, without_rights};
 use crate::support::{processes, until};
 
 const HELLO: &str = "domains: [a.test]\ncommand: edge hello\n";
@@ -130,6 +130,29 @@ async fn a_worker_of_another_user_reaches_no_key_no_admin_socket_and_no_other_ap
     let reached = answer.text();
     assert!(reached.ends_with(".sock") && reached.contains("/run/b/"), "it reaches its own alone: {reached}");
     assert_eq!(reached.lines().count(), 1, "{reached}");
+    edge.stop().await;
+}
+
+/// I13: what is in its memory is in no core dump either, which is forbidden with the same word.
+#[tokio::test]
+async fn a_worker_of_edges_own_user_does_not_look_into_its_memory() {
+    let setup = Setup::new();
+    let (script, paths) = (setup.dir().join("snoop.py"), setup.dir().join("paths"));
+    fs::write(&script, SNOOP).unwrap();
+    fs::write(&paths, "").unwrap();
+    let command = format!("python3 {} {}\ntransport: unix", script.display(), paths.display());
+    let setup = setup.app_as_written("b", &format!("domains: [b.test]\nworkers: 1\ncommand: {command}"));
+    let edge = without_rights(setup, None).start().await;
+    edge.wait_until_up("b").await;
+    let worker = edge.workers("b").await[0];
+    assert_eq!(processes::uid_of(worker), processes::uid_of(edge.pid()));
+    let theirs = |pid: u32| ["mem", "environ", "maps"].map(|file| format!("/proc/{pid}/{file}"));
+    fs::write(&paths, [theirs(edge.pid()), theirs(worker)].concat().join("\n")).unwrap();
+    let answer = Connection::open(&edge, "b.test", Wire::H1).await.get("/").await;
+    let reached = answer.text();
+    assert!(!reached.contains(&format!("/proc/{}/", edge.pid())), "{reached}");
+    // So would edge's be reached, if it were as others are; `mem` has nothing at its beginning to be read.
+    assert!(reached.contains(&format!("/proc/{worker}/environ")), "{reached}");
     edge.stop().await;
 }
 

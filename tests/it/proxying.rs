@@ -1,15 +1,16 @@
 //! A request reaches the app's server, and its answer the client: whole, in time, and saying what they should.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Version;
+use http::{Request, Version};
 use hyper::body::Frame;
 use tokio::sync::{Notify, mpsc};
 
 use crate::support::client::{
-    Answer, ClientError, Connection, PATIENCE, Wire, by_frames, empty, full, next_chunk, raw, tcp_from,
+    Answer, ClientError, Connection, PATIENCE, Wire, by_frames, empty, full, next_chunk, raw, tcp_from, tls,
     tls_over,
 };
 use crate::support::edge::Setup;
@@ -265,7 +266,7 @@ async fn a12_trailers_reach_nobody_who_did_not_ask_for_them_or_whom_they_could_m
 }
 
 #[tokio::test]
-async fn early_hints_reach_clients_of_http_1_1_at_once_and_nobody_else() {
+async fn early_hints_reach_clients_at_once_unless_they_are_of_http_1_0() {
     let go_on = Arc::new(Notify::new());
     let wait = Arc::clone(&go_on);
     let origin = Origin::start(move |mut peer| {
@@ -295,9 +296,25 @@ async fn early_hints_reach_clients_of_http_1_1_at_once_and_nobody_else() {
     }
     client.write("GET / HTTP/1.0\r\nHost: a.test\r\n\r\n").await;
     assert!(client.read_to_close().await.starts_with("HTTP/1.1 200 OK\r\n"));
-    // hyper's server gives nobody the means to send an interim answer over HTTP/2, where they are dropped.
-    let answer = Connection::open(&edge, "a.test", Wire::H2).await.get("/").await;
-    assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "page"));
+    let stream = tls(edge.https, "a.test", edge.trust().await.offering(&["h2"])).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    for _ in 0..2 {
+        let request = Request::builder().uri("https://a.test/wait").body(()).unwrap();
+        let (mut response, _) = sender.send_request(request, true).unwrap();
+        for expected in [(103, Some("</a.css>")), (102, None)] {
+            let interim = poll_fn(|cx| response.poll_informational(cx));
+            let interim = within(PATIENCE, "an interim answer", interim).await.unwrap().unwrap();
+            let fields = interim.headers();
+            let link = fields.get("link").map(|link| link.to_str().unwrap());
+            assert_eq!((interim.status().as_u16(), link), expected);
+            assert_eq!(fields.len(), usize::from(link.is_some()), "{fields:?}");
+        }
+        go_on.notify_one();
+        assert_eq!(within(PATIENCE, "the answer", response).await.unwrap().status(), 200);
+    }
+    drop(sender);
+    within(PATIENCE, "the end", connection).await.unwrap().unwrap();
     edge.stop().await;
 }
 

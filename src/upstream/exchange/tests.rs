@@ -1,4 +1,4 @@
-//! Exchanges with scripted workers on unix sockets; uploads come through hyper's server, as those of HTTP/2 do in earnest.
+//! Exchanges with scripted workers on unix sockets; uploads come through hyper's server.
 
 use std::cell::RefCell;
 use std::os::fd::AsFd;
@@ -18,7 +18,7 @@ use crate::config::model::Protocol;
 use crate::name::WorkerId;
 use crate::scope::Scope;
 use crate::upstream::client_body::ClientBody;
-use crate::upstream::error::{RequestBodyError, ResponseBodyError};
+use crate::upstream::error::{ClientBodyError, RequestBodyError, ResponseBodyError};
 use crate::worker::slot::Slot;
 
 mod ahead;
@@ -166,7 +166,8 @@ impl Rig {
         let service = service_fn(async |request: Request<Incoming>| {
             let (parts, incoming) = request.into_parts();
             let deadline = self.reach.deadlines.deadline();
-            let incoming = ClientBody::new(incoming, None);
+            let incoming = incoming.map_err(|error| ClientBodyError::Closed(Some(io::Error::other(error))));
+            let incoming = ClientBody::streamed(Box::pin(incoming));
             let mut body = Some(RequestBody::new(incoming, deadline, self.reach.bounds(self.max_body)));
             match self.send(parts.method, false, &mut body).await {
                 Ok(Answer::Response(response)) => Ok(response),

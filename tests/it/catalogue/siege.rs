@@ -1,9 +1,11 @@
 //! Attackers and a good client at the same time: what the attackers make edge hold is bounded and given back, and the good
 //! client's requests are answered, nearly as fast as before.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
+use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -24,10 +26,10 @@ const MOST_EACH: u64 = 320;
 const LEFT: u64 = 16 * 1024;
 /// How soon.
 const GIVEN_BACK: Duration = Duration::from_secs(60);
-/// Below this nobody can tell an attack from the machine: attackers, client, worker and an unoptimised edge share its cores,
-/// in the everyday suite with other tests, and each waits for its turn.
+/// How much longer than usual the slowest of a hundred requests may take, where twice the usual is less: attackers, client, worker
+/// and an unoptimised edge share a machine's cores, in the everyday suite with other tests, and each waits for its turn.
 fn unfelt() -> Duration {
-    Duration::from_millis(if full_length() { 100 } else { 250 })
+    Duration::from_millis(if full_length() { 20 } else { 100 })
 }
 
 /// One attacker's connection, from beginning to end.
@@ -39,6 +41,8 @@ struct Target {
     https: std::net::SocketAddr,
     trust: Trust,
     number: usize,
+    /// Where attackers wait for each other.
+    together: Arc<Barrier>,
 }
 
 impl Target {
@@ -66,7 +70,7 @@ impl Target {
 const ATTACKS: [(&str, usize, usize, Attack); 8] = [
     ("F01 resets", 100, 100, |target| Box::pin(resets(target))),
     ("F02 floods", 100, 100, |target| Box::pin(floods(target))),
-    ("F03 bomb", 50, 100, |target| Box::pin(bomb(target))),
+    ("F03 bomb", 100, 100, |target| Box::pin(bomb(target))),
     ("F04 slow app", 100, 100, |target| Box::pin(slow_app(target))),
     ("F05 no bodies", 100, 100, |target| Box::pin(no_bodies(target))),
     ("D01 D07 handshakes", 200, 2_000, |target| Box::pin(handshakes(target))),
@@ -114,6 +118,8 @@ async fn bomb(target: Target) -> std::io::Result<()> {
     for stream in 1..100 {
         frames.extend(headers(1 + stream * 2, true, &other));
     }
+    // All at the same moment; one that was sent away does not wait for those that are not.
+    let _ = tokio::time::timeout(Duration::from_secs(5), target.together.wait()).await;
     client.send(frames).await;
     client.end().await;
     Ok(())
@@ -200,7 +206,10 @@ async fn what_attackers_hold_is_bounded_and_given_back() {
     let usual = base.at(0.99);
     println!("figure: siege base p50 {:?} p99 {usual:?}, {} requests, {rest} KiB", base.at(0.5), base.good);
     let mut broken = Vec::new();
-    for (name, everyday, most, attack) in ATTACKS {
+    // Some of them, where somebody has no quarter of an hour for all at full length.
+    let only = std::env::var("EDGE_TEST_SIEGE").unwrap_or_default();
+    let wanted = |name: &str| only.is_empty() || only.split(',').any(|part| name.starts_with(part));
+    for (name, everyday, most, attack) in ATTACKS.into_iter().filter(|(name, ..)| wanted(name)) {
         let count = if full { most } else { everyday };
         let attackers = Attackers::start(&edge, &trust, count, attack);
         let (cpu, begun) = (processes::cpu(edge.pid()), Instant::now());
@@ -224,7 +233,7 @@ async fn what_attackers_hold_is_bounded_and_given_back() {
                 grown > MOST.max(if name.starts_with('F') { 0 } else { count as u64 * MOST_EACH }),
                 format!("{grown} KiB"),
             ),
-            (felt > (usual * 2).max(unfelt()), format!("{felt:?} where {usual:?} is usual")),
+            (felt > (usual * 2).max(usual + unfelt()), format!("{felt:?} where {usual:?} is usual")),
         ] {
             broken.extend(wrong.then(|| format!("{name}: {why}")));
         }
@@ -280,7 +289,9 @@ struct Attackers {
 impl Attackers {
     fn start(edge: &Edge, trust: &Trust, count: usize, attack: Attack) -> Self {
         let enough = CancellationToken::new();
-        let (stop, target) = (enough.clone(), Target { https: edge.https, trust: trust.clone(), number: 0 });
+        let together = Arc::new(Barrier::new(count));
+        let target = Target { https: edge.https, trust: trust.clone(), number: 0, together };
+        let stop = enough.clone();
         let thread = std::thread::spawn(move || {
             // Of this thread alone, as Linux has it.
             setpriority_process(None, 19).unwrap();

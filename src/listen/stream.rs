@@ -1,0 +1,307 @@
+//! One request on a client's HTTP/2 connection: handed on, and its answer sent as far as flow control lets it. It may become a
+//! WebSocket (RFC 8441).
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{CONTENT_LENGTH, DATE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body as _, Frame};
+
+use crate::boxed::boxed;
+use crate::deadline::Deadline;
+use crate::listen::date::date;
+use crate::listen::duplex::{Duplex, PIECE};
+use crate::proxy::body::Body;
+use crate::proxy::conn::ConnInfo;
+use crate::proxy::handle::{Reply, handle};
+use crate::proxy::plane::Plane;
+use crate::proxy::target::Extended;
+use crate::proxy::upgrade::Switch;
+use crate::scope::Scope;
+use crate::upstream::client_body::{ClientBody, ReadOn};
+
+/// The requests of one connection.
+pub struct Streams {
+    conn: Rc<ConnInfo>,
+    plane: Rc<Plane>,
+    scope: Scope,
+    tunnels: Tunnels,
+}
+
+impl Streams {
+    /// None yet.
+    pub fn new(conn: Rc<ConnInfo>, plane: Rc<Plane>, scope: Scope) -> Self {
+        Self { conn, plane, scope, tunnels: Tunnels::default() }
+    }
+
+    /// Whether a stream is a WebSocket.
+    pub fn any_tunnel(&self) -> bool {
+        self.tunnels.0.get() > 0
+    }
+
+    /// Answers `request`: at once where that can be done, and otherwise in a task of its own.
+    ///
+    /// A connection's requests are read many at a time, and the head of each is worth a hundred times what it took to send. One
+    /// that is refused for what it says, or because its client asks for too much, must not wait for a task with it.
+    pub fn begin(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        let (conn, plane) = (Rc::clone(&self.conn), Rc::clone(&self.plane));
+        let mut stream = Stream {
+            phase: Phase::Asking(boxed(|| ask(request, respond, conn, plane))),
+            plane: Rc::clone(&self.plane),
+            tunnels: self.tunnels.clone(),
+        };
+        let mut once = Context::from_waker(Waker::noop());
+        match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut stream).poll(&mut once))) {
+            Ok(Poll::Pending) => drop(self.scope.spawn(stream)),
+            // A panic ends its request alone, as it does in a task.
+            Ok(Poll::Ready(())) | Err(_) => {}
+        }
+    }
+}
+
+/// A request, and whatever it becomes.
+struct Stream {
+    phase: Phase,
+    plane: Rc<Plane>,
+    tunnels: Tunnels,
+}
+
+#[expect(clippy::large_enum_variant, reason = "the larger one is what most come to")]
+enum Phase {
+    /// Boxed, so that an answer on its way holds no room for what made it.
+    Asking(Pin<Box<dyn Future<Output = Option<Answered>>>>),
+    Sending(Sending),
+}
+
+/// A request that has an answer.
+struct Answered {
+    respond: SendResponse<Bytes>,
+    reply: Reply,
+    /// The client's direction of what a CONNECT asks for.
+    connected: Option<RecvStream>,
+}
+
+/// Hands a request on; `None` where its client wants no answer any more.
+async fn ask(
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    conn: Rc<ConnInfo>,
+    plane: Rc<Plane>,
+) -> Option<Answered> {
+    let (mut parts, incoming) = request.into_parts();
+    let (body, connected) = if parts.method == Method::CONNECT {
+        if let Some(protocol) = parts.extensions.remove::<h2::ext::Protocol>() {
+            let websocket = protocol.as_str() == "websocket";
+            parts.extensions.insert(if websocket { Extended::WebSocket } else { Extended::Other });
+        }
+        (ClientBody::none(), Some(incoming))
+    } else {
+        let read_on = ReadOn { tasks: plane.tunnels.clone(), deadlines: plane.reach.deadlines.clone() };
+        (ClientBody::stream(incoming, parts.headers.get(CONTENT_LENGTH), read_on), None)
+    };
+    let respond = RefCell::new(respond);
+    let early = |status: StatusCode, fields: &HeaderMap| {
+        let mut hints = Response::new(());
+        *hints.status_mut() = status;
+        *hints.headers_mut() = fields.clone();
+        // It fails where the connection does, which the answer learns as well.
+        let _ = respond.borrow_mut().send_informational(hints);
+    };
+    let reply = {
+        let mut handling = pin!(handle(parts, body, &conn, &plane, Some(&early)));
+        poll_fn(|cx| {
+            // First: nothing may be said on a stream that was reset.
+            if respond.borrow_mut().poll_reset(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            handling.as_mut().poll(cx).map(Some)
+        })
+        .await?
+    };
+    Some(Answered { respond: respond.into_inner(), reply, connected })
+}
+
+impl Future for Stream {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match &mut self.phase {
+                Phase::Asking(asking) => {
+                    let Some(answered) = ready!(asking.as_mut().poll(cx)) else { return Poll::Ready(()) };
+                    match self.send(answered) {
+                        Some(sending) => self.phase = Phase::Sending(sending),
+                        None => return Poll::Ready(()),
+                    }
+                }
+                Phase::Sending(sending) => return sending.poll(cx),
+            }
+        }
+    }
+}
+
+impl Stream {
+    /// Sends the head of an answer. What is left to send, if anything.
+    fn send(&self, answered: Answered) -> Option<Sending> {
+        let Answered { mut respond, reply, connected } = answered;
+        let (head, body) = reply.response.into_parts();
+        let mut head = Response::from_parts(head, ());
+        if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
+            head.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+        }
+        head.headers_mut().entry(DATE).or_insert_with(|| {
+            HeaderValue::from_bytes(&date(self.plane.clock.now())).expect("a date is printable ASCII")
+        });
+        let whole = body.is_end_stream() && reply.switch.is_none();
+        let sent = match respond.send_response(head, whole) {
+            Ok(sent) => sent,
+            Err(error) => {
+                tracing::debug!(%error, "an answer could not be sent");
+                respond.send_reset(Reason::INTERNAL_ERROR);
+                if let Some(switch) = reply.switch {
+                    switch.abandon("the client was gone before the WebSocket was open");
+                }
+                return None;
+            }
+        };
+        match (reply.switch, connected) {
+            (Some(switch), Some(client)) => {
+                let carrying =
+                    self.tunnels.clone().carry(Duplex::new(sent, client), switch, Rc::clone(&self.plane));
+                drop(self.plane.tunnels.spawn(carrying));
+                None
+            }
+            (Some(_), None) | (None, _) if whole => None,
+            (Some(_), None) | (None, _) => Some(Sending::new(sent, body, &self.plane)),
+        }
+    }
+}
+
+/// An answer's body on its way.
+///
+/// A client that takes nothing at all is the connection's to notice, but flow control lets it take one answer and leave
+/// another, which would hold its worker for ever: then the stream is reset.
+struct Sending {
+    stream: SendStream<Bytes>,
+    body: Body,
+    /// What the client has no room for yet.
+    data: Bytes,
+    /// Set while there is such.
+    deadline: Option<Deadline>,
+    /// Bytes taken since it was set: a client that takes a piece in `timeouts.write` goes on with its answer.
+    taken: usize,
+    plane: Rc<Plane>,
+}
+
+impl Sending {
+    fn new(stream: SendStream<Bytes>, body: Body, plane: &Rc<Plane>) -> Self {
+        Self { stream, body, data: Bytes::new(), deadline: None, taken: 0, plane: Rc::clone(plane) }
+    }
+
+    /// Ready at the end, whatever that is.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.stream.poll_reset(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if !self.data.is_empty() {
+                match self.poll_data(cx) {
+                    Poll::Ready(true) => continue,
+                    Poll::Ready(false) => return Poll::Ready(()),
+                    Poll::Pending => {
+                        ready!(self.poll_patience(cx));
+                        self.body.give_up("the client did not take the answer in time");
+                        return Poll::Ready(());
+                    }
+                }
+            }
+            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
+                return self.end(Bytes::new());
+            };
+            match frame.map(Frame::into_data) {
+                Ok(Ok(data)) if data.is_empty() && self.body.is_end_stream() => return self.end(data),
+                Ok(Ok(data)) => self.data = data,
+                Ok(Err(frame)) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        let _ = self.stream.send_trailers(trailers);
+                    }
+                    return Poll::Ready(());
+                }
+                Err(_) => {
+                    self.stream.send_reset(Reason::INTERNAL_ERROR);
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
+
+    /// A failure is the connection's, which tells of it.
+    fn end(&mut self, data: Bytes) -> Poll<()> {
+        let _ = self.stream.send_data(data, true);
+        Poll::Ready(())
+    }
+
+    /// Sends a piece of `data` once there is room for one; false where nothing follows.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.stream.reserve_capacity(self.data.len().min(PIECE));
+        while self.stream.capacity() == 0 {
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Poll::Ready(false),
+            }
+        }
+        let piece = self.data.split_to(self.data.len().min(self.stream.capacity()));
+        self.taken += piece.len();
+        if self.taken >= PIECE || self.data.is_empty() {
+            (self.deadline, self.taken) = (None, 0);
+        }
+        let last = self.data.is_empty() && self.body.is_end_stream();
+        let sent = self.stream.send_data(piece, last);
+        Poll::Ready(sent.is_ok() && !last)
+    }
+
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = self.deadline.get_or_insert_with(|| {
+            let deadline = self.plane.reach.deadlines.deadline();
+            deadline.set(self.plane.reach.timeouts.write);
+            deadline
+        });
+        deadline.poll_passed(cx)
+    }
+}
+
+/// How many streams of a connection are WebSockets. Clones are handles to the same.
+#[derive(Clone, Default)]
+struct Tunnels(Rc<Cell<u32>>);
+
+impl Tunnels {
+    /// Carries what `switch` stands for.
+    async fn carry(self, mut client: Duplex, switch: Switch, plane: Rc<Plane>) {
+        let _open = Open::among(&self);
+        switch.carry(&mut client, &plane).await;
+    }
+}
+
+/// Counts one until it is dropped.
+struct Open(Tunnels);
+
+impl Open {
+    fn among(tunnels: &Tunnels) -> Self {
+        tunnels.0.set(tunnels.0.get() + 1);
+        Self(tunnels.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.0.set(self.0.0.get() - 1);
+    }
+}
