@@ -58,6 +58,7 @@
 //!   deadline.rs               time-outs of the request path without a timer each
 //!   boxed.rs               P  futures in memory of their own, made there
 //!   inflow.rs                 reading without a buffer for each connection
+//!   outbox.rs                 what is on its way to a client or a worker
 //!   prefixed.rs               a stream of which too much was read
 //!   pidfd.rs                  a process by descriptor
 //!   offspring.rs              children that somebody waits for, and no reaper of orphans
@@ -241,7 +242,6 @@
 //!   listen/linger.rs          closing without losing the last answer
 //!   listen/request.rs      P  the head of a client's HTTP/1 request, read or refused   ← proxy::error, proxy::target, upstream::wire
 //!   listen/response.rs     P  the head of a response, and how its body ends   ← upstream::framing
-//!   listen/outbox.rs          what is on its way to a client
 //!   listen/wire.rs            a client's HTTP/1 connection, and the body of the request on it   ← upstream
 //!   listen/http1.rs           HTTP/1.1 with a client, one request after the other   ← proxy, upstream
 //!   listen/date.rs            the date of a response, written once a second
@@ -289,6 +289,7 @@ pub mod durable;
 pub mod inflow;
 pub mod name;
 pub mod offspring;
+pub mod outbox;
 pub mod pidfd;
 pub mod prefixed;
 pub mod report;

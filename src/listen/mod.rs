@@ -10,7 +10,6 @@ pub mod http2;
 pub mod introduction;
 pub mod linger;
 pub mod meter;
-pub mod outbox;
 pub mod proxy_header;
 pub mod request;
 pub mod response;

@@ -18,6 +18,7 @@ use crate::config::limits::{Limits, ResponseLimits, Timeouts};
 use crate::config::model::Address;
 use crate::deadline::{Deadline, Deadlines};
 use crate::inflow::READ_SIZE;
+use crate::outbox::Outbox;
 use crate::prefixed::Prefixed;
 use crate::upstream::body::{ResponseBody, Transfer, Watch};
 use crate::upstream::budget::Budget;
@@ -128,8 +129,8 @@ pub async fn exchange(
         lease.answered();
     }
     let framing = request_framing(body.as_ref());
-    let mut text = Vec::with_capacity(1024);
-    write_request_head(&mut text, head, framing).map_err(|Malformed(what)| SendError::Unwritable(what))?;
+    let mut out = Outbox::empty();
+    write_request_head(out.text(), head, framing).map_err(|Malformed(what)| SendError::Unwritable(what))?;
     if let Some(body) = body.as_ref() {
         body.check_announced()?;
     }
@@ -142,7 +143,7 @@ pub async fn exchange(
     };
     let mut attempt = Attempt {
         connection,
-        upload: Upload::new(text, framing),
+        upload: Upload::new(out, framing),
         partial: BytesMut::new(),
         asked: Asked { head: *head.method == Method::HEAD, upgrade: head.upgrade },
         limits: reach.limits.response,

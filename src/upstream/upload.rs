@@ -2,14 +2,14 @@
 //!
 //! Polled by whoever waits for the answer, so that both directions move in one task.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http_body::{Body, Frame};
-use tokio::io::AsyncWrite;
 
+use crate::outbox::Outbox;
 use crate::upstream::connection::Connection;
 use crate::upstream::error::RequestBodyError;
 use crate::upstream::framing::{write_chunk_size, write_last_chunk};
@@ -18,14 +18,8 @@ use crate::upstream::wire::RequestFraming;
 
 /// A request on its way. At most one frame of the body is held.
 pub(super) struct Upload {
-    /// The head, a chunk's size line, the last chunk; sent before `data`.
-    text: Vec<u8>,
-    /// How much of `text` is sent.
-    text_sent: usize,
-    /// A frame of the body.
-    data: Bytes,
-    /// What follows `data`.
-    tail: &'static [u8],
+    /// The head, a chunk's size line, the last chunk; a frame of the body.
+    out: Outbox,
     body: Option<RequestBody>,
     /// How the body is written; the length counts down.
     framing: RequestFraming,
@@ -52,12 +46,9 @@ pub(super) enum UploadState {
 
 impl Upload {
     /// Begins with `head`. `body` is not touched before the first poll.
-    pub(super) fn new(head: Vec<u8>, framing: RequestFraming) -> Self {
+    pub(super) fn new(head: Outbox, framing: RequestFraming) -> Self {
         Self {
-            text: head,
-            text_sent: 0,
-            data: Bytes::new(),
-            tail: b"",
+            out: head,
             body: None,
             framing,
             body_read: matches!(framing, RequestFraming::None),
@@ -80,7 +71,7 @@ impl Upload {
 
     /// Whether the system took all.
     pub(super) fn is_sent(&self) -> bool {
-        self.body_read && self.is_flushed()
+        self.body_read && self.out.is_empty()
     }
 
     /// Bytes read from the client so far.
@@ -98,8 +89,8 @@ impl Upload {
         if self.any_sent() && self.body.is_some() {
             return false;
         }
-        // Without a body `text` is the head, and kept to the end.
-        self.text_sent = 0;
+        // Without a body the text is the head, and kept to the end.
+        self.out.rewind();
         self.sent = 0;
         self.refused = None;
         true
@@ -116,18 +107,16 @@ impl Upload {
             return Ok((UploadState::Refused, false));
         }
         // The head waits for the first frame only if that is here already: they leave in one write.
-        let mut on_client =
-            self.text_sent == 0 && !self.body_read && self.data.is_empty() && !self.fill(cx)?;
+        let mut on_client = self.sent == 0 && !self.body_read && !self.out.has_data() && !self.fill(cx)?;
         loop {
             if self.refused.is_some() {
                 return Ok((UploadState::Refused, moved));
             }
-            while !self.is_flushed() {
-                match self.poll_write(cx, connection) {
+            while !self.out.is_empty() {
+                match self.out.poll_some(cx, connection) {
                     Poll::Ready(Ok(count)) => {
                         moved = true;
                         self.sent += count as u64;
-                        self.advance(count);
                     }
                     Poll::Ready(Err(error)) => {
                         self.refused = Some(error);
@@ -158,10 +147,6 @@ impl Upload {
             Poll::Ready(frame) => frame.transpose()?,
         };
         let over = body.is_end_stream();
-        if self.text_sent == self.text.len() {
-            self.text.clear();
-            self.text_sent = 0;
-        }
         match frame.map(Frame::into_data) {
             Some(Ok(data)) => self.put_data(data, over),
             Some(Err(frame)) => self.put_end(frame.into_trailers().ok().as_ref()),
@@ -178,7 +163,7 @@ impl Upload {
                 data.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= data.len() as u64;
                 self.body_read = *left == 0;
-                self.data = data;
+                self.out.put(data, b"");
             }
             RequestFraming::Chunked if data.is_empty() => {
                 if over {
@@ -186,10 +171,9 @@ impl Upload {
                 }
             }
             RequestFraming::Chunked => {
-                write_chunk_size(&mut self.text, data.len());
-                self.tail = if over { b"\r\n0\r\n\r\n" } else { b"\r\n" };
+                write_chunk_size(self.out.text(), data.len());
+                self.out.put(data, if over { b"\r\n0\r\n\r\n" } else { b"\r\n" });
                 self.body_read = over;
-                self.data = data;
             }
         }
     }
@@ -201,37 +185,9 @@ impl Upload {
             // cannot be made up: the worker must see the request break off.
             RequestFraming::Length(_) => self.refused = Some(io::ErrorKind::UnexpectedEof.into()),
             RequestFraming::Chunked => {
-                write_last_chunk(&mut self.text, trailers);
+                write_last_chunk(self.out.text(), trailers);
                 self.body_read = true;
             }
         }
-    }
-
-    fn is_flushed(&self) -> bool {
-        self.text_sent == self.text.len() && self.data.is_empty() && self.tail.is_empty()
-    }
-
-    fn poll_write(&self, cx: &mut Context<'_>, connection: &mut Connection) -> Poll<io::Result<usize>> {
-        let text = &self.text[self.text_sent..];
-        let written = if self.data.is_empty() && self.tail.is_empty() {
-            Pin::new(connection).poll_write(cx, text)
-        } else {
-            let slices = [IoSlice::new(text), IoSlice::new(&self.data), IoSlice::new(self.tail)];
-            Pin::new(connection).poll_write_vectored(cx, &slices)
-        };
-        match written {
-            Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            Poll::Ready(Ok(_) | Err(_)) | Poll::Pending => written,
-        }
-    }
-
-    fn advance(&mut self, mut count: usize) {
-        let text = count.min(self.text.len() - self.text_sent);
-        self.text_sent += text;
-        count -= text;
-        let data = count.min(self.data.len());
-        self.data.advance(data);
-        count -= data;
-        self.tail = &self.tail[count..];
     }
 }
