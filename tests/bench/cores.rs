@@ -137,13 +137,13 @@ fn line(threads: &[usize]) {
         .iter()
         .map(|&count| {
             let pool = pool(4, NonZeroU32::new(1));
-            at_once(count, |_, over| wait_in_line(&pool, over))
+            at_once(count, |_, _| wait_in_line(&pool))
         })
         .collect();
     row("", &took);
 }
 
-fn wait_in_line(pool: &Arc<Pool>, over: &AtomicBool) -> u64 {
+fn wait_in_line(pool: &Arc<Pool>) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let count = Rc::new(std::cell::Cell::new(0));
     let tasks = tokio::task::LocalSet::new();
@@ -159,11 +159,7 @@ fn wait_in_line(pool: &Arc<Pool>, over: &AtomicBool) -> u64 {
             }
         });
     }
-    tasks.block_on(&runtime, async {
-        while !over.load(Ordering::Relaxed) {
-            tokio::task::yield_now().await;
-        }
-    });
+    tasks.block_on(&runtime, async { tokio::time::sleep(LENGTH).await });
     count.get()
 }
 
