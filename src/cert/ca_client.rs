@@ -79,6 +79,8 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// A page where its operator can do something about it (RFC 8555 §7.3.3).
     pub page: Option<String>,
+    /// What it is made of, where it says nothing itself (RFC 8555 §6.7.1).
+    pub parts: Vec<Refusal>,
 }
 
 /// No answer within the limits.
@@ -94,6 +96,11 @@ pub enum CallError {
 }
 
 impl Refusal {
+    /// Whether it is of this kind, or made of one that is.
+    pub fn is(&self, kind: &str) -> bool {
+        self.kind.as_deref() == Some(kind) || self.parts.iter().any(|part| part.is(kind))
+    }
+
     /// The parts a failure is classified by.
     pub fn answer(&self) -> Answer<'_> {
         Answer {
@@ -284,18 +291,31 @@ fn refusal(status: u16, headers: &HeaderMap, body: &[u8], now: SystemTime) -> Re
     let retry_after = headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now));
     let json = headers.get(CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().windows(4).any(|w| w == b"json"));
     let problem = json.then(|| serde_json::from_slice::<ProblemDocument>(body).ok()).flatten();
-    let Some(mut problem) = problem else {
-        return Refusal { status, kind: None, detail: None, retry_after, page: None };
+    let Some(problem) = problem else {
+        return Refusal { status, kind: None, detail: None, retry_after, page: None, parts: Vec::new() };
     };
-    // A compound problem says nothing itself (RFC 8555 §6.7.1); with one name in each order its first part says all.
-    if problem.r#type.as_deref().map(short) == Some("compound") && !problem.subproblems.is_empty() {
-        problem = problem.subproblems.swap_remove(0);
-    }
+    told(status, retry_after, problem)
+}
+
+fn told(status: u16, retry_after: Option<Duration>, problem: ProblemDocument) -> Refusal {
     let kind = problem.r#type.as_deref().map(|kind| short(kind).to_owned());
+    let parts: Vec<Refusal> = match kind.as_deref() {
+        Some("compound") => {
+            problem.subproblems.into_iter().map(|part| told(status, retry_after, part)).collect()
+        }
+        Some(_) | None => Vec::new(),
+    };
     let is_page = |url: &String| {
         url.starts_with("https://") && url.len() < 500 && url.bytes().all(|b| b.is_ascii_graphic())
     };
-    Refusal { status, kind, detail: problem.detail, retry_after, page: problem.instance.filter(is_page) }
+    Refusal {
+        status,
+        kind,
+        detail: problem.detail,
+        retry_after,
+        page: problem.instance.filter(is_page),
+        parts,
+    }
 }
 
 /// Seconds or a date (RFC 9110 §10.2.3).
@@ -353,9 +373,13 @@ mod tests {
     }
 
     #[test]
-    fn a_compound_problem_speaks_by_its_part() {
+    fn a_compound_problem_comes_in_parts() {
         let body = r#"{"type":"urn:ietf:params:acme:error:compound","subproblems":
-            [{"type":"urn:ietf:params:acme:error:caa","detail":"forbidden"}]}"#;
-        assert_eq!(read(403, &[], body).kind.as_deref(), Some("caa"));
+            [{"type":"urn:ietf:params:acme:error:caa","detail":"forbidden"},
+             {"type":"urn:ietf:params:acme:error:compound","subproblems":[{"type":"dns"}]}]}"#;
+        let refused = read(403, &[], body);
+        let kinds: Vec<_> = refused.parts.iter().map(|part| part.kind.as_deref()).collect();
+        assert_eq!(kinds, [Some("caa"), Some("compound")]);
+        assert_eq!(refused.parts[1].parts[0].kind.as_deref(), Some("dns"));
     }
 }

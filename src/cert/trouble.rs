@@ -31,9 +31,7 @@ impl Trouble {
     /// Whether the CA has forgotten the account, which registering again repairs.
     pub fn is_unknown_account(&self) -> bool {
         match self {
-            Self::Ca(_, error) => {
-                refusal(error).is_some_and(|r| r.kind.as_deref() == Some("accountDoesNotExist"))
-            }
+            Self::Ca(_, error) => refusal(error).is_some_and(|refusal| refusal.is("accountDoesNotExist")),
             Self::Failed(_) => false,
         }
     }
@@ -44,14 +42,14 @@ impl Trouble {
         let Some(refusal) = refusal(error) else { return matches!(error, Error::Unsupported(_)) };
         let told =
             refusal.detail.as_deref().is_some_and(|detail| detail.to_ascii_lowercase().contains("replace"));
-        let named = refusal.kind.as_deref() == Some("alreadyReplaced");
+        let named = refusal.is("alreadyReplaced");
         named || told || matches!(refusal.status, 404 | 409)
     }
 
     /// Whether the CA dislikes the order's profile.
     pub fn is_about_profile(&self) -> bool {
         match self {
-            Self::Ca(_, error) => refusal(error).is_some_and(|r| r.kind.as_deref() == Some("invalidProfile")),
+            Self::Ca(_, error) => refusal(error).is_some_and(|refusal| refusal.is("invalidProfile")),
             Self::Failed(_) => false,
         }
     }
@@ -59,7 +57,7 @@ impl Trouble {
     /// Whether the CA says that the order is not where a request expects it, which looking at the order settles.
     pub fn is_not_ready(&self) -> bool {
         match self {
-            Self::Ca(_, error) => refusal(error).is_some_and(|r| r.kind.as_deref() == Some("orderNotReady")),
+            Self::Ca(_, error) => refusal(error).is_some_and(|refusal| refusal.is("orderNotReady")),
             Self::Failed(_) => false,
         }
     }
@@ -71,19 +69,20 @@ impl Trouble {
             Self::Ca(call, error) => (call, error),
         };
         if let Some(refusal) = refusal(&error) {
-            return Failure::refused(ca, name, call, refusal.answer());
+            return refused(ca, name, call, refusal);
         }
         match error {
             // What an order or challenge object says about itself comes with HTTP status 200.
             Error::Api(problem) => {
-                let kind = problem.r#type.as_deref().map(short);
-                let answer = Answer {
-                    status: problem.status,
-                    kind,
-                    detail: problem.detail.as_deref(),
-                    ..Answer::default()
+                let told = |kind: &Option<String>, detail: &Option<String>| {
+                    let (kind, detail) = (kind.as_deref().map(short), detail.as_deref());
+                    let answer = Answer { status: problem.status, kind, detail, ..Answer::default() };
+                    Failure::refused(ca, name, call, answer)
                 };
-                Failure::refused(ca, name, call, answer)
+                let compound = problem.r#type.as_deref().map(short) == Some("compound");
+                let parts = problem.subproblems.iter().filter(|_| compound);
+                worst(parts.map(|part| told(&part.r#type, &part.detail)))
+                    .unwrap_or_else(|| told(&problem.r#type, &problem.detail))
             }
             Error::Json(_) => Failure::new(
                 Class::Transient,
@@ -136,9 +135,52 @@ pub fn is_broken(error: &Error) -> bool {
     }
 }
 
+fn refused(ca: &str, name: &str, call: Call, refusal: &Refusal) -> Failure {
+    worst(refusal.parts.iter().map(|part| refused(ca, name, call, part)))
+        .unwrap_or_else(|| Failure::refused(ca, name, call, refusal.answer()))
+}
+
+/// Of a refusal in parts: what asks to wait the longest, then what is the hardest to mend.
+fn worst(parts: impl Iterator<Item = Failure>) -> Option<Failure> {
+    parts.max_by_key(|failure| (failure.retry_after, failure.class))
+}
+
 fn refusal(error: &Error) -> Option<&Refusal> {
     match error {
         Error::Other(source) => source.downcast_ref(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_refusal_in_parts_the_worst_decides() {
+        let part = |kind: &str, parts| Refusal {
+            status: 403,
+            kind: Some(kind.to_owned()),
+            detail: None,
+            retry_after: Some(Duration::from_secs(9)),
+            page: None,
+            parts,
+        };
+        for (kinds, wanted) in [
+            (["dns", "rejectedIdentifier"], Class::Permanent),
+            (["caa", "dns"], Class::Caa),
+            (["rejectedIdentifier", "rateLimited"], Class::Limited),
+        ] {
+            let parts = kinds.map(|kind| part(kind, Vec::new())).to_vec();
+            let compound = part("compound", parts);
+            let error = Error::Other(Box::new(part("compound", vec![compound])));
+            let failure = Trouble::Ca(Call::NewOrder, error).into_failure("the CA", "a.example");
+            assert_eq!(failure.class, wanted, "{kinds:?}: {}", failure.message);
+        }
+        let order = serde_json::json!({"type": "urn:ietf:params:acme:error:compound", "subproblems": [
+            {"type": "urn:ietf:params:acme:error:dns"}, {"type": "urn:ietf:params:acme:error:caa"}]});
+        let error = Error::Api(serde_json::from_value(order).expect("a problem"));
+        let failure = Trouble::Ca(Call::Finalize, error).into_failure("the CA", "a.example");
+        assert_eq!(failure.class, Class::Caa, "{}", failure.message);
     }
 }

@@ -128,6 +128,8 @@ async fn short_certificates_are_renewed_under_load_without_a_failure() {
         tally.failed.len()
     );
     assert!(renewals >= least, "{renewals} renewals");
+    let fifty = 50 * length;
+    assert!(!full_length() || tally.handshakes >= fifty, "{} handshakes, and not {fifty}", tally.handshakes);
     assert!(tally.failed.is_empty(), "{} of {}: {:#?}", tally.failed.len(), tally.good, tally.failed);
     let after = edge.status().await;
     for (name, host) in TWO_APPS {
