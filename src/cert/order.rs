@@ -238,9 +238,16 @@ impl Attempt<'_> {
                 }
             }
         }
-        let pem = patient(async || order.poll_certificate(&poll_policy()).await)
-            .await
-            .map_err(|error| Trouble::Ca(Call::Download, error))?;
+        let pem = patient(async || {
+            // Two nonces in a row that must both be taken are too much to ask of a CA that refuses most of them: once the order
+            // is seen to be valid, only the download is repeated.
+            if order.state().status == OrderStatus::Valid {
+                return order.certificate().await?.ok_or(Error::Str("the order has no certificate"));
+            }
+            order.poll_certificate(&poll_policy()).await
+        })
+        .await
+        .map_err(|error| Trouble::Ca(Call::Download, error))?;
         drop(guards);
         if !pem.contains("-----BEGIN CERTIFICATE-----") {
             // Something between the CA and here; the certificate is still there.

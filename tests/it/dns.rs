@@ -7,7 +7,7 @@ use tokio::net::UnixStream;
 
 use crate::ca::free_port;
 use crate::ca::pebble::{Pebble, Terms};
-use crate::support::client::{Connection, Trust, Wire};
+use crate::support::client::{Connection, Trust, Wire, tls};
 use crate::support::edge::Setup;
 use crate::support::until;
 
@@ -90,7 +90,19 @@ async fn edge_is_not_misled_by_orphans(pebble: &Pebble) {
 
 #[tokio::test]
 async fn the_running_edge_answers_for_a_look_as_long_as_somebody_looks() {
-    let edge = Setup::new().app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1").start().await;
+    let edge = Setup::new()
+        .top("acme:\n  ca: https://127.0.0.1:1/dir\n  self_check: false")
+        .app("a", "domains: [a.test, b.acme.example]\ncommand: edge hello\nworkers: 1")
+        .start()
+        .await;
+    let trust = edge.trust().await;
+    let shaken = async || {
+        let offered = trust.offering(&["acme-tls/1"]);
+        let refused = tls(edge.https, "b.acme.example", offered).await.expect_err("no certificate of a CA");
+        refused.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>()).cloned()
+    };
+    let nobody = Some(rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol));
+    assert_eq!(shaken().await, nobody);
     let path = "/.well-known/acme-challenge/edge-self-check-1";
     let asked = async || Connection::plain(&edge, "a.test").await.get(path).await;
     assert_ne!(asked().await.text(), "the-answer");
@@ -104,9 +116,12 @@ async fn the_running_edge_answers_for_a_look_as_long_as_somebody_looks() {
     }
     let answer = asked().await;
     assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "the-answer"));
+    let shown = shaken().await;
+    assert!(matches!(shown, Some(rustls::Error::InvalidCertificate(_))), "{shown:?}");
     drop(admin);
     until(Duration::from_secs(20), "it is withdrawn", async || (asked().await.status != 200).then_some(()))
         .await;
+    assert_eq!(shaken().await, nobody);
     edge.stop().await;
 }
 

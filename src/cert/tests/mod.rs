@@ -14,6 +14,7 @@ mod import;
 mod knot;
 mod lab;
 mod limits;
+mod look;
 mod manager;
 mod many;
 mod proofs;
