@@ -124,7 +124,8 @@ async fn ask_each(
 
 #[tokio::test]
 async fn clients_that_go_away_cost_uvicorn_no_memory() {
-    // What an interpreter keeps for later it has once it has been busy for a while: growth counts from then on.
+    // What an interpreter keeps for later, a fifth of what it begins with, it has once it has been busy for a while: growth counts
+    // from then on, and in a short run what is more than that.
     let step = if full_length() { 25_000 } else { 500 };
     let yaml = python::app("uvicorn main:app", "workers: 1\nhttp: serve");
     let edge = python::setup().top("log: {access: false}").app("a", &yaml).start().await;
@@ -150,7 +151,8 @@ async fn clients_that_go_away_cost_uvicorn_no_memory() {
     println!(
         "figure: KiB of uvicorn before and after each {step} connections that were closed early: {memory:?}"
     );
-    assert!(memory[4] < memory[1] + memory[1] / 20, "{memory:?}");
+    let most = if full_length() { memory[1] + memory[1] / 20 } else { memory[0] + memory[0] / 10 * 3 };
+    assert!(memory[4] < most, "{memory:?}");
     assert_eq!(edge.workers("a").await, [worker]);
     edge.stop().await;
 }
