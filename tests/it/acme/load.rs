@@ -102,8 +102,8 @@ async fn orders_of_five_hundred_names_are_not_felt_by_requests() {
         middle(&busy),
         ca.orders().len()
     );
-    // A tenth; a short run is on a machine that may have others to serve as well.
-    let slack = if full_length() { Duration::ZERO } else { Duration::from_millis(20) };
+    // A tenth. In a short run, beside other tests, one disturbance is its p99, and only what orders would hold up is told apart.
+    let slack = if full_length() { Duration::ZERO } else { slow };
     let most = middle(&idle).mul_f64(1.1) + slack;
     assert!(middle(&busy) <= most, "{:?} is more than {most:?}", middle(&busy));
 }
