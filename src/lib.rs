@@ -217,6 +217,7 @@
 //!   upstream/stream_head.rs P  heads of HTTP/2 with a worker, without sockets: the same
 //!   upstream/multiplex.rs     this thread's connections of HTTP/2, shared by its requests
 //!   upstream/stream_upload.rs the sending half of a stream
+//!   upstream/duplex.rs        a stream of HTTP/2 as a stream of bytes, for a WebSocket
 //!   upstream/stream_body.rs   a worker's body over HTTP/2
 //!   upstream/exchange.rs      one attempt: a request out, the head of the answer in
 //!   upstream/stream.rs        the same over HTTP/2
@@ -253,8 +254,7 @@
 //!   listen/wire.rs            a client's HTTP/1 connection, and the body of the request on it   ← upstream
 //!   listen/http1.rs           HTTP/1.1 with a client, one request after the other   ← proxy, upstream
 //!   listen/date.rs            the date of a response, written once a second
-//!   listen/duplex.rs          a stream of HTTP/2 as a stream of bytes
-//!   listen/stream.rs          one request on a client's HTTP/2 connection, and its answer   ← proxy, upstream::client_body
+//!   listen/stream.rs          one request on a client's HTTP/2 connection, and its answer   ← proxy, upstream
 //!   listen/http2.rs           a client's HTTP/2 connection   ← proxy
 //!   listen/complaint.rs       trouble that may come often and is told once
 //!   listen/proxy_header.rs P  the PROXY protocol: for whom a load balancer connects

@@ -3,7 +3,6 @@
 pub mod accept;
 pub mod complaint;
 pub mod date;
-pub mod duplex;
 pub mod handshakes;
 pub mod http1;
 pub mod http2;

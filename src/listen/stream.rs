@@ -18,7 +18,6 @@ use http_body::{Body as _, Frame};
 use crate::boxed::boxed;
 use crate::deadline::Deadline;
 use crate::listen::date::date;
-use crate::listen::duplex::{Duplex, PIECE};
 use crate::proxy::body::Body;
 use crate::proxy::conn::ConnInfo;
 use crate::proxy::handle::{Reply, handle};
@@ -27,6 +26,7 @@ use crate::proxy::target::Extended;
 use crate::proxy::upgrade::Switch;
 use crate::scope::Scope;
 use crate::upstream::client_body::{ClientBody, ReadOn};
+use crate::upstream::duplex::{Duplex, PIECE};
 
 /// The requests of one connection.
 pub struct Streams {
@@ -175,7 +175,7 @@ impl Stream {
         match (reply.switch, connected) {
             (Some(switch), Some(client)) => {
                 let carrying =
-                    self.tunnels.clone().carry(Duplex::new(sent, client), switch, Rc::clone(&self.plane));
+                    self.tunnels.clone().carry(Duplex::new(sent, client, ()), switch, Rc::clone(&self.plane));
                 drop(self.plane.tunnels.spawn(carrying));
                 None
             }
@@ -284,7 +284,7 @@ struct Tunnels(Rc<Cell<u32>>);
 
 impl Tunnels {
     /// Carries what `switch` stands for.
-    async fn carry(self, mut client: Duplex, switch: Switch, plane: Rc<Plane>) {
+    async fn carry(self, mut client: Duplex<()>, switch: Switch, plane: Rc<Plane>) {
         let _open = Open::among(&self);
         switch.carry(&mut client, &plane).await;
     }

@@ -35,7 +35,7 @@ pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize
         SendError::Unread => method.is_idempotent(),
         // It answered, or may be working still: asking again would double the load of a struggling app.
         SendError::BadResponse(_) | SendError::Reset(_) | SendError::TimedOut => false,
-        SendError::Unwritable(_) | SendError::RequestBody(_) => false,
+        SendError::Unwritable(_) | SendError::NoWebSockets | SendError::RequestBody(_) => false,
     };
     if safe_to_repeat && replayable && made < ATTEMPTS { Verdict::Retry } else { Verdict::GiveUp }
 }

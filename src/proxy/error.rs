@@ -137,6 +137,7 @@ impl ProxyError {
                 | SendError::BadResponse(_),
             ) => (Worker, StatusCode::BAD_GATEWAY),
             Self::Send(SendError::Refused) => (Worker, StatusCode::SERVICE_UNAVAILABLE),
+            Self::Send(SendError::NoWebSockets) => (Client, StatusCode::NOT_IMPLEMENTED),
             Self::Send(SendError::Unwritable(_)) => (Client, StatusCode::BAD_REQUEST),
             Self::Send(SendError::Unread | SendError::TimedOut) => (Worker, StatusCode::GATEWAY_TIMEOUT),
             Self::Send(SendError::RequestBody(RequestBodyError::TooLarge { .. })) => {
@@ -182,6 +183,7 @@ impl ProxyError {
                 | SendError::Refused
                 | SendError::Reset(_)
                 | SendError::BadResponse(_)
+                | SendError::NoWebSockets
                 | SendError::Unread
                 | SendError::TimedOut,
             )

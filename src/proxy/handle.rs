@@ -25,7 +25,7 @@ use crate::proxy::reply;
 use crate::proxy::route::{self, Asked, Decision, Secured, Site};
 use crate::proxy::sticky;
 use crate::proxy::target::{self, Authority, Present, Target};
-use crate::proxy::upgrade::{self, Switch, Translated};
+use crate::proxy::upgrade::{self, Switch};
 use crate::upstream::affinity::Home;
 use crate::upstream::body::ResponseBody;
 use crate::upstream::client_body::ClientBody;
@@ -99,6 +99,7 @@ enum Routed {
 }
 
 /// What a request ends in.
+#[expect(clippy::large_enum_variant, reason = "it lives for one match, and most are the larger one")]
 enum Outcome {
     Answer(Response<Content>),
     Tunnel { head: Response<()>, worker: Tunnel },
@@ -184,18 +185,10 @@ impl<'a> Passage<'a> {
         }
         self.entry.enter(&self.caller).await?;
         let has_body = !incoming.is_end_stream();
-        let (translated, is_handshake) = match site.app.protocol {
-            Protocol::Http1 => {
-                let translated = upgrade::translate(&mut self.parts)?;
-                let is_handshake = translated.is_some()
-                    || (self.present.upgrade && upgrade::is_handshake(&self.parts, has_body)?);
-                (translated, is_handshake)
-            }
-            Protocol::H2c if self.parts.method == Method::CONNECT => {
-                return Err(ProxyError::ProtocolUnsupported);
-            }
-            Protocol::H2c => (None, false),
-        };
+        // A CONNECT has no need of the field.
+        let may_open = self.present.upgrade || self.parts.method == Method::CONNECT;
+        let opening =
+            if may_open { upgrade::opening(&mut self.parts, has_body, site.app.protocol)? } else { None };
 
         // Of their own, because the answer borrows all of the passage.
         let (named, seen_host) = (self.caller.named().cloned(), self.caller.host().cloned());
@@ -206,7 +199,7 @@ impl<'a> Passage<'a> {
             host: seen_host.as_ref().unwrap_or(host),
             request_id: self.entry.record.request_id,
             client_subject: self.conn.tls.as_ref().and_then(|tls| tls.client_subject.as_ref()),
-            trailers: self.present.te && !is_handshake && headers::takes_trailers(&self.parts.headers),
+            trailers: self.present.te && opening.is_none() && headers::takes_trailers(&self.parts.headers),
         };
         headers::request(&mut self.parts.headers, self.parts.version, self.present.connection);
 
@@ -215,7 +208,7 @@ impl<'a> Passage<'a> {
             RequestBody::new(incoming, reach.deadlines.deadline(), reach.bounds(site.app.max_body))
         });
         let home = sticky::home(&site.app, &self.parts.headers, self.caller.ip());
-        let answer = self.ask(site, (host, &about), home, is_handshake, &mut body, early).await;
+        let answer = self.ask(site, (host, &about), home, opening.is_some(), &mut body, early).await;
         if let Some(unsent) = &body {
             self.entry.record.bytes_in = unsent.received();
         }
@@ -226,8 +219,8 @@ impl<'a> Passage<'a> {
         }
         match answer {
             Answer::Response(response) => {
-                if translated.is_some() {
-                    Translated::check_declined(response.status())?;
+                if let Some(opening) = &opening {
+                    opening.check_declined(response.status())?;
                 }
                 if !site.synchronous || response.body().is_end_stream() {
                     return Ok(Outcome::Answer(response.map(Content::Upstream)));
@@ -237,11 +230,8 @@ impl<'a> Passage<'a> {
             }
             Answer::Stream(response) => Ok(Outcome::Answer(response.map(Content::Stream))),
             Answer::Upgraded { head, tunnel } => {
-                let head = match &translated {
-                    Some(translated) => translated.open(head)?,
-                    None => upgrade::switch(head),
-                };
-                Ok(Outcome::Tunnel { head, worker: tunnel })
+                let opening = opening.as_ref().ok_or(ProxyError::BadUpgrade("it was not asked for"))?;
+                Ok(Outcome::Tunnel { head: opening.open(head)?, worker: tunnel })
             }
         }
     }

@@ -165,7 +165,9 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
         }
         ProxyError::Send(SendError::Unwritable(_)) => "The request could not be understood.",
         ProxyError::MethodRefused => "This method is not served here.",
-        ProxyError::ProtocolUnsupported => "This protocol is not spoken here.",
+        ProxyError::ProtocolUnsupported | ProxyError::Send(SendError::NoWebSockets) => {
+            "This protocol is not spoken here."
+        }
         ProxyError::CodingUnsupported => "Transfer codings other than chunked are not supported.",
         ProxyError::ExpectationUnsupported => "The request expects something that is not supported.",
         ProxyError::VersionUnsupported => "HTTP/1.1, HTTP/1.0 and HTTP/2 are spoken here.",

@@ -1,5 +1,5 @@
-//! WebSocket over HTTP/1.1 (RFC 6455) and HTTP/2 (RFC 8441): which handshakes are passed on, how one of HTTP/2 is translated
-//! for a worker, and the tunnel after it. Nothing is tunnelled before the worker's 101.
+//! WebSocket over HTTP/1.1 (RFC 6455) and HTTP/2 (RFC 8441): which handshakes are passed on, how one is translated where client
+//! and worker speak different versions, and the tunnel after it. Nothing is tunnelled before the worker has agreed.
 
 use std::rc::Rc;
 
@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use crate::config::model::Protocol;
 use crate::proxy::entry::Entry;
 use crate::proxy::error::ProxyError;
 use crate::proxy::plane::Plane;
@@ -22,7 +23,7 @@ const HALF_CLOSED: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Whether the request is a WebSocket handshake; one that is wrong is refused (RFC 6455 §4.2.1). Every other `Upgrade` is
 /// ignored, as RFC 9110 §7.8 allows, and does not reach the worker.
-pub fn is_handshake(parts: &Parts, has_body: bool) -> Result<bool, ProxyError> {
+fn is_handshake(parts: &Parts, has_body: bool) -> Result<bool, ProxyError> {
     let headers = &parts.headers;
     if parts.version > Version::HTTP_11 || !is_websocket(headers) || !lists(headers, CONNECTION, b"upgrade") {
         return Ok(false);
@@ -38,59 +39,91 @@ pub fn is_handshake(parts: &Parts, has_body: bool) -> Result<bool, ProxyError> {
     }
 }
 
-/// A handshake of HTTP/1.1 that edge made for a client of HTTP/2, which has no key of its own.
-pub struct Translated {
-    /// What proves that the worker read the key.
-    accept: String,
+/// How a WebSocket is opened between a client and a worker, of which each may speak another version of HTTP.
+pub enum Opening {
+    /// Both HTTP/1.1: it is the worker who proves that it read the client's key.
+    Passed,
+    /// HTTP/2 with the client, who has no key: the worker gets one of edge's own, and proves that it read it.
+    Asked {
+        /// What its answer must say.
+        accept: String,
+    },
+    /// HTTP/2 with the worker: edge proves that the client's key was read.
+    Proven {
+        /// What its answer will say.
+        accept: String,
+    },
+    /// Both HTTP/2, which has no keys.
+    Connected,
 }
 
-/// Makes the handshake of an extended CONNECT into one that workers know (RFC 8441 §5); `None` for other requests.
-pub fn translate(parts: &mut Parts) -> Result<Option<Translated>, ProxyError> {
-    if parts.method != Method::CONNECT {
+/// How the WebSocket of a request is opened; `None` for other requests. The handshake of an extended CONNECT is made one that
+/// workers of HTTP/1.1 know (RFC 8441 §5).
+pub fn opening(parts: &mut Parts, has_body: bool, worker: Protocol) -> Result<Option<Opening>, ProxyError> {
+    if parts.method == Method::CONNECT {
+        check_version(&parts.headers)?;
+        parts.method = Method::GET;
+        return Ok(Some(match worker {
+            Protocol::Http1 => {
+                let key = generate_key();
+                let accept = derive_accept_key(key.as_bytes());
+                let key = HeaderValue::try_from(key).expect("base64 is a field value");
+                parts.headers.insert(SEC_WEBSOCKET_KEY, key);
+                Opening::Asked { accept }
+            }
+            Protocol::H2c => Opening::Connected,
+        }));
+    }
+    if !is_handshake(parts, has_body)? {
         return Ok(None);
     }
-    check_version(&parts.headers)?;
-    let key = generate_key();
-    let accept = derive_accept_key(key.as_bytes());
-    parts.method = Method::GET;
-    let key = HeaderValue::try_from(key).expect("base64 is a field value");
-    parts.headers.insert(SEC_WEBSOCKET_KEY, key);
-    Ok(Some(Translated { accept }))
+    Ok(Some(match (worker, parts.headers.get(SEC_WEBSOCKET_KEY)) {
+        (Protocol::H2c, Some(key)) => {
+            Opening::Proven { accept: derive_accept_key(key.as_bytes().trim_ascii()) }
+        }
+        (Protocol::H2c, None) | (Protocol::Http1, _) => Opening::Passed,
+    }))
 }
 
-impl Translated {
-    /// The client's 200, made from the worker's 101: subprotocol and extensions are the client's to see, the rest was between
-    /// edge and the worker.
+impl Opening {
+    /// What the client is told, made from what the worker told, which the exchange has checked. Subprotocol and extensions are
+    /// the client's to see, the rest is between edge and either of them.
     pub fn open(&self, worker: Response<()>) -> Result<Response<()>, ProxyError> {
         let mut response = worker;
-        let accepted = response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
-        if accepted.is_none_or(|accepted| accepted.as_bytes().trim_ascii() != self.accept.as_bytes()) {
-            return Err(ProxyError::BadUpgrade("its Sec-WebSocket-Accept does not fit the key"));
+        let headers = response.headers_mut();
+        match self {
+            Self::Passed | Self::Proven { .. } => {
+                if let Self::Proven { accept } = self {
+                    let accept = HeaderValue::try_from(accept).expect("base64 is a field value");
+                    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+                }
+                headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+                headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            }
+            Self::Asked { accept } => {
+                let accepted = headers.remove(SEC_WEBSOCKET_ACCEPT);
+                if accepted.is_none_or(|accepted| accepted.as_bytes().trim_ascii() != accept.as_bytes()) {
+                    return Err(ProxyError::BadUpgrade("its Sec-WebSocket-Accept does not fit the key"));
+                }
+                headers.remove(UPGRADE);
+                *response.status_mut() = StatusCode::OK;
+            }
+            Self::Connected => {}
         }
-        response.headers_mut().remove(UPGRADE);
-        *response.status_mut() = StatusCode::OK;
         *response.version_mut() = Version::HTTP_11;
         Ok(response)
     }
 
-    /// A worker may decline, but not with a success: to the client that would be an open WebSocket.
-    pub fn check_declined(status: StatusCode) -> Result<(), ProxyError> {
-        if status.is_success() {
-            return Err(ProxyError::BadUpgrade(
-                "it answers a WebSocket handshake with a success other than 101",
-            ));
+    /// A worker may decline, but not with a success: to a client of HTTP/2 that would be an open WebSocket.
+    pub fn check_declined(&self, status: StatusCode) -> Result<(), ProxyError> {
+        match self {
+            Self::Asked { .. } if status.is_success() => {
+                Err(ProxyError::BadUpgrade("it answers a WebSocket handshake with a success other than 101"))
+            }
+            Self::Asked { .. } | Self::Passed | Self::Proven { .. } | Self::Connected => Ok(()),
         }
-        Ok(())
     }
-}
-
-/// The 101 for the client, made from the worker's, which the exchange has checked.
-pub fn switch(worker: Response<()>) -> Response<()> {
-    let mut response = worker;
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
-    *response.version_mut() = Version::HTTP_11;
-    response
 }
 
 /// What a connection is after a 101: a tunnel to the worker, at the end of which the request's entry is written.
@@ -231,22 +264,46 @@ mod tests {
     #[test]
     fn a_connect_becomes_a_handshake_with_a_key_of_edges_own() {
         let mut parts = connect("13");
-        let translated = translate(&mut parts).expect("a handshake").expect("a CONNECT");
+        let opening = opened(&mut parts, Protocol::Http1);
         assert_eq!(parts.method, Method::GET);
         let key = parts.headers[SEC_WEBSOCKET_KEY].as_bytes();
         assert!(is_key(key) && key != KEY.as_bytes(), "{key:?}");
-        let open = translated.open(switched(&derive_accept_key(key))).expect("the key fits");
+        let open = opening.open(switched(&derive_accept_key(key))).expect("the key fits");
         assert_eq!(open.status(), 200);
         assert_eq!(open.headers()["sec-websocket-protocol"], "chat");
         assert_eq!(open.headers().len(), 1);
-        let wrong = translated.open(switched(&derive_accept_key(KEY.as_bytes()))).map(drop);
+        let wrong = opening.open(switched(&derive_accept_key(KEY.as_bytes()))).map(drop);
         assert_eq!(wrong.expect_err("another key").status(), 502);
-        let old = translate(&mut connect("8")).map(drop);
-        assert_eq!(old.expect_err("another version").status(), 426);
-        assert!(translate(&mut handshake(|_| ())).is_ok_and(|made| made.is_none()));
         for (status, passes) in [(200, false), (204, false), (302, true), (403, true), (426, true)] {
             let status = StatusCode::from_u16(status).expect("valid");
-            assert_eq!(Translated::check_declined(status).is_ok(), passes, "{status}");
+            assert_eq!(opening.check_declined(status).is_ok(), passes, "{status}");
         }
+        for worker in [Protocol::Http1, Protocol::H2c] {
+            let old = super::opening(&mut connect("8"), false, worker).map(drop);
+            assert_eq!(old.expect_err("another version").status(), 426);
+            let mut get = handshake(|parts| drop(parts.headers.remove(UPGRADE)));
+            assert!(super::opening(&mut get, false, worker).is_ok_and(|opening| opening.is_none()));
+        }
+    }
+
+    #[test]
+    fn a_worker_of_http2_has_no_key_and_a_client_of_http1_gets_its_proof() {
+        let agreed = || {
+            let response = Response::builder().status(200).header("sec-websocket-protocol", "chat");
+            response.body(()).expect("well formed")
+        };
+        let open = opened(&mut handshake(|_| ()), Protocol::H2c).open(agreed()).expect("agreed");
+        assert_eq!(open.status(), 101);
+        assert_eq!(open.headers()[SEC_WEBSOCKET_ACCEPT], derive_accept_key(KEY.as_bytes()));
+        assert_eq!(
+            (&open.headers()[UPGRADE], open.headers().len()),
+            (&HeaderValue::from_static("websocket"), 4)
+        );
+        let open = opened(&mut connect("13"), Protocol::H2c).open(agreed()).expect("agreed");
+        assert_eq!((open.status().as_u16(), open.headers().len()), (200, 1));
+    }
+
+    fn opened(parts: &mut Parts, worker: Protocol) -> Opening {
+        opening(parts, false, worker).expect("a handshake").expect("one")
     }
 }

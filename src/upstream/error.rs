@@ -88,6 +88,9 @@ pub enum SendError {
     /// The worker reset the request's stream of HTTP/2.
     #[error("the worker reset the request before it answered: {}", .0.description())]
     Reset(h2::Reason),
+    /// The worker speaks HTTP/2 without WebSockets (RFC 8441 §3): nothing was sent.
+    #[error("the worker does not take WebSockets over HTTP/2")]
+    NoWebSockets,
     /// The worker had read the request, read nothing more from then on, and was ended for it.
     #[error("the worker hung and was ended before it answered")]
     Hung,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 use http_body::Body;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::config::limits::{Limits, ResponseLimits, Timeouts};
@@ -71,9 +72,9 @@ pub enum Answer {
     Response(http::Response<ResponseBody>),
     /// The same over HTTP/2.
     Stream(http::Response<StreamBody>),
-    /// 101: the head, and the connection with any bytes the worker sent after it.
+    /// 101, or what stands for it in HTTP/2: the head, and the connection with any bytes the worker sent after it.
     Upgraded {
-        /// Status and fields of the 101.
+        /// Its status and fields.
         head: http::Response<()>,
         /// The connection.
         tunnel: Tunnel,
@@ -104,9 +105,14 @@ impl Answer {
 pub struct Tunnel {
     /// The lease.
     pub lease: Lease,
-    /// The connection.
-    pub stream: Prefixed<Connection>,
+    /// The connection, or a stream of it.
+    pub stream: Box<dyn ByteStream>,
 }
+
+/// Both directions of a tunnel's far end.
+pub trait ByteStream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream for S {}
 
 /// Takes interim answers, status and fields, that are meant for the client; `None` where it cannot be told of them. 100 is not
 /// among them: edge itself asks a client to go on.
@@ -355,7 +361,7 @@ impl Attempt<'_> {
         *response.version_mut() = head.version;
         *response.headers_mut() = head.headers;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            let stream = Prefixed::new(input, self.connection);
+            let stream = Box::new(Prefixed::new(input, self.connection));
             return Answer::Upgraded { head: response, tunnel: Tunnel { lease, stream } };
         }
         let mut watch = self.watch;

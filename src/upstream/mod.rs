@@ -6,6 +6,7 @@ pub mod body;
 pub mod budget;
 pub mod client_body;
 pub mod connection;
+pub mod duplex;
 pub mod error;
 pub mod exchange;
 pub mod framing;

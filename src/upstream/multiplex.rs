@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
+use h2::{Ping, PingPong};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -49,6 +50,7 @@ struct Peer {
 /// One connection.
 struct Line {
     sender: SendRequest<Bytes>,
+    pings: tokio::sync::Mutex<Option<PingPong>>,
     /// It takes no more requests.
     over: Cell<bool>,
     /// Requests on it.
@@ -87,7 +89,7 @@ impl SharedConnections {
             return Ok(found);
         }
         let connection = Connection::connect(&slot.address).await?;
-        let (sender, connection) = Builder::new()
+        let (sender, mut connection) = Builder::new()
             .enable_push(false)
             .initial_window_size(limits.window)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -98,6 +100,7 @@ impl SharedConnections {
             .map_err(io::Error::other)?;
         let line = Rc::new(Line {
             sender,
+            pings: tokio::sync::Mutex::new(connection.ping_pong()),
             over: Cell::new(false),
             open: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
@@ -183,6 +186,18 @@ impl Place {
     fn on(line: &Rc<Line>) -> Self {
         line.open.set(line.open.get() + 1);
         Self(Rc::clone(line))
+    }
+
+    /// Whether the worker takes WebSockets on its connection, whose other end `sender` is. It says so in its settings, which come
+    /// before anything else it says: on a fresh connection it is asked to say something. Callers bound it. Cancel-safe.
+    pub(super) async fn takes_websockets(&self, sender: &SendRequest<Bytes>) -> bool {
+        if !sender.is_extended_connect_protocol_enabled()
+            && let Some(pings) = &mut *self.0.pings.lock().await
+        {
+            // It fails where the connection does, or where somebody has given up waiting for the last one.
+            let _ = pings.ping(Ping::opaque()).await;
+        }
+        sender.is_extended_connect_protocol_enabled()
     }
 
     /// Nobody else is to be sent where this one waited in vain.

@@ -11,8 +11,9 @@ use http_body::Body as _;
 
 use crate::config::limits::ResponseLimits;
 use crate::upstream::body::Watch;
+use crate::upstream::duplex::Duplex;
 use crate::upstream::error::SendError;
-use crate::upstream::exchange::{Answer, Interim, Reach};
+use crate::upstream::exchange::{Answer, Interim, Reach, Tunnel};
 use crate::upstream::lease::Lease;
 use crate::upstream::multiplex::Place;
 use crate::upstream::request_body::RequestBody;
@@ -44,16 +45,26 @@ pub async fn exchange(
     }
     let deadline = reach.deadlines.deadline();
     let (mut sender, place) = {
-        let mut taking = pin!(reach.shared.take(lease.slot(), &reach.limits));
+        let mut taking = pin!(async {
+            let (sender, place) =
+                reach.shared.take(lease.slot(), &reach.limits).await.map_err(SendError::Connect)?;
+            if head.upgrade && !place.takes_websockets(&sender).await {
+                return Err(SendError::NoWebSockets);
+            }
+            Ok((sender, place))
+        });
         deadline.set(reach.timeouts.connect);
         let taken = poll_fn(|cx| match taking.as_mut().poll(cx) {
             Poll::Ready(taken) => Poll::Ready(taken),
-            Poll::Pending => deadline.poll_passed(cx).map(|()| Err(std::io::ErrorKind::TimedOut.into())),
+            Poll::Pending => deadline
+                .poll_passed(cx)
+                .map(|()| Err(SendError::Connect(std::io::ErrorKind::TimedOut.into()))),
         });
-        taken.await.map_err(SendError::Connect)?
+        taken.await?
     };
     deadline.clear();
-    let (response, stream) = sender.send_request(request, !has_body).map_err(|_| SendError::Refused)?;
+    let ends = !has_body && !head.upgrade;
+    let (response, stream) = sender.send_request(request, ends).map_err(|_| SendError::Refused)?;
     let (silent, idle) = if stream_head::is_grpc(head.headers) {
         // A call may be silent in both directions for as long as its own deadline says, and its messages be small and rare.
         if let Some(body) = body.as_mut() {
@@ -87,6 +98,13 @@ pub async fn exchange(
     let left = stream_head::check_response(&mut head_in, head.method, &reach.limits.response)
         .map_err(|Malformed(what)| SendError::BadResponse(what))?;
     let Attempt { upload, mut watch, place, .. } = attempt;
+    if head.upgrade && head_in.status.is_success() {
+        let stream = Box::new(Duplex::new(upload.into_stream(), stream, place));
+        return Ok(Answer::Upgraded {
+            head: Response::from_parts(head_in, ()),
+            tunnel: Tunnel { lease, stream },
+        });
+    }
     watch.be_patient(idle);
     let request_bytes = upload.received();
     let upload = (!upload.is_over()).then(|| Rest::send(upload, &reach.shared.tasks));

@@ -1,7 +1,10 @@
 //! Heads of HTTP/2 towards a worker, without I/O: what a request becomes, and what an answer must keep to.
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
+use h2::ext::Protocol;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY,
+};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, StatusCode, Uri, response};
 
@@ -12,9 +15,9 @@ use crate::upstream::wire::{Malformed, RequestHead, check_request, content_lengt
 const OWN_LINES: usize = 64;
 
 /// The head of a request (RFC 9113 §8.3.1). `length` is its body's, where that is known and there is one. Fields of one hop in
-/// HTTP/1.1 are left out, but for `TE`, which edge itself adds.
+/// HTTP/1.1 are left out, but for `TE`, which edge itself adds. A WebSocket is asked for as RFC 8441 §5 has it, without a key.
 pub(super) fn request(head: &RequestHead<'_>, length: Option<u64>) -> Result<Request<()>, Malformed> {
-    let RequestHead { method, target, host, headers, add, upgrade: _ } = *head;
+    let RequestHead { method, target, host, headers, add, upgrade } = *head;
     check_request(method, target)?;
     let mut uri = Uri::default().into_parts();
     uri.scheme = Some(Scheme::HTTP);
@@ -24,11 +27,15 @@ pub(super) fn request(head: &RequestHead<'_>, length: Option<u64>) -> Result<Req
         Some(PathAndQuery::try_from(target).map_err(|_| Malformed("the target is not a path"))?);
     let mut request = Request::new(());
     *request.uri_mut() = Uri::from_parts(uri).map_err(|_| Malformed("the target is not a path"))?;
-    *request.method_mut() = method.clone();
+    *request.method_mut() = if upgrade { Method::CONNECT } else { method.clone() };
+    if upgrade {
+        request.extensions_mut().insert(Protocol::from_static("websocket"));
+    }
     let fields = request.headers_mut();
     fields.reserve(headers.len() + 8);
     for (name, value) in headers {
-        if *name != HOST && *name != CONTENT_LENGTH && !is_connection_field(name) {
+        let keyed = upgrade && *name == SEC_WEBSOCKET_KEY;
+        if *name != HOST && *name != CONTENT_LENGTH && !keyed && !is_connection_field(name) {
             fields.append(name, value.clone());
         }
     }

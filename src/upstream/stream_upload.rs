@@ -62,6 +62,11 @@ impl StreamUpload {
         self.over
     }
 
+    /// The stream, on which nothing was sent.
+    pub(super) fn into_stream(self) -> SendStream<Bytes> {
+        self.stream
+    }
+
     /// The body as it was, where the worker did nothing with it and all that was read is still here.
     pub(super) fn take_back(&mut self, budget: &Rc<Budget>) -> Option<RequestBody> {
         let (mut body, kept) = (self.body.take()?, self.kept.take()?);

@@ -46,7 +46,8 @@ def edge(binary, place, port):
 runtime_dir: {place.dir}/run
 listen: {{http: [], https: ["127.0.0.1:{port}"]}}
 threads: {place.threads}
-limits: {{connections_per_client: 100000, in_flight_per_client: 100000, requests_per_connection: 1000000000}}
+limits: {{connections: 12000, connections_per_client: 100000, in_flight_per_client: 100000, requests_per_connection: 1000000000}}
+timeouts: {{keepalive: 300s, keepalive_h2: 300s}}
 log: {{level: warn, access: {log}}}
 apps:
   bench:
@@ -113,7 +114,8 @@ http {{
 def haproxy(root, place, port):
     log = "log stdout format raw local0\n  option httplog" if place.logs else ""
     config = place.write("haproxy.cfg", f"""global
-  maxconn 8000
+  maxconn 12000
+  no strict-limits
   nbthread {place.threads}
   ssl-default-bind-options ssl-min-ver TLSv1.2
   tune.ssl.cachesize 20000

@@ -6,15 +6,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use futures_util::{SinkExt, StreamExt};
 use h2::server::{Builder, Connection as Server, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response};
 use hyper::body::Frame;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::client::{Connection, PATIENCE, Wire, by_frames, empty, full, next_chunk, raw};
+use crate::support::client::{
+    Connection, PATIENCE, Wire, by_frames, connect, empty, full, next_chunk, raw, shared_websocket, websocket,
+};
 use crate::support::edge::{Edge, Setup};
 use crate::support::origin::Origin;
 use crate::support::{python, within};
@@ -524,13 +530,95 @@ async fn a_call_of_grpc_may_be_slow_and_silent_both_ways_and_another_body_may_no
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_no_http2_is_a_bad_gateway_and_no_websocket_is_passed_on() {
+async fn a_server_that_speaks_no_http2_is_a_bad_gateway() {
     let origin = Origin::mirror().await;
     let app = format!("domains: [a.test]\n{}\nprotocol: h2c", origin.upstream());
     let edge = Setup::new().app("a", &app).start().await;
     let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
     assert_eq!(connection.get("/").await.status, 502);
-    let socket = crate::support::client::connect(&connection, "/ws").body(empty()).unwrap();
-    assert_eq!(connection.exchange(socket).await.unwrap().status, 501);
     edge.stop().await;
+}
+
+/// Agrees to a WebSocket, says what it was asked, and echoes bytes.
+async fn echo((request, mut respond): Asked) {
+    let (head, mut body) = request.into_parts();
+    if head.method == "GET" || head.uri.path() == "/declined" {
+        return answer(respond, 403, "no");
+    }
+    let protocol = head.extensions.get::<h2::ext::Protocol>().map_or("none", |protocol| protocol.as_str());
+    let asked = format!("{} {protocol} {}", head.method, head.headers.contains_key("sec-websocket-key"));
+    let mut agreed = Response::builder().header("x-asked", asked);
+    if let Some(wanted) = head.headers.get("sec-websocket-protocol") {
+        agreed = agreed.header("sec-websocket-protocol", wanted);
+    }
+    let mut back = respond.send_response(agreed.body(()).unwrap(), false).unwrap();
+    while let Some(Ok(data)) = body.data().await {
+        body.flow_control().release_capacity(data.len()).unwrap();
+        if !data.is_empty() {
+            back.send_data(unmasked(&data), false).unwrap();
+        }
+    }
+    back.send_data(Bytes::new(), true).unwrap();
+}
+
+/// A client's one small frame as a server sends it.
+fn unmasked(frame: &[u8]) -> Bytes {
+    let (head, rest) = frame.split_at(2);
+    let (mask, data) = rest.split_at(4);
+    let data = data.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+    [head[0], head[1] & 0x7f].into_iter().chain(data).collect()
+}
+
+#[tokio::test]
+async fn a_worker_that_takes_websockets_gets_those_of_all_clients_and_another_gets_none() {
+    let mut builder = Builder::new();
+    builder.enable_connect_protocol();
+    let origin = Http2Origin::start(builder, |mut link| async move {
+        while let Some(Ok(asked)) = link.accept().await {
+            tokio::spawn(echo(asked));
+        }
+    })
+    .await;
+    let (asked, chat) = ("CONNECT websocket false".parse().unwrap(), "chat".parse().unwrap());
+    let edge = origin.edge("").await;
+    // The first on a fresh connection to the worker, which has said nothing yet.
+    let mut socket = websocket(&edge, "a.test", "/ws").await;
+    echoes(&mut socket).await;
+    drop(socket);
+    let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
+    assert_eq!(connection.get("/").await.status, 403);
+    for _ in 0..2 {
+        let request = connect(&connection, "/ws").header("sec-websocket-protocol", "chat");
+        let (mut socket, headers) = shared_websocket(&mut connection, request).await;
+        assert_eq!((&headers["x-asked"], &headers["sec-websocket-protocol"]), (&asked, &chat));
+        echoes(&mut socket).await;
+    }
+    let request = connect(&connection, "/declined").body(empty()).unwrap();
+    assert_eq!(connection.exchange(request).await.unwrap().status, 403);
+    assert_eq!(origin.accepted(), 1);
+    edge.stop().await;
+
+    let origin = Http2Origin::answering(echo).await;
+    let edge = origin.edge("").await;
+    let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
+    assert_eq!(connection.get("/").await.status, 403);
+    let request = connect(&connection, "/ws").body(empty()).unwrap();
+    assert_eq!(connection.exchange(request).await.unwrap().status, 501);
+    let mut client = raw(&edge, "a.test").await;
+    client
+        .write(
+            "GET /ws HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        )
+        .await;
+    assert!(client.read_to("\r\n\r\n").await.starts_with("HTTP/1.1 501 "));
+    edge.stop().await;
+}
+
+async fn echoes<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) {
+    for text in ["one", "two"] {
+        socket.send(Message::text(text)).await.unwrap();
+        let back = within(PATIENCE, "an echo", socket.next()).await.unwrap().unwrap();
+        assert_eq!(back, Message::text(text));
+    }
 }

@@ -1,4 +1,4 @@
-//! A stream of a client's HTTP/2 connection as a stream of bytes, which is what a WebSocket on it is (RFC 8441).
+//! A stream of HTTP/2 as a stream of bytes, which is what a WebSocket on it is (RFC 8441), with a client as with a worker.
 
 use std::io;
 use std::pin::Pin;
@@ -11,23 +11,24 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Most for which room is asked at once: what waits for room takes none from others.
 pub const PIECE: usize = 16 * 1024;
 
-/// Both directions of a stream. Dropped before both have ended, it resets the stream.
-pub struct Duplex {
+/// Both directions of a stream, and what must be held as long. Dropped before both have ended, it resets the stream.
+pub struct Duplex<H> {
     sending: SendStream<Bytes>,
     receiving: RecvStream,
     /// What came and was not read yet.
     unread: Bytes,
     shut: bool,
+    _held: H,
 }
 
-impl Duplex {
+impl<H> Duplex<H> {
     /// A stream whose heads are exchanged.
-    pub fn new(sending: SendStream<Bytes>, receiving: RecvStream) -> Self {
-        Self { sending, receiving, unread: Bytes::new(), shut: false }
+    pub fn new(sending: SendStream<Bytes>, receiving: RecvStream, held: H) -> Self {
+        Self { sending, receiving, unread: Bytes::new(), shut: false, _held: held }
     }
 }
 
-impl AsyncRead for Duplex {
+impl<H: Unpin> AsyncRead for Duplex<H> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -38,7 +39,7 @@ impl AsyncRead for Duplex {
                 None => return Poll::Ready(Ok(())),
                 Some(Ok(data)) => self.unread = data,
                 Some(Err(error)) => {
-                    // A client that needs the stream no longer says so by a reset.
+                    // Whoever needs the stream no longer says so by a reset.
                     let done = matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL));
                     return Poll::Ready(if done { Ok(()) } else { Err(broken(error)) });
                 }
@@ -53,7 +54,7 @@ impl AsyncRead for Duplex {
     }
 }
 
-impl AsyncWrite for Duplex {
+impl<H: Unpin> AsyncWrite for Duplex<H> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         if data.is_empty() {
             return Poll::Ready(Ok(0));
