@@ -1,7 +1,7 @@
 //! What data-plane threads share, measured and thought through to more cores than there are: `cargo bench --bench cores`.
 //!
 //! The real pool, slots, counts of clients and deadlines, without sockets and without the 15 to 20 µs that a request costs its own
-//! thread besides: threads meet here some hundred times as often as they do in service. What one transfer of a cache line costs is
+//! thread besides: threads meet here some thirty times as often as they do in service. What one transfer of a cache line costs is
 //! measured, and put into a model of the machine there is not: 32 threads that serve 50,000 requests a second each.
 
 #![allow(clippy::expect_used, reason = "a tool that cannot run says why and ends")]
