@@ -103,7 +103,10 @@ async fn ask(
             parts.extensions.insert(if websocket { Extended::WebSocket } else { Extended::Other });
         }
         (ClientBody::none(), Some(incoming))
+    } else if incoming.is_end_stream() {
+        (ClientBody::none(), None)
     } else {
+        // Three tokens with a lock each: not for a request that is over with its head.
         let read_on = ReadOn { tasks: plane.tunnels.clone(), deadlines: plane.reach.deadlines.clone() };
         (ClientBody::stream(incoming, parts.headers.get(CONTENT_LENGTH), read_on), None)
     };
