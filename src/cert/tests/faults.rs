@@ -96,6 +96,30 @@ async fn an_order_the_ca_has_forgotten_is_made_anew() {
 }
 
 #[tokio::test]
+async fn a_nonce_that_is_refused_at_the_download_repeats_that_alone() {
+    local(async {
+        let lab = Lab::open().await;
+        // The library tries thrice by itself.
+        for _ in 0..99 {
+            lab.stub.fail(Step::Certificate, Fault::problem(400, "badNonce", "another one"));
+        }
+        let running = lab.run(&["a.example.com"]);
+        running
+            .until("valid", |all| {
+                assert_eq!(all[0].last_error, None, "counted as a failure");
+                valid(all)
+            })
+            .await;
+        assert_eq!(lab.stub.asked(Step::Certificate), 100);
+        let looks = lab.stub.asked(Step::Order);
+        assert!(looks < 33, "{looks} looks at the order");
+        running.stop().await;
+        lab.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_slow_ca_is_waited_for() {
     local(async {
         let lab = Lab::open().await;

@@ -169,7 +169,7 @@ async fn killed_at_any_point_of_an_order_edge_goes_on_with_it() {
     // Most of the time of a run is waiting.
     let given_up = futures_util::stream::iter(points.into_iter().enumerate())
         .map(|(run, point)| killed_at(point, run))
-        .buffer_unordered(10)
+        .buffer_unordered(if full_length() { 20 } else { 10 })
         .filter(|given_up| std::future::ready(*given_up))
         .count()
         .await;
