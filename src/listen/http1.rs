@@ -129,6 +129,10 @@ impl<S: Client + 'static> Talk<S> {
             if let Some(next) = self.take_next() {
                 return Poll::Ready(next);
             }
+            if !self.wire.borrow().input.is_empty() {
+                // What looked like the end of a head were empty lines before one.
+                continue;
+            }
             let read = self.wire.borrow_mut().poll_input(cx);
             match read {
                 Poll::Ready(Ok(1..)) => continue,

@@ -214,6 +214,8 @@ async fn edge_answers_what_no_worker_should_see() {
             ("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 11\r\n\r\n", "413"),
             ("POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "501"),
             ("HEAD / HTTP/1.1\r\nHost: b.test\r\n\r\n", "404"),
+            // Two empty lines look like the end of a head.
+            ("\r\n\r\nGET / HTTP/1.1\r\nHost: b.test\r\n\r\n", "404"),
         ] {
             let mut client = world.client().await;
             client.write_all(request.as_bytes()).await.expect("open");

@@ -148,6 +148,11 @@ pub(super) fn cases() -> Vec<Case> {
             "\r\nGET /one HTTP/1.1\r\nHost: a.test\r\n\r\n",
             Passed(1, &["GET /one"], &[]),
         ),
+        case(
+            "A19 two empty lines between requests",
+            with("POST /", "Content-Length: 1\r\n\r\nx\r\n\r\n"),
+            Passed(1, &["POST /"], &[]),
+        ),
     ];
     for (id, value, status) in [
         ("A03 x", "xchunked", 501),
