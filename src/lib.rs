@@ -3,13 +3,14 @@
 //!
 //! One process. Its main thread is the control plane: supervisors, certificates, admin socket, signals. Each further thread is
 //! a data plane of its own, with its listening sockets, connections and idle worker connections; a request that finds a worker
-//! waits for no other thread. An HTTP/2 stream, and a WebSocket on one, has a task of its own; an HTTP/1.1 request, and a
-//! WebSocket after it, have their connection's. A request that has to wait for a worker stands in a line behind a short lock; a
-//! synchronous worker's answer that is longer than one read has a task that reads it ahead of the client; so have each connection over
-//! HTTP/2 to a worker, which its requests share, and an upload there that goes on after the answer began.
+//! waits for no other thread. An HTTP/2 stream that is not answered at once, and a WebSocket on one, has a task of its own; an
+//! HTTP/1.1 request, and a WebSocket after it, have their connection's. A request that has to wait for a worker stands in a line
+//! behind a short lock; a synchronous worker's answer that is longer than one read has a task that reads it ahead of the client;
+//! so have each connection over HTTP/2 to a worker, which its requests share, and an upload there that goes on after the answer
+//! began.
 //!
 //! # Three ways
-//! - **A request:** `listen/accept` → `listen/tls` → `listen/http1` or `http2` → `proxy/handle`, which asks `proxy/route` for the
+//! - **A request:** `listen/accept` → `listen/tls` → `listen/http1`, or `http2` and `stream` → `proxy/handle`, which asks `proxy/route` for the
 //!   app, `upstream/pool` for a lease on a worker's slot (chosen by `upstream/balance`, waited for in `upstream/queue`),
 //!   `proxy/headers` for what to pass on, and `upstream/exchange` for the answer, which `upstream/wire` reads and strips of what
 //!   was only said to edge; `proxy/attempt` decides whether another worker is tried. `proxy/body` gives the lease back with the

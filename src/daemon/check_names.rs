@@ -121,14 +121,15 @@ async fn answer(listener: TcpListener, answers: Answers, scope: Scope) {
     loop {
         tokio::select! {
             () = scope.aborted() => return,
-            Ok((stream, from)) = listener.accept() => {
+            Ok((stream, _)) = listener.accept() => {
                 let (answers, ends) = (answers.clone(), scope.clone());
                 let answered = async move {
                     match answers {
                         // Whoever asks sees what went wrong.
                         Answers::Http(mark) => drop(answer_http(stream, &mark).await),
                         Answers::Handshakes(challenges) => {
-                            drop(tls::accept(stream, from.ip(), &Certificates::new(), &challenges).await);
+                            let Ok(local) = stream.local_addr() else { return };
+                            drop(tls::accept(stream, local.ip(), &Certificates::new(), &challenges).await);
                         }
                     }
                 };

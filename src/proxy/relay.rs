@@ -55,8 +55,8 @@ pub struct Relayed {
     pub end: End,
 }
 
-/// Carries a WebSocket until both sides have ended, nothing moves for too long, `scope` aborts, or the worker is `replaced`. A client whose tunnel edge
-/// ends, or whose worker ends without a word, gets a Close frame where one fits between two frames.
+/// Carries a WebSocket until both sides have ended, nothing moves for too long, `scope` aborts, or the worker is `replaced`. A
+/// client whose tunnel edge ends, or whose worker ends without a word, gets a Close frame where one fits between two frames.
 pub async fn relay<C, W, R>(
     client: &mut C,
     worker: &mut W,
@@ -163,7 +163,8 @@ impl Lane {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        // Each read and write takes from the task's budget, so that this ends however fast both sides are.
+        // A socket's reads and writes take from the task's budget, and a stream of HTTP/2 has no more than came before: so this
+        // ends however fast both sides are.
         while !self.shut {
             ready!(self.poll_rest(cx, writer)).map_err(Broken::Writer)?;
             if self.ended {

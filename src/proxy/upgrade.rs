@@ -126,7 +126,8 @@ impl Opening {
     }
 }
 
-/// What a connection is after a 101: a tunnel to the worker, at the end of which the request's entry is written.
+/// What a connection is after a 101, or a stream after its 200: a tunnel to the worker, at the end of which the request's entry
+/// is written.
 pub struct Switch {
     worker: Tunnel,
     entry: Box<Entry>,
@@ -138,12 +139,12 @@ impl Switch {
         Self { worker, entry }
     }
 
-    /// Notes that the client was not there to see the 101.
+    /// Notes that the client was not there to see it open.
     pub fn abandon(mut self, why: &str) {
         self.entry.blame(|| why.to_owned());
     }
 
-    /// Carries bytes both ways until the tunnel ends. The 101 must be out.
+    /// Carries bytes both ways until the tunnel ends. The head of the answer must be out, or ahead of them on its stream.
     pub async fn carry<C: AsyncRead + AsyncWrite + Unpin>(mut self, client: &mut C, plane: &Rc<Plane>) {
         let timeouts = &plane.reach.timeouts;
         let deadline = plane.reach.deadlines.deadline();

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::scope::Scope;
 use crate::upstream::budget::Budget;
+use crate::upstream::duplex::PIECE;
 use crate::upstream::error::RequestBodyError;
 use crate::upstream::framing::keep_trailers;
 use crate::upstream::request_body::RequestBody;
@@ -22,8 +23,6 @@ use crate::upstream::upload::UploadState;
 
 /// Bytes of a body that are kept until the worker has answered: it may say that it did nothing with them.
 const KEPT: usize = 16 * 1024;
-/// Most of a frame for which room is asked at once: what waits for room takes none from others.
-const PIECE: usize = 16 * 1024;
 
 /// A body on its way. At most one frame of it is held.
 pub(super) struct StreamUpload {
