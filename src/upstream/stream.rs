@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream};
+use http::header::CONTENT_LENGTH;
 use http::{Response, StatusCode};
 use http_body::Body as _;
 
@@ -99,6 +100,8 @@ pub async fn exchange(
         .map_err(|Malformed(what)| SendError::BadResponse(what))?;
     let Attempt { upload, mut watch, place, .. } = attempt;
     if head.upgrade && head_in.status.is_success() {
+        // RFC 9110 §8.6: it means nothing there, and clients may hold the tunnel to it.
+        head_in.headers.remove(CONTENT_LENGTH);
         let stream = Box::new(Duplex::new(upload.into_stream(), stream, place));
         return Ok(Answer::Upgraded {
             head: Response::from_parts(head_in, ()),
