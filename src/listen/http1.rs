@@ -295,7 +295,9 @@ impl<S: Client + 'static> Talk<S> {
     }
 
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
-        let seen = Seen { requests: self.conn.requests.get(), read: self.meter.read() };
+        // Some clients end a body with an empty line that belongs to nothing.
+        let begun = self.partial.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
+        let seen = Seen { requests: self.conn.requests.get(), read: self.meter.read(), begun };
         if let Some(next) = self.watch.observe(self.conn.open.get(), seen) {
             let spare = if self.watch.is_idle() { Spare::Idle } else { Spare::No };
             self.deadline.set_spare(next, spare);

@@ -73,7 +73,7 @@ where
             if let Poll::Ready(outcome) = connection.poll(cx, &streams) {
                 return Poll::Ready(outcome);
             }
-            let seen = Seen { requests: conn.requests.get(), read: meter.read() };
+            let seen = Seen { requests: conn.requests.get(), read: meter.read(), begun: false };
             if let Some(next) = watch.observe(conn.open.get(), seen) {
                 let spare = if watch.is_idle() { Spare::Idle } else { Spare::No };
                 let at_drain = drained.is_some() && watch.is_idle();

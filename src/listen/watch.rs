@@ -22,6 +22,8 @@ pub struct Seen {
     pub requests: u64,
     /// Bytes received.
     pub read: u64,
+    /// Whether some of a next head is among them: it may have come with the end of the request before.
+    pub begun: bool,
 }
 
 /// What a passed deadline means.
@@ -70,12 +72,13 @@ impl Watch {
 
     /// To be called whenever something may have moved; returns the new deadline where the phase changed.
     pub fn observe(&mut self, open: u32, seen: Seen) -> Option<Duration> {
+        let rest = if seen.begun { Phase::Head(seen.requests) } else { Phase::Idle(seen) };
         let next = match self.phase {
             Phase::Head(_) | Phase::Idle(_) if open > 0 => Phase::Serving,
-            Phase::Serving if open == 0 => Phase::Idle(seen),
-            // A request that came and went between two looks, as quick ones on HTTP/2 do.
-            Phase::Head(before) if seen.requests != before => Phase::Idle(seen),
-            Phase::Idle(before) if seen.requests != before.requests => Phase::Idle(seen),
+            Phase::Serving if open == 0 => rest,
+            // A request that came and went between two looks, as quick ones do.
+            Phase::Head(before) if seen.requests != before => rest,
+            Phase::Idle(before) if seen.requests != before.requests => rest,
             // HTTP/2 frames between requests (PING, SETTINGS) are no request head.
             Phase::Idle(before) if seen.read != before.read && !self.multiplexed => {
                 Phase::Head(seen.requests)
@@ -116,7 +119,7 @@ mod tests {
     }
 
     fn seen(requests: u64, read: u64) -> Seen {
-        Seen { requests, read }
+        Seen { requests, read, begun: false }
     }
 
     #[test]
@@ -142,6 +145,20 @@ mod tests {
         assert_eq!(watch.passed(None), Verdict::Close);
         assert_eq!(watch.observe(0, seen(1, 101)), Some(Duration::from_secs(10)));
         assert_eq!(watch.passed(None), Verdict::HeadTooSlow);
+    }
+
+    #[test]
+    fn a_head_that_began_with_the_request_before_it_is_timed_as_one() {
+        let begun = |requests| Seen { begun: true, ..seen(requests, 100) };
+        for open in [true, false] {
+            let (mut watch, _) = watch(false);
+            if open {
+                watch.observe(1, seen(1, 100));
+            }
+            assert_eq!(watch.observe(0, begun(1)), Some(Duration::from_secs(10)));
+            assert_eq!(watch.passed(None), Verdict::HeadTooSlow);
+            assert_eq!(watch.observe(0, begun(2)), Some(Duration::from_secs(10)), "and so is the next");
+        }
     }
 
     #[test]
