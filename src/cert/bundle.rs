@@ -181,6 +181,12 @@ impl CertBundle {
         self.check_chain()
     }
 
+    /// Whether its certificate is signed by its own key: no CA's.
+    pub fn is_self_signed(&self) -> bool {
+        let leaf = self.certified.cert.first().and_then(|leaf| read_certificate(0, leaf).ok());
+        leaf.is_some_and(|leaf| leaf.verify_signature(None).is_ok())
+    }
+
     /// Whether each certificate is signed by the next.
     pub fn check_chain(&self) -> Result<(), BundleError> {
         for (position, pair) in self.certified.cert.windows(2).enumerate() {

@@ -85,6 +85,8 @@ pub enum Unusable {
     Bundle { path: PathBuf, source: BundleError },
     #[error("{} is no account of this program ({reason})", .path.display())]
     Account { path: PathBuf, reason: String },
+    #[error("{} is signed by its own key: no CA's, and no browser would take it", .0.display())]
+    SelfSigned(PathBuf),
     #[error("its key is RSA; edge's accounts have P-256 keys")]
     AccountKey,
 }
@@ -146,7 +148,7 @@ fn lineage(directory: PathBuf, root: &Path, provider: &Arc<CryptoProvider>) -> F
 
 fn pair(chain: &Path, key: &Path, provider: &Arc<CryptoProvider>) -> Result<CertBundle, Unusable> {
     let (chain_pem, key_pem) = (content(chain)?, content(key)?);
-    CertBundle::parse_parts(provider, &chain_pem, &key_pem).map_err(|source| {
+    let bundle = CertBundle::parse_parts(provider, &chain_pem, &key_pem).map_err(|source| {
         let at_fault = match source {
             BundleError::NoKey | BundleError::Key(_) => key,
             BundleError::NoCertificate
@@ -162,7 +164,8 @@ fn pair(chain: &Path, key: &Path, provider: &Arc<CryptoProvider>) -> Result<Cert
             | BundleError::BrokenChain { .. } => chain,
         };
         Unusable::Bundle { path: at_fault.to_owned(), source }
-    })
+    })?;
+    if bundle.is_self_signed() { Err(Unusable::SelfSigned(chain.to_owned())) } else { Ok(bundle) }
 }
 
 fn content(path: &Path) -> Result<Vec<u8>, Unusable> {

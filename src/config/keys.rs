@@ -443,7 +443,7 @@ pub const KEYS: &[Key] = &[
         "apps.NAME.healthcheck.path",
         Nothing,
         Worker,
-        "Path asked for readiness; without it any HTTP answer to / means ready.",
+        "Path asked for readiness; without it any HTTP answer to / means ready, and an `upstream` is taken to be.",
     ),
     key(
         "apps.NAME.healthcheck.interval",

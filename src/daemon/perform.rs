@@ -118,7 +118,7 @@ async fn scale(
     let Some(ScaleStatus { min, max, target, held }) = supervisor.status().scale else { return Ok(()) };
     told.say(match (held, min < max) {
         (true, true) => format!(
-            "{app}: {target} workers serve whatever the load (the file says {min} to {max}), until              `edge scale {app} auto` or a change of how the file runs them"
+            "{app}: {target} workers serve whatever the load (the file says {min} to {max}), until `edge scale {app} auto` or a change of how the file runs them"
         ),
         (true, false) => format!(
             "{app}: {target} workers serve, until `edge scale {app} auto` or a change of how the file runs them"

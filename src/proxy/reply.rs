@@ -156,7 +156,7 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
             return Cow::Owned(format!("The request could not be understood: {why}."));
         }
         ProxyError::CertificatePending { why } => {
-            return Cow::Owned(format!("The certificate of this host is not there yet: {why}."));
+            return Cow::Owned(format!("The certificate of this host is not there yet: {why}"));
         }
         ProxyError::Maintenance { text } => return Cow::Owned(text.to_string()),
         ProxyError::BodyTooLarge { limit }

@@ -8,7 +8,7 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum AcquireError {
     /// None was ready, or all were at their limit, for too long.
-    #[error("no worker was free within {}s{}", waited.as_secs_f64(), nobody(ended))]
+    #[error("no worker was free within {:.1} s{}", waited.as_secs_f64(), nobody(ended))]
     NoWorker {
         /// How long the request waited.
         waited: Duration,

@@ -86,10 +86,12 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// The program cannot be executed.
-    #[error("cannot run `{program}`")]
+    #[error("cannot run `{program}`{}", closed(program, user.as_deref(), source))]
     Spawn {
         /// As the command names it.
         program: String,
+        /// Whose rights it would have, where they are not edge's own.
+        user: Option<String>,
         /// Why.
         source: io::Error,
     },
@@ -105,6 +107,16 @@ pub enum LaunchError {
     /// The process cannot be watched.
     #[error("cannot watch a new process")]
     Watch(#[source] io::Error),
+}
+
+/// What else there is to say where the kernel refuses to run a program, which it also does where only the way to it is closed.
+fn closed(program: &str, user: Option<&str>, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return String::new();
+    }
+    let user = user.map_or_else(|| "edge's own user".to_owned(), |user| format!("user `{user}`"));
+    let missing = if program.contains('/') { "" } else { "it is not in PATH, or " };
+    format!(" ({missing}{user} may not run it, its interpreter, or enter a directory on the way to them)")
 }
 
 /// What a supervisor works with.
@@ -193,6 +205,10 @@ impl ProcessLauncher {
         prepare(&mut command, spec, Inherited { mark, entrance, open_files: self.open_files })?;
         let spawned = command.spawn().map_err(|source| LaunchError::Spawn {
             program: order.plan.argv.first().cloned().unwrap_or_default(),
+            user: match &spec.account {
+                Account::Own => None,
+                Account::Other { name, .. } => Some(name.clone()),
+            },
             source,
         })?;
         // Dropping std's handle neither waits nor kills: the pidfd takes over.

@@ -93,10 +93,10 @@ impl Member {
             return reason;
         }
         let hint = match wire {
-            Wire::Tcp => "--port {port}",
-            Wire::Unix => "{socket}, or {port}",
+            Wire::Tcp => "{port} (`--port {port}`, or as it takes one)",
+            Wire::Unix => "{socket} or {port}",
         };
-        format!("{reason}; it listens on {}: add {hint} to its command", elsewhere.join(", "))
+        format!("{reason}; it listens on {}: give it {hint} in its command", elsewhere.join(", "))
     }
 
     /// How it ended, in words. Where its control group cannot tell, somebody else's SIGKILL is the kernel's if memory ran out
