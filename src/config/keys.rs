@@ -377,7 +377,7 @@ pub const KEYS: &[Key] = &[
         "apps.NAME.protocol",
         Is("http1"),
         App,
-        "What workers or upstream servers speak: `http1`, or `h2c`, HTTP/2 without TLS from the first byte, as gRPC servers do; WebSockets are not passed on then.",
+        "What workers or upstream servers speak: `http1`, or `h2c`, HTTP/2 without TLS from the first byte, as gRPC servers do.",
     ),
     key(
         "apps.NAME.sticky",
