@@ -187,8 +187,7 @@ impl<'a> Passage<'a> {
         let has_body = !incoming.is_end_stream();
         // A CONNECT has no need of the field.
         let may_open = self.present.upgrade || self.parts.method == Method::CONNECT;
-        let opening =
-            if may_open { upgrade::opening(&mut self.parts, has_body, site.app.protocol)? } else { None };
+        let opening = if may_open { upgrade::opening(&mut self.parts, has_body)? } else { None };
 
         // Of their own, because the answer borrows all of the passage.
         let (named, seen_host) = (self.caller.named().cloned(), self.caller.host().cloned());
@@ -231,7 +230,8 @@ impl<'a> Passage<'a> {
             Answer::Stream(response) => Ok(Outcome::Answer(response.map(Content::Stream))),
             Answer::Upgraded { head, tunnel } => {
                 let opening = opening.as_ref().ok_or(ProxyError::BadUpgrade("it was not asked for"))?;
-                Ok(Outcome::Tunnel { head: opening.open(head)?, worker: tunnel })
+                let head = opening.open(head, tunnel.lease.slot().protocol)?;
+                Ok(Outcome::Tunnel { head, worker: tunnel })
             }
         }
     }

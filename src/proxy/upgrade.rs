@@ -39,61 +39,49 @@ fn is_handshake(parts: &Parts, has_body: bool) -> Result<bool, ProxyError> {
     }
 }
 
-/// How a WebSocket is opened between a client and a worker, of which each may speak another version of HTTP.
+/// How a client opens a WebSocket. What its worker speaks shows with the answer: while an app changes that, it has workers of both
+/// kinds.
 pub enum Opening {
-    /// Both HTTP/1.1: it is the worker who proves that it read the client's key.
-    Passed,
-    /// HTTP/2 with the client, who has no key: the worker gets one of edge's own, and proves that it read it.
-    Asked {
-        /// What its answer must say.
+    /// Over HTTP/1.1, with a key.
+    Handshake {
+        /// The proof that the key was read.
         accept: String,
     },
-    /// HTTP/2 with the worker: edge proves that the client's key was read.
-    Proven {
-        /// What its answer will say.
+    /// Over HTTP/2, which has no keys: the worker is given one of edge's own.
+    Connect {
+        /// The proof that it read it.
         accept: String,
     },
-    /// Both HTTP/2, which has no keys.
-    Connected,
 }
 
-/// How the WebSocket of a request is opened; `None` for other requests. The handshake of an extended CONNECT is made one that
-/// workers of HTTP/1.1 know (RFC 8441 §5).
-pub fn opening(parts: &mut Parts, has_body: bool, worker: Protocol) -> Result<Option<Opening>, ProxyError> {
+/// How the WebSocket of a request is opened; `None` for other requests. An extended CONNECT becomes the handshake that workers of
+/// HTTP/1.1 know (RFC 8441 §5); for those of HTTP/2 its key is left out.
+pub fn opening(parts: &mut Parts, has_body: bool) -> Result<Option<Opening>, ProxyError> {
     if parts.method == Method::CONNECT {
         check_version(&parts.headers)?;
         parts.method = Method::GET;
-        return Ok(Some(match worker {
-            Protocol::Http1 => {
-                let key = generate_key();
-                let accept = derive_accept_key(key.as_bytes());
-                let key = HeaderValue::try_from(key).expect("base64 is a field value");
-                parts.headers.insert(SEC_WEBSOCKET_KEY, key);
-                Opening::Asked { accept }
-            }
-            Protocol::H2c => Opening::Connected,
-        }));
+        let key = generate_key();
+        let accept = derive_accept_key(key.as_bytes());
+        let key = HeaderValue::try_from(key).expect("base64 is a field value");
+        parts.headers.insert(SEC_WEBSOCKET_KEY, key);
+        return Ok(Some(Opening::Connect { accept }));
     }
     if !is_handshake(parts, has_body)? {
         return Ok(None);
     }
-    Ok(Some(match (worker, parts.headers.get(SEC_WEBSOCKET_KEY)) {
-        (Protocol::H2c, Some(key)) => {
-            Opening::Proven { accept: derive_accept_key(key.as_bytes().trim_ascii()) }
-        }
-        (Protocol::H2c, None) | (Protocol::Http1, _) => Opening::Passed,
-    }))
+    let accept = |key: &HeaderValue| derive_accept_key(key.as_bytes().trim_ascii());
+    Ok(parts.headers.get(SEC_WEBSOCKET_KEY).map(|key| Opening::Handshake { accept: accept(key) }))
 }
 
 impl Opening {
     /// What the client is told, made from what the worker told, which the exchange has checked. Subprotocol and extensions are
     /// the client's to see, the rest is between edge and either of them.
-    pub fn open(&self, worker: Response<()>) -> Result<Response<()>, ProxyError> {
-        let mut response = worker;
+    pub fn open(&self, answer: Response<()>, worker: Protocol) -> Result<Response<()>, ProxyError> {
+        let mut response = answer;
         let headers = response.headers_mut();
-        match self {
-            Self::Passed | Self::Proven { .. } => {
-                if let Self::Proven { accept } = self {
+        match (self, worker) {
+            (Self::Handshake { accept }, Protocol::Http1 | Protocol::H2c) => {
+                if worker == Protocol::H2c {
                     let accept = HeaderValue::try_from(accept).expect("base64 is a field value");
                     headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
                 }
@@ -101,7 +89,7 @@ impl Opening {
                 headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
                 *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             }
-            Self::Asked { accept } => {
+            (Self::Connect { accept }, Protocol::Http1) => {
                 let accepted = headers.remove(SEC_WEBSOCKET_ACCEPT);
                 if accepted.is_none_or(|accepted| accepted.as_bytes().trim_ascii() != accept.as_bytes()) {
                     return Err(ProxyError::BadUpgrade("its Sec-WebSocket-Accept does not fit the key"));
@@ -109,19 +97,19 @@ impl Opening {
                 headers.remove(UPGRADE);
                 *response.status_mut() = StatusCode::OK;
             }
-            Self::Connected => {}
+            (Self::Connect { .. }, Protocol::H2c) => {}
         }
         *response.version_mut() = Version::HTTP_11;
         Ok(response)
     }
 
-    /// A worker may decline, but not with a success: to a client of HTTP/2 that would be an open WebSocket.
+    /// A worker of HTTP/1.1 may decline, but not with a success: to a client of HTTP/2 that would be an open WebSocket.
     pub fn check_declined(&self, status: StatusCode) -> Result<(), ProxyError> {
         match self {
-            Self::Asked { .. } if status.is_success() => {
+            Self::Connect { .. } if status.is_success() => {
                 Err(ProxyError::BadUpgrade("it answers a WebSocket handshake with a success other than 101"))
             }
-            Self::Asked { .. } | Self::Passed | Self::Proven { .. } | Self::Connected => Ok(()),
+            Self::Connect { .. } | Self::Handshake { .. } => Ok(()),
         }
     }
 }
@@ -265,26 +253,24 @@ mod tests {
     #[test]
     fn a_connect_becomes_a_handshake_with_a_key_of_edges_own() {
         let mut parts = connect("13");
-        let opening = opened(&mut parts, Protocol::Http1);
+        let opening = opened(&mut parts);
         assert_eq!(parts.method, Method::GET);
         let key = parts.headers[SEC_WEBSOCKET_KEY].as_bytes();
         assert!(is_key(key) && key != KEY.as_bytes(), "{key:?}");
-        let open = opening.open(switched(&derive_accept_key(key))).expect("the key fits");
+        let open = opening.open(switched(&derive_accept_key(key)), Protocol::Http1).expect("the key fits");
         assert_eq!(open.status(), 200);
         assert_eq!(open.headers()["sec-websocket-protocol"], "chat");
         assert_eq!(open.headers().len(), 1);
-        let wrong = opening.open(switched(&derive_accept_key(KEY.as_bytes()))).map(drop);
+        let wrong = opening.open(switched(&derive_accept_key(KEY.as_bytes())), Protocol::Http1).map(drop);
         assert_eq!(wrong.expect_err("another key").status(), 502);
         for (status, passes) in [(200, false), (204, false), (302, true), (403, true), (426, true)] {
             let status = StatusCode::from_u16(status).expect("valid");
             assert_eq!(opening.check_declined(status).is_ok(), passes, "{status}");
         }
-        for worker in [Protocol::Http1, Protocol::H2c] {
-            let old = super::opening(&mut connect("8"), false, worker).map(drop);
-            assert_eq!(old.expect_err("another version").status(), 426);
-            let mut get = handshake(|parts| drop(parts.headers.remove(UPGRADE)));
-            assert!(super::opening(&mut get, false, worker).is_ok_and(|opening| opening.is_none()));
-        }
+        let old = super::opening(&mut connect("8"), false).map(drop);
+        assert_eq!(old.expect_err("another version").status(), 426);
+        let mut get = handshake(|parts| drop(parts.headers.remove(UPGRADE)));
+        assert!(super::opening(&mut get, false).is_ok_and(|opening| opening.is_none()));
     }
 
     #[test]
@@ -293,18 +279,18 @@ mod tests {
             let response = Response::builder().status(200).header("sec-websocket-protocol", "chat");
             response.body(()).expect("well formed")
         };
-        let open = opened(&mut handshake(|_| ()), Protocol::H2c).open(agreed()).expect("agreed");
+        let open = opened(&mut handshake(|_| ())).open(agreed(), Protocol::H2c).expect("agreed");
         assert_eq!(open.status(), 101);
         assert_eq!(open.headers()[SEC_WEBSOCKET_ACCEPT], derive_accept_key(KEY.as_bytes()));
         assert_eq!(
             (&open.headers()[UPGRADE], open.headers().len()),
             (&HeaderValue::from_static("websocket"), 4)
         );
-        let open = opened(&mut connect("13"), Protocol::H2c).open(agreed()).expect("agreed");
+        let open = opened(&mut connect("13")).open(agreed(), Protocol::H2c).expect("agreed");
         assert_eq!((open.status().as_u16(), open.headers().len()), (200, 1));
     }
 
-    fn opened(parts: &mut Parts, worker: Protocol) -> Opening {
-        opening(parts, false, worker).expect("a handshake").expect("one")
+    fn opened(parts: &mut Parts) -> Opening {
+        opening(parts, false).expect("a handshake").expect("one")
     }
 }

@@ -162,13 +162,13 @@ impl Crew {
     /// Says, once for each generation, where a worker can be reached past edge.
     fn locate(&self, at: Seat) {
         let Some(worker) = self.workers.get(&at) else { return };
-        if worker.setup.located.replace(true) {
+        if worker.setup.located.get() {
             return;
         }
-        let (id, child) = (worker.id.clone(), Rc::clone(&worker.child));
+        let (id, child, setup) = (worker.id.clone(), Rc::clone(&worker.child), Rc::clone(&worker.setup));
         worker.alongside(async move {
             let addresses = listening::beyond_this_machine(child.family()).await;
-            if !addresses.is_empty() {
+            if !setup.located.replace(true) && !addresses.is_empty() {
                 tracing::warn!(
                     app = %id.app,
                     worker = id.slot,
