@@ -73,6 +73,9 @@ where
             if let Poll::Ready(outcome) = connection.poll(cx, &streams) {
                 return Poll::Ready(outcome);
             }
+            if !meter.is_blocked() {
+                streams.written();
+            }
             let seen = Seen { requests: conn.requests.get(), read: meter.read(), begun: false };
             if let Some(next) = watch.observe(conn.open.get(), seen) {
                 let spare = if watch.is_idle() { Spare::Idle } else { Spare::No };

@@ -25,6 +25,11 @@ impl Meter {
         self.read.get()
     }
 
+    /// Whether there is something to send that the other end has no room for.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.get().is_some()
+    }
+
     /// For how long the other end has not taken anything we want to send; `None` while it does.
     pub fn blocked(&self) -> Option<Duration> {
         self.blocked.get().map(|since| since.elapsed())

@@ -28,18 +28,29 @@ use crate::scope::Scope;
 use crate::upstream::client_body::{ClientBody, ReadOn};
 use crate::upstream::duplex::{Duplex, PIECE};
 
+/// Bytes of all answers of a connection that may wait for its socket. Its windows say nothing of what its client reads, and an
+/// answer that is handed on whole counts as an open request no more.
+const ROOM: usize = 256 * 1024;
+
 /// The requests of one connection.
 pub struct Streams {
     conn: Rc<ConnInfo>,
     plane: Rc<Plane>,
     scope: Scope,
     tunnels: Tunnels,
+    outflow: Rc<Outflow>,
 }
 
 impl Streams {
     /// None yet.
     pub fn new(conn: Rc<ConnInfo>, plane: Rc<Plane>, scope: Scope) -> Self {
-        Self { conn, plane, scope, tunnels: Tunnels::default() }
+        Self { conn, plane, scope, tunnels: Tunnels::default(), outflow: Rc::default() }
+    }
+
+    /// To be called when the socket has taken all that it was given: there is room again.
+    pub fn written(&self) {
+        self.outflow.handed.set(0);
+        self.outflow.waiting.borrow_mut().drain(..).for_each(Waker::wake);
     }
 
     /// Whether a stream is a WebSocket.
@@ -57,6 +68,7 @@ impl Streams {
             phase: Phase::Asking(boxed(|| ask(request, respond, conn, plane))),
             plane: Rc::clone(&self.plane),
             tunnels: self.tunnels.clone(),
+            outflow: Rc::clone(&self.outflow),
         };
         let mut once = Context::from_waker(Waker::noop());
         match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut stream).poll(&mut once))) {
@@ -72,6 +84,7 @@ struct Stream {
     phase: Phase,
     plane: Rc<Plane>,
     tunnels: Tunnels,
+    outflow: Rc<Outflow>,
 }
 
 #[expect(clippy::large_enum_variant, reason = "the larger one is what most come to")]
@@ -183,7 +196,7 @@ impl Stream {
                 None
             }
             (Some(_), None) | (None, _) if whole => None,
-            (Some(_), None) | (None, _) => Some(Sending::new(sent, body, &self.plane)),
+            (Some(_), None) | (None, _) => Some(Sending::new(sent, body, &self.plane, &self.outflow)),
         }
     }
 }
@@ -202,11 +215,13 @@ struct Sending {
     /// Bytes taken since it was set: a client that takes a piece in `timeouts.write` goes on with its answer.
     taken: usize,
     plane: Rc<Plane>,
+    outflow: Rc<Outflow>,
 }
 
 impl Sending {
-    fn new(stream: SendStream<Bytes>, body: Body, plane: &Rc<Plane>) -> Self {
-        Self { stream, body, data: Bytes::new(), deadline: None, taken: 0, plane: Rc::clone(plane) }
+    fn new(stream: SendStream<Bytes>, body: Body, plane: &Rc<Plane>, outflow: &Rc<Outflow>) -> Self {
+        let (plane, outflow) = (Rc::clone(plane), Rc::clone(outflow));
+        Self { stream, body, data: Bytes::new(), deadline: None, taken: 0, plane, outflow }
     }
 
     /// Ready at the end, whatever that is.
@@ -216,6 +231,8 @@ impl Sending {
                 return Poll::Ready(());
             }
             if !self.data.is_empty() {
+                // However long: that the socket takes something at all is the connection's to see to.
+                ready!(self.outflow.poll_room(cx));
                 match self.poll_data(cx) {
                     Poll::Ready(true) => continue,
                     Poll::Ready(false) => return Poll::Ready(()),
@@ -263,6 +280,7 @@ impl Sending {
         }
         let piece = self.data.split_to(self.data.len().min(self.stream.capacity()));
         self.taken += piece.len();
+        self.outflow.handed.set(self.outflow.handed.get() + piece.len());
         if self.taken >= PIECE || self.data.is_empty() {
             (self.deadline, self.taken) = (None, 0);
         }
@@ -278,6 +296,28 @@ impl Sending {
             deadline
         });
         deadline.poll_passed(cx)
+    }
+}
+
+/// What the answers of a connection have handed on since its socket had last taken all of it.
+#[derive(Default)]
+struct Outflow {
+    /// Bytes.
+    handed: Cell<usize>,
+    /// Streams that wait for room.
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Outflow {
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.handed.get() < ROOM {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
     }
 }
 
