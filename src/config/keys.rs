@@ -299,7 +299,7 @@ pub const KEYS: &[Key] = &[
         "limits.interim_responses",
         Is("10"),
         Global,
-        "Interim (1xx) answers to one request; 502 beyond. Clients of HTTP/1.1 get them, but for 100, which edge sends itself; over HTTP/2 they are dropped.",
+        "Interim (1xx) answers to one request; 502 beyond. Clients get them, but for 100, which edge sends itself, and clients of HTTP/1.0.",
     ),
     key(
         "limits.early_response_drain",

@@ -13,7 +13,7 @@ use crate::support::client::{Raw, Trust, Wire, tcp_from, tcp_narrow, tls_over};
 use crate::support::edge::{Edge, Setup};
 use crate::support::h2::{
     CONTINUATION, DATA, FLOW, H2, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS, block, frame, get, headers,
-    remembered, request,
+    remembered, request, window_update,
 };
 use crate::support::load::{Client, Load, Tally};
 use crate::support::{full_length, processes, until};
@@ -67,7 +67,7 @@ impl Target {
 }
 
 /// The attacks, with how many connections each in the everyday suite and at full length.
-const ATTACKS: [(&str, usize, usize, Attack); 8] = [
+const ATTACKS: [(&str, usize, usize, Attack); 9] = [
     ("F01 resets", 100, 100, |target| Box::pin(resets(target))),
     ("F02 floods", 100, 100, |target| Box::pin(floods(target))),
     ("F03 bomb", 100, 100, |target| Box::pin(bomb(target))),
@@ -76,6 +76,7 @@ const ATTACKS: [(&str, usize, usize, Attack); 8] = [
     ("D01 D07 handshakes", 200, 2_000, |target| Box::pin(handshakes(target))),
     ("D02 D03 drips", 200, 2_500, |target| Box::pin(drips(target))),
     ("D04 unread answers", 100, 500, |target| Box::pin(unread(target))),
+    ("D04 unread streams", 100, 500, |target| Box::pin(unread_streams(target))),
 ];
 
 async fn resets(target: Target) -> std::io::Result<()> {
@@ -180,6 +181,17 @@ async fn unread(target: Target) -> std::io::Result<()> {
     while client.try_write("x").await {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+    Ok(())
+}
+
+/// A hundred answers for which all windows have room, and nobody reads.
+async fn unread_streams(target: Target) -> std::io::Result<()> {
+    let mut client = target.http2(&[(FLOW, 0x7fff_ffff)]).await?;
+    let head = get("a.test", "/bytes/60000", &[]);
+    let asked = (0..100).flat_map(|n| headers(1 + n * 2, true, &head));
+    client.send(window_update(0, 0x7000_0000).into_iter().chain(asked).collect::<Vec<u8>>()).await;
+    // It holds what it has got, and comes again.
+    tokio::time::sleep(Duration::from_secs(6)).await;
     Ok(())
 }
 
