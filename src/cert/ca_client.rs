@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -23,6 +23,8 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
+use serde::de::Error as _;
 
 use crate::cert::failure::{Answer, short};
 use crate::clock::Clock;
@@ -228,6 +230,7 @@ impl CaClient {
         tracing::debug!(%method, %uri, status = parts.status.as_u16(), "answer from the CA");
         self.compare_clocks(&parts.headers);
         self.remember_issuers(&body);
+        check_nonces(&body)?;
         if !parts.status.is_client_error() && !parts.status.is_server_error() {
             return Ok(BytesResponse { parts, body: Box::new(body) });
         }
@@ -246,6 +249,25 @@ impl HttpClient for CaClient {
         request: Request<BodyWrapper<Bytes>>,
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, instant_acme::Error>> + Send>> {
         Box::pin(self.clone().call(request))
+    }
+}
+
+/// The library takes on trust that a directory's `newNonce` is a URL, and panics where it is none.
+fn check_nonces(body: &[u8]) -> Result<(), instant_acme::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Nonces {
+        new_nonce: String,
+    }
+    if memchr::memmem::find(body, b"newNonce").is_none() {
+        return Ok(());
+    }
+    match serde_json::from_slice::<Nonces>(body) {
+        Ok(Nonces { new_nonce }) if new_nonce.parse::<Uri>().is_err() => {
+            Err(serde_json::Error::custom("`newNonce` of the directory is no URL").into())
+        }
+        // What else is wrong with it the library sees itself.
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
@@ -339,6 +361,20 @@ mod tests {
             headers.insert(*name, value.parse().expect("valid"));
         }
         refusal(status, &headers, body.as_bytes(), UNIX_EPOCH + Duration::from_secs(784_111_777))
+    }
+
+    #[test]
+    fn a_directory_whose_place_of_nonces_is_no_url_does_not_reach_the_library() {
+        for (place, fine) in [
+            ("https://ca.test/nonce", true),
+            ("https://ca.test/no nce", false),
+            ("", false),
+            ("ht\u{e9}", false),
+        ] {
+            let body = serde_json::json!({ "newNonce": place, "newOrder": "x" }).to_string();
+            assert_eq!(check_nonces(body.as_bytes()).is_ok(), fine, "{place}");
+        }
+        assert!(check_nonces(b"{\"newNonce\": 5}").is_ok(), "the library's own to refuse");
     }
 
     #[test]

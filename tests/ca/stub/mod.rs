@@ -55,6 +55,8 @@ pub(crate) enum Fault {
     Reset,
     /// Nothing comes.
     Stall,
+    /// It comes so much later.
+    Slow(Duration),
     /// Half of the answer.
     Half,
     /// The request is carried out, and its answer lost.

@@ -86,7 +86,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, books: Arc<Mutex<B
     let Some(step) = step(&path) else { return };
     let fault = books.lock().expect("not poisoned").fault(step);
     let spoil = match fault {
-        None | Some(Fault::Half | Fault::Lost | Fault::Mute | Fault::Garbled(_)) => None,
+        None | Some(Fault::Half | Fault::Lost | Fault::Mute | Fault::Garbled(_) | Fault::Slow(_)) => None,
         Some(Fault::Spoil { kind, detail }) => Some((kind, detail)),
         Some(Fault::Problem { status, kind, detail, retry_after }) => {
             let mut reply = Reply::problem(status, kind, detail);
@@ -108,7 +108,10 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, books: Arc<Mutex<B
             return std::future::pending().await;
         }
     };
-    let slow = books.lock().expect("not poisoned").slow;
+    let slow = match fault {
+        Some(Fault::Slow(by)) => by,
+        _ => books.lock().expect("not poisoned").slow,
+    };
     if !slow.is_zero() {
         tokio::time::sleep(slow).await;
     }

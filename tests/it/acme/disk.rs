@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::crashes::{NAME, PATIENCE, files, served, setup, trust, whole};
 use crate::ca::free_port;
-use crate::ca::stub::{Step, Stub};
+use crate::ca::stub::{Fault, Step, Stub};
 use crate::support::edge::Edge;
 use crate::support::{processes, until};
 
@@ -144,14 +144,13 @@ async fn nothing_is_lost(closed: Closed) {
     let first = served(&edge, &trust).await.expect("served");
 
     // The order is written down; what comes of it cannot be.
+    ca.fail(Step::Certificate, Fault::Slow(Duration::from_secs(2)));
     let renewing = async {
         let output = edge.command(&["certs", "renew", NAME]).await;
         assert!(!output.status.success(), "{closed:?}: it could not be stored");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     let closing = async {
-        until(PATIENCE, "the second is issued", async || (ca.asked(Step::Finalize) == 2).then_some(())).await;
-        ca.books().slow = Duration::from_secs(2);
         until(PATIENCE, "the second is downloaded", async || {
             (ca.asked(Step::Certificate) == 2).then_some(())
         })
