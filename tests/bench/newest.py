@@ -4,6 +4,7 @@ import glob
 import os
 import re
 import subprocess
+import sys
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
@@ -27,7 +28,7 @@ def unpack(base, packages):
     stamp = os.path.join(base, "unpacked")
     if os.path.exists(stamp) and open(stamp).read() == " ".join(packages):
         return root
-    print("fetching", ", ".join(packages), "of Debian's newest suite into", base, flush=True)
+    print("fetching", ", ".join(packages), "of Debian's newest suite into", base, file=sys.stderr, flush=True)
     for part in ("state/lists/partial", "cache/archives/partial", "etc", "root"):
         os.makedirs(os.path.join(base, part), exist_ok=True)
     with open(base + "/etc/sources.list", "w") as out:
