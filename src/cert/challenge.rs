@@ -28,7 +28,7 @@ pub struct Published {
 #[derive(Debug)]
 enum Answer {
     Http01(Box<str>, Arc<str>),
-    TlsAlpn01(Box<str>, Arc<ServerConfig>),
+    TlsAlpn01(Vec<Box<str>>, Arc<ServerConfig>),
 }
 
 #[derive(Clone)]
@@ -106,15 +106,25 @@ impl Challenges {
         change(&self.tls_alpn01, |pending| {
             pending.insert(server_name.into(), Arc::clone(&config));
         });
-        Published { challenges: Arc::clone(self), answer: Answer::TlsAlpn01(server_name.into(), config) }
+        Published {
+            challenges: Arc::clone(self),
+            answer: Answer::TlsAlpn01(vec![server_name.into()], config),
+        }
     }
 
-    /// As [`Self::publish_tls_alpn01`], but where a CA's challenge is pending that is answered: edge looks at itself.
-    pub fn lend_tls_alpn01(self: &Arc<Self>, server_name: &str, config: Arc<ServerConfig>) -> Published {
+    /// As [`Self::publish_tls_alpn01`], but where a CA's challenge is pending that is answered: edge looks at itself. All at once,
+    /// because each change copies the whole.
+    pub fn lend_tls_alpn01(
+        self: &Arc<Self>,
+        server_names: Vec<Box<str>>,
+        config: Arc<ServerConfig>,
+    ) -> Published {
         change(&self.tls_alpn01, |pending| {
-            pending.entry(server_name.into()).or_insert_with(|| Arc::clone(&config));
+            for name in &server_names {
+                pending.entry(name.clone()).or_insert_with(|| Arc::clone(&config));
+            }
         });
-        Published { challenges: Arc::clone(self), answer: Answer::TlsAlpn01(server_name.into(), config) }
+        Published { challenges: Arc::clone(self), answer: Answer::TlsAlpn01(server_names, config) }
     }
 }
 
@@ -135,9 +145,11 @@ impl Drop for Published {
                 }
                 pending.retain(|_, all| !all.is_empty());
             }),
-            Answer::TlsAlpn01(name, config) => change(&self.challenges.tls_alpn01, |pending| {
-                if pending.get(name).is_some_and(|one| Arc::ptr_eq(one, config)) {
-                    pending.remove(name);
+            Answer::TlsAlpn01(names, config) => change(&self.challenges.tls_alpn01, |pending| {
+                for name in names {
+                    if pending.get(name).is_some_and(|one| Arc::ptr_eq(one, config)) {
+                        pending.remove(name);
+                    }
                 }
             }),
         }

@@ -33,12 +33,12 @@ pub fn lend(
     mark: &Mark,
     hosts: &[HostName],
     now: SystemTime,
-) -> Result<Vec<Published>, AnswerError> {
-    let Some(any) = hosts.first() else { return Ok(Vec::new()) };
+) -> Result<Option<Published>, AnswerError> {
+    let Some(any) = hosts.first() else { return Ok(None) };
     // One for all of them: only its identifier is looked at.
     let config: Arc<ServerConfig> = tls_alpn::answer(&provider(), any, &identifier(mark), now)?;
-    let lent = |host| challenges.lend_tls_alpn01(&tls_alpn::server_name(host), Arc::clone(&config));
-    Ok(hosts.iter().map(lent).collect())
+    let names = hosts.iter().map(|host| tls_alpn::server_name(host).into()).collect();
+    Ok(Some(challenges.lend_tls_alpn01(names, config)))
 }
 
 /// What is `found` of `host`, with what its addresses do in handshakes. Where a CA can look in no other way, it is `needed`.
