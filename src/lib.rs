@@ -124,6 +124,7 @@
 //!   worker/change.rs          what an operator asked of an app's workers, and why it failed
 //!   worker/child.rs           one running worker: its end, its signals
 //!   worker/listening.rs       where a worker listens really, for the messages
+//!   worker/past.rs         P  what a slot remembers of the workers it had   ← telemetry
 //!   worker/member.rs          one worker as its crew holds it   ← telemetry
 //!   worker/unread.rs          bytes that a worker was sent and has not read
 //!   worker/watchdog.rs        whether a worker that serves reads what it is sent
@@ -274,6 +275,8 @@
 //!   daemon/table.rs        P  columns for people
 //!   daemon/check_names.rs     somebody answers for edge while its names are looked at
 //!   daemon/command.rs         the subcommands that ask or read, and print
+//!   daemon/words.rs        P  times, sizes and texts of others as operators read them
+//!   daemon/render_certificates.rs P  certificates for people
 //!   daemon/render.rs       P  the running state for people
 //!   daemon/import.rs          `edge certs import`
 //!   daemon/explain.rs         a worker's final command line and environment

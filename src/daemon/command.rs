@@ -16,6 +16,7 @@ use crate::daemon::explain::{self, Checked};
 use crate::daemon::operation::{LONGEST_TEXT, Operation};
 use crate::daemon::progress::Said;
 use crate::daemon::render;
+use crate::daemon::render_certificates;
 use crate::name::{AppName, HostPattern};
 use crate::telemetry::log::wants_colour;
 use crate::telemetry::status::{CertificateStatus, Status};
@@ -124,8 +125,12 @@ pub fn certs(place: &Whereabouts, json: bool) -> Result<(String, bool), CommandE
     let status: serde_json::Value = running(place).ask_json("/status")?;
     let shown = &status["certificates"];
     let certificates: Vec<CertificateStatus> = serde_json::from_value(shown.clone()).unwrap_or_default();
-    let healthy = certificates.iter().all(|certificate| render::is_well(certificate, now()));
-    let text = if json { format!("{shown}\n") } else { render::certificates(&certificates, now(), colour()) };
+    let healthy = certificates.iter().all(|certificate| render_certificates::is_well(certificate, now()));
+    let text = if json {
+        format!("{shown}\n")
+    } else {
+        render_certificates::certificates(&certificates, now(), colour())
+    };
     Ok((text, healthy))
 }
 

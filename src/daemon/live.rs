@@ -20,7 +20,7 @@ use crate::proxy::clients::Clients;
 use crate::proxy::route::{Routing, Site};
 use crate::scope::Scope;
 use crate::telemetry::metrics::{self, Measured};
-use crate::telemetry::status::{AppState, AppStatus, Status, WorkerState, WorkerStatus};
+use crate::telemetry::status::{AppState, AppStatus, PastStatus, Status, WorkerState, WorkerStatus};
 use crate::telemetry::tally::{Counted, Tally};
 use crate::upstream::pool::Pool;
 use crate::worker::adapter;
@@ -244,13 +244,12 @@ impl LiveApp {
             state: WorkerState::Ready,
             in_flight: slot.in_flight(),
             requests: slot.requests(),
-            restarts: 0,
             memory_bytes: 0,
             memory_limit_bytes: None,
             age_s: 0,
             started: None,
             address: slot.address.to_string(),
-            last_exit: None,
+            past: PastStatus::default(),
         };
         let workers = self.roster.load().iter().map(worker).collect();
         AppStatus {

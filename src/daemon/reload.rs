@@ -368,7 +368,7 @@ async fn ready(made: &LiveApp) -> Result<(), Failed> {
             format!("it was not ready within {} s", start_timeout.as_secs_f64())
         }
     };
-    let exit = supervisor.status().workers.into_iter().find_map(|worker| worker.last_exit);
+    let exit = supervisor.status().workers.into_iter().find_map(|worker| worker.past.last_exit);
     let exit = exit.map(|exit| format!(" ({exit})")).unwrap_or_default();
     let lines: String =
         made.journal.last(LAST_LINES).iter().map(|line| format!("\n  {}", line.text)).collect();

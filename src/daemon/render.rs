@@ -1,17 +1,20 @@
-//! Status and certificates for people: aligned, worst first, one screen. Plain data in, text out.
+//! The running state for people: aligned, worst first, one screen. Plain data in, text out.
 
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
+use crate::daemon::render_certificates::certificates;
 use crate::daemon::table::{Align, Cell, Table};
-use crate::telemetry::line::{Palette, put_text};
+use crate::daemon::words::{dash, safe, seconds_since, size, span};
+use crate::telemetry::line::Palette;
 use crate::telemetry::status::{
-    AppState, AppStatus, CertificateState, CertificateStatus, RenewBecause, ScaleStatus, Status, WorkerState,
-    WorkerStatus,
+    AppState, AppStatus, PastStatus, ScaleStatus, Status, WorkerState, WorkerStatus,
 };
 
 /// Workers beyond this number in all: those that are well are counted, not listed.
 const ROOMY: usize = 24;
+
+/// For so many seconds the end of a worker whose successor serves is worth a remark.
+const NEWS: u64 = 3600;
 
 /// The answer of `edge status`.
 pub fn status(status: &Status, now: OffsetDateTime, colour: bool) -> String {
@@ -35,7 +38,7 @@ pub fn status(status: &Status, now: OffsetDateTime, colour: bool) -> String {
     }
     if !status.apps.is_empty() {
         out.push('\n');
-        out.push_str(&apps(status, palette));
+        out.push_str(&apps(status, now, palette));
     }
     if !status.certificates.is_empty() {
         out.push('\n');
@@ -44,49 +47,7 @@ pub fn status(status: &Status, now: OffsetDateTime, colour: bool) -> String {
     out
 }
 
-/// The answer of `edge certs`.
-pub fn certificates(certificates: &[CertificateStatus], now: OffsetDateTime, colour: bool) -> String {
-    let palette = Palette::new(colour);
-    if certificates.is_empty() {
-        return "no app needs a certificate\n".to_owned();
-    }
-    let mut sorted: Vec<_> = certificates.iter().collect();
-    sorted.sort_by_key(|certificate| certificate_rank(certificate.state));
-    let mut table = Table::new(
-        &[
-            ("CERTIFICATE", Align::Left),
-            ("STATE", Align::Left),
-            ("EXPIRES", Align::Right),
-            ("NEXT", Align::Left),
-            ("ISSUER", Align::Left),
-        ],
-        palette,
-    );
-    for certificate in sorted {
-        table.row(vec![
-            Cell::plain(safe(&certificate.name)),
-            certificate_cell(certificate.state, palette),
-            Cell::plain(expiry(certificate, now)),
-            Cell::plain(next(certificate, now)),
-            Cell::plain(match (&certificate.profile, certificate.issuer.as_str()) {
-                (_, "") => dash(),
-                (Some(profile), issuer) => safe(&format!("{issuer}, {profile}")),
-                (None, issuer) => safe(issuer),
-            }),
-        ]);
-        if let Some(error) = &certificate.last_error {
-            table.note(safe(error), palette.warn);
-        }
-        let told =
-            |record: &&String| certificate.last_error.as_ref().is_none_or(|error| !error.contains(*record));
-        if let Some(record) = certificate.dns_record.as_ref().filter(told) {
-            table.note(format!("to prove it by DNS for good, create: {}", safe(record)), palette.faint);
-        }
-    }
-    table.print()
-}
-
-fn apps(status: &Status, palette: Palette) -> String {
+fn apps(status: &Status, now: OffsetDateTime, palette: Palette) -> String {
     let mut apps: Vec<_> = status.apps.iter().collect();
     apps.sort_by_key(|(_, app)| app_rank(app.state));
     let everybody = apps.iter().map(|(_, app)| app.workers.len()).sum::<usize>() <= ROOMY;
@@ -105,20 +66,20 @@ fn apps(status: &Status, palette: Palette) -> String {
         palette,
     );
     for (name, app) in apps {
-        table.row(app_row(name, app, palette));
+        table.row(app_row(name, app, now, palette));
         let mut workers: Vec<_> = app.workers.iter().collect();
         workers.sort_by_key(|worker| (worker_rank(worker.state), worker.slot));
         for worker in workers.into_iter().filter(|worker| everybody || worker.state != WorkerState::Ready) {
-            table.row(worker_row(worker, palette));
-            if let Some(reason) = worker.last_exit.as_ref().filter(|_| worker.state != WorkerState::Ready) {
-                table.note(safe(reason), palette.warn);
+            table.row(worker_row(worker, now, palette));
+            if let Some(exit) = last_exit(worker, now).filter(|_| worker.state != WorkerState::Ready) {
+                table.note(exit, palette.warn);
             }
         }
     }
     table.print()
 }
 
-fn app_row(name: &str, app: &AppStatus, palette: Palette) -> Vec<Cell> {
+fn app_row(name: &str, app: &AppStatus, now: OffsetDateTime, palette: Palette) -> Vec<Cell> {
     let sum = |of: fn(&WorkerStatus) -> u64| app.workers.iter().map(of).sum::<u64>();
     let ready = app.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
     let mut remark = format!("{ready} of {} ready", app.workers.len());
@@ -142,15 +103,15 @@ fn app_row(name: &str, app: &AppStatus, palette: Palette) -> Vec<Cell> {
         Cell::plain(sum(|worker| worker.in_flight).to_string()),
         Cell::plain(sum(|worker| worker.requests).to_string()),
         Cell::plain(size(sum(|worker| worker.memory_bytes))),
-        Cell::plain(sum(|worker| worker.restarts).to_string()),
+        Cell::plain(restarts(app.workers.iter().map(|worker| &worker.past), now)),
         Cell::plain(remark),
     ]
 }
 
-fn worker_row(worker: &WorkerStatus, palette: Palette) -> Vec<Cell> {
+fn worker_row(worker: &WorkerStatus, now: OffsetDateTime, palette: Palette) -> Vec<Cell> {
     let well = worker.state == WorkerState::Ready;
-    let remark = match &worker.last_exit {
-        Some(reason) if well => format!("last exit: {}", safe(reason)),
+    let remark = match last_exit(worker, now) {
+        Some(exit) if well => format!("last exit {exit}"),
         Some(_) | None => safe(&worker.address),
     };
     vec![
@@ -161,43 +122,40 @@ fn worker_row(worker: &WorkerStatus, palette: Palette) -> Vec<Cell> {
         Cell::plain(worker.in_flight.to_string()),
         Cell::plain(worker.requests.to_string()),
         Cell::plain(memory(worker)),
-        Cell::plain(worker.restarts.to_string()),
+        Cell::plain(restarts([&worker.past].into_iter(), now)),
         Cell::coloured(remark, palette.faint),
     ]
 }
 
-fn next(certificate: &CertificateStatus, now: OffsetDateTime) -> String {
-    match (&certificate.next_attempt, &certificate.renew_at) {
-        (Some(at), _) => format!("tries in {}", until(at, now)),
-        (None, Some(at)) => format!("renews in {}{}", until(at, now), because(certificate)),
-        (None, None) => dash(),
+/// How often workers failed and others were started, and when one failed last.
+fn restarts<'a>(pasts: impl Iterator<Item = &'a PastStatus> + Clone, now: OffsetDateTime) -> String {
+    let count: u64 = pasts.clone().map(|past| past.restarts).sum();
+    let last =
+        pasts.filter(|past| past.restarts > 0).filter_map(|past| age(past.last_failure.as_deref(), now));
+    match last.min().filter(|_| count > 0) {
+        Some(seconds) => format!("{count} ({} ago)", span(seconds)),
+        None => count.to_string(),
     }
 }
 
-fn because(certificate: &CertificateStatus) -> &'static str {
-    match certificate.renew_because {
-        Some(RenewBecause::CaWindow) => ", in the CA's window",
-        Some(RenewBecause::Asked) => ", as asked",
-        Some(RenewBecause::Lifetime) if life(certificate) < Some(time::Duration::days(10)) => {
-            ", half of its life"
-        }
-        Some(RenewBecause::Lifetime) => ", two thirds of its life",
-        None => "",
+/// How the worker before ended, and when: while it is news, and not where it was asked to go.
+fn last_exit(worker: &WorkerStatus, now: OffsetDateTime) -> Option<String> {
+    let past = &worker.past;
+    let how = past.last_exit.as_deref().filter(|_| past.last_exit_reason.as_deref() != Some("asked"))?;
+    let waits = match worker.state {
+        WorkerState::Backoff | WorkerState::Starting => true,
+        WorkerState::Suspect | WorkerState::Stopping | WorkerState::Draining | WorkerState::Ready => false,
+    };
+    match age(past.last_exit_at.as_deref(), now) {
+        Some(seconds) if waits || seconds < NEWS => Some(format!("{} ago: {}", span(seconds), safe(how))),
+        Some(_) => None,
+        None => Some(safe(how)),
     }
 }
 
-fn life(certificate: &CertificateStatus) -> Option<time::Duration> {
-    let time = |at: &Option<String>| OffsetDateTime::parse(at.as_deref()?, &Rfc3339).ok();
-    Some(time(&certificate.not_after)? - time(&certificate.not_before)?)
-}
-
-/// What is left, of how much.
-fn expiry(certificate: &CertificateStatus, now: OffsetDateTime) -> String {
-    let Some(at) = certificate.not_after.as_deref() else { return dash() };
-    match life(certificate) {
-        Some(life) => format!("{} of {}", until(at, now), span(life.whole_seconds().unsigned_abs())),
-        None => until(at, now),
-    }
+/// Seconds since a moment; 0 where the clock was set back.
+fn age(at: Option<&str>, now: OffsetDateTime) -> Option<u64> {
+    seconds_since(at?, now).map(|seconds| u64::try_from(seconds).unwrap_or(0))
 }
 
 fn app_rank(state: AppState) -> u8 {
@@ -248,69 +206,6 @@ fn worker_cell(state: WorkerState, palette: Palette) -> Cell {
     Cell::coloured(word.to_owned(), colour)
 }
 
-/// Whether a monitor may sleep: the certificate is there, and it is not so close to its end that several renewals must have
-/// failed.
-pub fn is_well(certificate: &CertificateStatus, now: OffsetDateTime) -> bool {
-    let time = |at: &Option<String>| at.as_deref().and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok());
-    let Some(end) = time(&certificate.not_after) else { return false };
-    let spare = match time(&certificate.renew_at) {
-        // A third of what follows the moment of renewal is a tenth of the life.
-        Some(renewal) => (end - renewal) / 3,
-        None => time::Duration::days(10),
-    };
-    certificate.state != CertificateState::Expired && now + spare < end
-}
-
-fn certificate_rank(state: CertificateState) -> u8 {
-    match state {
-        CertificateState::Expired => 0,
-        CertificateState::Parked => 1,
-        CertificateState::Retrying => 2,
-        CertificateState::Pending => 3,
-        CertificateState::Valid => 4,
-    }
-}
-
-fn certificate_cell(state: CertificateState, palette: Palette) -> Cell {
-    let (word, colour) = match state {
-        CertificateState::Expired => ("expired", palette.bad),
-        CertificateState::Parked => ("parked", palette.bad),
-        CertificateState::Retrying => ("retrying", palette.warn),
-        CertificateState::Pending => ("pending", palette.warn),
-        CertificateState::Valid => ("valid", palette.good),
-    };
-    Cell::coloured(word.to_owned(), colour)
-}
-
-fn dash() -> String {
-    "-".to_owned()
-}
-
-/// Texts of CAs, certificates and exits come from elsewhere.
-fn safe(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    put_text(&mut out, text.as_bytes());
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-/// Seconds in the largest unit that leaves at least two of it.
-fn span(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7_200 => format!("{}m", seconds / 60),
-        7_200..172_800 => format!("{}h", seconds / 3_600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
-/// From now to a time in RFC 3339; the time itself where it cannot be read.
-fn until(at: &str, now: OffsetDateTime) -> String {
-    let Ok(time) = OffsetDateTime::parse(at, &Rfc3339) else { return safe(at) };
-    let seconds = (time - now).whole_seconds();
-    let text = span(seconds.unsigned_abs());
-    if seconds < 0 { format!("{text} ago") } else { text }
-}
-
 fn memory(worker: &WorkerStatus) -> String {
     match worker.memory_limit_bytes {
         Some(limit) => format!("{}/{}", size(worker.memory_bytes), size(limit)),
@@ -318,29 +213,15 @@ fn memory(worker: &WorkerStatus) -> String {
     }
 }
 
-fn size(bytes: u64) -> String {
-    const STEP: f64 = 1024.0;
-    if bytes == 0 {
-        return dash();
-    }
-    let mut value = bytes as f64 / STEP;
-    for unit in ["K", "M", "G"] {
-        if value < 1000.0 {
-            return if value < 10.0 { format!("{value:.1}{unit}") } else { format!("{value:.0}{unit}") };
-        }
-        value /= STEP;
-    }
-    format!("{value:.1}T")
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
+    use time::format_description::well_known::Rfc3339;
     use time::macros::datetime;
 
     use super::*;
-    use crate::telemetry::status::{ListenerStatus, OrderCounts};
+    use crate::telemetry::status::ListenerStatus;
 
     const NOW: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
@@ -351,13 +232,12 @@ mod tests {
             state,
             in_flight: 1,
             requests: 1200,
-            restarts: 0,
             memory_bytes: 64 << 20,
             memory_limit_bytes: None,
             age_s: 7300,
             started: None,
             address: format!("unix:/run/edge/api.{slot}.sock"),
-            last_exit: None,
+            past: PastStatus::default(),
         }
     }
 
@@ -366,41 +246,31 @@ mod tests {
         AppStatus { state, generation: 1, queue: 0, scale, workers, worker_exits: BTreeMap::new() }
     }
 
-    fn certificate(name: &str, state: CertificateState) -> CertificateStatus {
-        CertificateStatus {
-            name: name.to_owned(),
-            state,
-            issuer: "Let's Encrypt E7".to_owned(),
-            profile: Some("tlsserver".to_owned()),
-            not_before: Some("2025-12-28T00:00:00Z".to_owned()),
-            not_after: Some("2026-02-11T00:00:00Z".to_owned()),
-            renew_at: Some("2026-01-12T00:00:00Z".to_owned()),
-            renew_because: Some(RenewBecause::CaWindow),
-            last_error: None,
-            last_failure: None,
-            next_attempt: None,
-            dns_record: None,
-            orders: OrderCounts::default(),
+    fn failed(restarts: u64, seconds_ago: i64, how: &str) -> PastStatus {
+        let at = (NOW - time::Duration::seconds(seconds_ago)).format(&Rfc3339).ok();
+        PastStatus {
+            restarts,
+            replacements: 2,
+            last_failure: at.clone(),
+            last_exit: Some(how.to_owned()),
+            last_exit_at: at,
+            last_exit_reason: Some("exit".to_owned()),
         }
     }
 
     fn example() -> Status {
         let broken = WorkerStatus {
             pid: None,
-            restarts: 7,
             requests: 0,
             in_flight: 0,
             memory_bytes: 0,
             memory_limit_bytes: None,
-            last_exit: Some(
-                "exit status 1 after 0.8 s: ModuleNotFoundError: No module named 'stripe'".to_owned(),
-            ),
+            past: failed(7, 12, "exit status 1 before it was ready"),
             ..worker(1, WorkerState::Backoff)
         };
         let again = WorkerStatus {
-            restarts: 1,
             memory_limit_bytes: Some(512 << 20),
-            last_exit: Some("signal 9".to_owned()),
+            past: failed(1, 300, "SIGKILL while it served"),
             ..worker(0, WorkerState::Ready)
         };
         let scale = |min, max, target, held| Some(ScaleStatus { min, max, target, held });
@@ -417,17 +287,7 @@ mod tests {
                 ListenerStatus { kind: "https".to_owned(), address: "[::]:443".to_owned() },
             ],
             apps: [("api".to_owned(), api), ("shop".to_owned(), shop)].into(),
-            certificates: vec![
-                certificate("api.example.com", CertificateState::Valid),
-                CertificateStatus {
-                    issuer: String::new(),
-                    not_after: None,
-                    renew_at: None,
-                    last_error: Some("no A record for shop.example.com\x1b[2J".to_owned()),
-                    next_attempt: Some("2026-01-01T05:00:00Z".to_owned()),
-                    ..certificate("shop.example.com", CertificateState::Retrying)
-                },
-            ],
+            certificates: vec![],
         }
     }
 
@@ -437,33 +297,30 @@ mod tests {
 edge 0.1.0  up 12d  pid 34021
 http [::]:80  https [::]:443
 
-APP   STATE      PID  AGE  IN FLIGHT  REQUESTS    MEMORY  RESTARTS
-shop  degraded                     1      1200       64M         8  1 of 2 ready, 2 waiting, held at 2 by `edge scale`
-  1   backoff      -    -          0         0         -         7  unix:/run/edge/api.1.sock
-    ! exit status 1 after 0.8 s: ModuleNotFoundError: No module named 'stripe'
-  0   ready     4711   2h          1      1200  64M/512M         1  last exit: signal 9
-api   up                           1      1200       64M         0  1 of 1 ready, 1 wanted of 1 to 4 by the load
-  0   ready     4711   2h          1      1200       64M         0  unix:/run/edge/api.0.sock
-
-CERTIFICATE       STATE        EXPIRES  NEXT                               ISSUER
-shop.example.com  retrying           -  tries in 5h                        -
-    ! no A record for shop.example.com\\u001b[2J
-api.example.com   valid     41d of 45d  renews in 11d, in the CA's window  Let's Encrypt E7, tlsserver
+APP   STATE      PID  AGE  IN FLIGHT  REQUESTS    MEMORY     RESTARTS
+shop  degraded                     1      1200       64M  8 (12s ago)  1 of 2 ready, 2 waiting, held at 2 by `edge scale`
+  1   backoff      -    -          0         0         -  7 (12s ago)  unix:/run/edge/api.1.sock
+    ! 12s ago: exit status 1 before it was ready
+  0   ready     4711   2h          1      1200  64M/512M   1 (5m ago)  last exit 5m ago: SIGKILL while it served
+api   up                           1      1200       64M            0  1 of 1 ready, 1 wanted of 1 to 4 by the load
+  0   ready     4711   2h          1      1200       64M            0  unix:/run/edge/api.0.sock
 ";
         assert_eq!(status(&example(), NOW, false), expected);
     }
 
     #[test]
-    fn a_monitor_wakes_for_what_is_missing_or_close_to_its_end() {
-        let good = certificate("a.example.com", CertificateState::Valid);
-        assert!(is_well(&good, NOW));
-        assert!(is_well(&good, datetime!(2026-01-31 23:00 UTC)), "one third of the last third is left");
-        assert!(!is_well(&good, datetime!(2026-02-01 01:00 UTC)));
-        let retrying = CertificateStatus { state: CertificateState::Retrying, ..good.clone() };
-        assert!(is_well(&retrying, NOW), "there is time to try again");
-        assert!(!is_well(&CertificateStatus { not_after: None, ..retrying }, NOW));
-        let by_hand = CertificateStatus { renew_at: None, ..good };
-        assert!(is_well(&by_hand, NOW) && !is_well(&by_hand, datetime!(2026-02-05 00:00 UTC)));
+    fn an_end_is_told_while_it_is_news_and_never_where_it_was_asked_for() {
+        let ready = |past| last_exit(&WorkerStatus { past, ..worker(0, WorkerState::Ready) }, NOW);
+        assert_eq!(ready(failed(1, 3599, "SIGKILL")).as_deref(), Some("59m ago: SIGKILL"));
+        assert_eq!(ready(failed(1, 3600, "SIGKILL")), None);
+        let asked =
+            PastStatus { last_exit_reason: Some("asked".to_owned()), ..failed(1, 3, "exit status 0") };
+        assert_eq!(ready(asked), None);
+        let past = failed(1, 7200, "SIGKILL");
+        let waiting = WorkerStatus { past: past.clone(), ..worker(0, WorkerState::Backoff) };
+        assert_eq!(last_exit(&waiting, NOW).as_deref(), Some("2h ago: SIGKILL"), "there is nothing newer");
+        assert_eq!(restarts([&past].into_iter(), NOW), "1 (2h ago)");
+        assert_eq!(restarts([&PastStatus { restarts: 0, ..past }].into_iter(), NOW), "0");
     }
 
     #[test]
@@ -480,45 +337,10 @@ api.example.com   valid     41d of 45d  renews in 11d, in the CA's window  Let's
     fn many_workers_that_are_well_do_not_fill_the_screen() {
         let mut workers: Vec<_> = (0..100).map(|slot| worker(slot, WorkerState::Ready)).collect();
         workers[7].state = WorkerState::Draining;
-        let many = Status {
-            apps: [("api".to_owned(), app(AppState::Degraded, workers))].into(),
-            certificates: vec![],
-            ..example()
-        };
+        let many =
+            Status { apps: [("api".to_owned(), app(AppState::Degraded, workers))].into(), ..example() };
         let text = status(&many, NOW, false);
         assert_eq!(text.lines().count(), 6, "{text}");
         assert!(text.contains("draining") && text.contains("99 of 100 ready"));
-    }
-
-    #[test]
-    fn a_record_that_would_prove_a_name_for_good_is_printed_once() {
-        let record =
-            "_validation-persist.a.example. TXT \"ca.example; accounturi=https://ca.example/1\"".to_owned();
-        let good = certificate("a.example", CertificateState::Valid);
-        let lacking = CertificateStatus { dns_record: Some(record.clone()), ..good };
-        let failed =
-            CertificateStatus { last_error: Some(format!("Create it: {record} (why)")), ..lacking.clone() };
-        for one in [lacking, failed] {
-            assert_eq!(certificates(&[one], NOW, false).matches(&record).count(), 1);
-        }
-    }
-
-    #[test]
-    fn without_certificates_one_sentence_says_so() {
-        assert_eq!(certificates(&[], NOW, true), "no app needs a certificate\n");
-    }
-
-    #[test]
-    fn numbers_are_short() {
-        for (seconds, text) in [(0, "0s"), (119, "119s"), (120, "2m"), (7200, "2h"), (172_800, "2d")] {
-            assert_eq!(span(seconds), text);
-        }
-        for (bytes, text) in
-            [(0, "-"), (512, "0.5K"), (64 << 20, "64M"), (1_288_490_189, "1.2G"), (5 << 40, "5.0T")]
-        {
-            assert_eq!(size(bytes), text);
-        }
-        assert_eq!(until("2025-12-31T00:00:00Z", NOW), "24h ago");
-        assert_eq!(until("soon", NOW), "soon");
     }
 }

@@ -92,7 +92,7 @@ struct Place<'a> {
 /// The places of an app's workers, in which a worker and its successor stand beside each other while one replaces the other.
 fn places(workers: &[WorkerStatus]) -> Vec<Place<'_>> {
     let mut places: BTreeMap<u32, Place<'_>> = BTreeMap::new();
-    let rank = |one: &WorkerStatus| (one.state == WorkerState::Ready, one.restarts);
+    let rank = |one: &WorkerStatus| (one.state == WorkerState::Ready, one.past.after_first());
     for one in workers {
         let place = places.entry(one.slot).or_insert(Place { worker: one, in_flight: 0 });
         place.in_flight += one.in_flight;
@@ -215,7 +215,7 @@ impl Page {
         }
         self.head("worker_restarts_total", "counter", "Workers after the first in this place.");
         for (app, slot, one) in shown() {
-            self.line("worker_restarts_total", &[("app", app), ("worker", slot)], one.restarts);
+            self.line("worker_restarts_total", &[("app", app), ("worker", slot)], one.past.after_first());
         }
         self.head("worker_memory_bytes", "gauge", "Memory of the worker and all it started.");
         for (app, slot, one) in shown().filter(|(_, _, one)| one.pid.is_some()) {
@@ -299,7 +299,7 @@ fn timestamp(at: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::status::{OrderCounts, ScaleStatus};
+    use crate::telemetry::status::{OrderCounts, PastStatus, ScaleStatus};
 
     fn worker(slot: u32, state: WorkerState, restarts: u64) -> WorkerStatus {
         WorkerStatus {
@@ -308,13 +308,12 @@ mod tests {
             state,
             in_flight: 1,
             requests: 3,
-            restarts,
             memory_bytes: 1000,
             memory_limit_bytes: None,
             age_s: 5,
             started: Some(105),
             address: "unix:/x".to_owned(),
-            last_exit: None,
+            past: PastStatus { restarts, ..PastStatus::default() },
         }
     }
 
@@ -400,7 +399,7 @@ mod tests {
             let places = places(&workers);
             assert_eq!(places.iter().map(|place| place.worker.slot).collect::<Vec<_>>(), [0, 1]);
             let place = &places[1];
-            assert_eq!((place.worker.state, place.worker.restarts), shown, "{there:?}");
+            assert_eq!((place.worker.state, place.worker.past.restarts), shown, "{there:?}");
             assert_eq!(place.in_flight, there.len() as u64, "{there:?}");
         }
     }

@@ -93,8 +93,6 @@ pub struct WorkerStatus {
     pub in_flight: u64,
     /// Requests ever taken by this incarnation.
     pub requests: u64,
-    /// Incarnations of this slot after the first.
-    pub restarts: u64,
     /// Memory of its process tree in bytes.
     pub memory_bytes: u64,
     /// How many the kernel lets it use, where it keeps a limit.
@@ -106,8 +104,37 @@ pub struct WorkerStatus {
     pub started: Option<u64>,
     /// Where it listens.
     pub address: String,
-    /// How the slot's last incarnation ended, in words.
+    /// What came before it.
+    #[serde(flatten)]
+    pub past: PastStatus,
+}
+
+/// What a slot remembers of the workers before.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PastStatus {
+    /// Workers that were started because the one before had failed.
+    pub restarts: u64,
+    /// Workers that took the place of one that was asked to go: deploys, recycling, another number of workers.
+    #[serde(default)]
+    pub replacements: u64,
+    /// When a worker last failed, RFC 3339, also if others were asked to go since.
+    #[serde(default)]
+    pub last_failure: Option<String>,
+    /// How the last one ended, in words, or why it could not be started.
     pub last_exit: Option<String>,
+    /// When that was, RFC 3339.
+    #[serde(default)]
+    pub last_exit_at: Option<String>,
+    /// The same in one word of [`AppStatus::worker_exits`], or `not_started`.
+    #[serde(default)]
+    pub last_exit_reason: Option<String>,
+}
+
+impl PastStatus {
+    /// How many workers came after the first.
+    pub fn after_first(&self) -> u64 {
+        self.restarts + self.replacements
+    }
 }
 
 /// State of a worker.

@@ -21,6 +21,7 @@ use crate::worker::headcount::Headcount;
 use crate::worker::launch::Tools;
 use crate::worker::lifecycle::{self, Action, Input, State};
 use crate::worker::member::Member;
+use crate::worker::past::Past;
 use crate::worker::probe::NotReady;
 use crate::worker::rollout::{self, Policy, Rollout, Seat};
 use crate::worker::setup::Setup;
@@ -80,13 +81,6 @@ pub(super) struct Crew {
     pub(super) changes: Changes,
     pub(super) was_ready: bool,
     pub(super) stopping: bool,
-}
-
-/// What a slot remembers of its earlier workers.
-#[derive(Debug, Default)]
-pub(super) struct Past {
-    pub(super) incarnations: u64,
-    pub(super) last_exit: Option<String>,
 }
 
 impl Crew {
@@ -238,25 +232,23 @@ impl Crew {
     }
 
     fn worker(&self, seat: Seat, worker: &Member) -> WorkerStatus {
-        let last_exit = self.past.get(&seat.slot).and_then(|past| past.last_exit.clone());
-        worker.status(seat.incarnation.saturating_sub(1), last_exit)
+        let past = self.past.get(&seat.slot).map(|past| past.status(Some(seat.incarnation)));
+        worker.status(past.unwrap_or_default())
     }
 
     fn vacancy(&self, slot: u32) -> WorkerStatus {
-        let past = self.past.get(&slot);
         WorkerStatus {
             slot,
             pid: None,
             state: WorkerState::Backoff,
             in_flight: 0,
             requests: 0,
-            restarts: past.map_or(0, |past| past.incarnations.saturating_sub(1)),
             memory_bytes: 0,
             memory_limit_bytes: None,
             age_s: 0,
             started: None,
             address: String::new(),
-            last_exit: past.and_then(|past| past.last_exit.clone()),
+            past: self.past.get(&slot).map(|past| past.status(None)).unwrap_or_default(),
         }
     }
 
@@ -290,6 +282,9 @@ impl Crew {
                 Action::Withdraw => self.withdraw(at),
                 Action::ReportUnwell => {
                     tracing::warn!(app = %id.app, worker = id.slot, "a worker fails its health checks: it is to be replaced");
+                    if let Some(worker) = self.find(id) {
+                        worker.unwell = true;
+                    }
                     self.roll(rollout::Input::Recycle(at));
                 }
                 Action::Suspend => self.suspend(at, true),

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use crate::config::model::Address;
 use crate::name::WorkerId;
 use crate::scope::Scope;
-use crate::telemetry::status::{WorkerState, WorkerStatus};
+use crate::telemetry::status::{PastStatus, WorkerState, WorkerStatus};
 use crate::worker::adapter::Wire;
 use crate::worker::child::{Child, Exit};
 use crate::worker::lifecycle::{State, Why};
@@ -35,6 +35,8 @@ pub(super) struct Member {
     pub(super) started: u64,
     pub(super) exit: Exit,
     pub(super) missed: Option<NotReady>,
+    /// It failed its health checks and is to go.
+    pub(super) unwell: bool,
     pub(super) memory: u64,
     /// Processes that had been ended for lack of memory when it was launched.
     pub(super) oom_before: u64,
@@ -47,7 +49,7 @@ pub(super) struct Member {
 
 impl Member {
     /// The worker as operators see it.
-    pub(super) fn status(&self, restarts: u64, last_exit: Option<String>) -> WorkerStatus {
+    pub(super) fn status(&self, past: PastStatus) -> WorkerStatus {
         let state = match self.state {
             State::Starting { .. } => WorkerState::Starting,
             State::Serving { .. } => WorkerState::Ready,
@@ -63,13 +65,12 @@ impl Member {
             state,
             in_flight: self.slot.as_ref().map_or(0, |slot| slot.in_flight()),
             requests: self.slot.as_ref().map_or(0, |slot| slot.requests()),
-            restarts,
             memory_bytes: self.memory,
             memory_limit_bytes: self.child.memory_limit(),
             age_s: self.launched_at.elapsed().as_secs(),
             started: Some(self.started),
             address: self.address.to_string(),
-            last_exit,
+            past,
         }
     }
 

@@ -19,6 +19,7 @@ pub mod lifecycle;
 pub mod listening;
 mod member;
 pub mod output;
+mod past;
 mod places;
 pub mod probe;
 mod probe_http2;

@@ -113,7 +113,7 @@ async fn a_cold_start_waits_for_what_comes_before_it_however_often_it_fails() {
             let before_start = vec![words("sh -c 'printf x >> tries; test $(wc -c < tries) -gt 6'")];
             let app = stage.start(WorkerSpec { before_start, ..stage.server(&[]) });
             eventually("it is said", || {
-                app.status().workers.first().is_some_and(|worker| worker.last_exit.is_some())
+                app.status().workers.first().is_some_and(|worker| worker.past.last_exit.is_some())
             })
             .await;
             assert!(matches!(app.status().state, AppState::Starting | AppState::Failed));

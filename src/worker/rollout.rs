@@ -183,6 +183,15 @@ impl Rollout {
         self.base.number
     }
 
+    /// Whether the worker is of a generation that takes over, and not ready yet: if it fails, the old ones serve on.
+    pub fn is_candidate(&self, seat: Seat) -> bool {
+        let place = self.places.get(seat.slot as usize);
+        let both = place.into_iter().flat_map(|place| [place.current, place.successor]).flatten();
+        let is =
+            |worker: &Worker| worker.seat == seat && !worker.is_ready() && self.is_next(worker.generation);
+        both.into_iter().any(|worker| is(&worker))
+    }
+
     /// Workers that take requests.
     pub fn ready(&self) -> u32 {
         self.places.iter().filter(|place| place.is_ready()).count() as u32

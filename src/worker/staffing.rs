@@ -17,6 +17,7 @@ use crate::worker::lifecycle::{self, Input, State, Why};
 use crate::worker::listening;
 use crate::worker::member::Member;
 use crate::worker::output::{self, Source, Tail};
+use crate::worker::past::{self, Blame};
 use crate::worker::recycling::Limits;
 use crate::worker::rollout::{self, Seat};
 use crate::worker::slot::Slot;
@@ -51,7 +52,13 @@ impl Crew {
                 tracing::error!(app = %app.name, generation, error = error.reason, last_lines, "no worker can start");
                 if generation == self.rollout.generation_number() {
                     for slot in 0..self.rollout.wanted() {
-                        self.past.entry(slot).or_default().last_exit = Some(error.reason.clone());
+                        let past = self.past.entry(slot).or_default();
+                        past.ended(
+                            error.reason.clone(),
+                            past::NOT_STARTED,
+                            SystemClock.seconds(),
+                            Blame::Slot,
+                        );
                     }
                 }
                 self.changes.unprepared = Some(error);
@@ -66,14 +73,13 @@ impl Crew {
         self.headcount.failed();
         let cause = Report(&error).to_string();
         tracing::error!(app = %self.app().name, worker = seat.slot, error = %cause, "cannot start a worker");
-        self.roster.note_end(&cause);
-        self.past.entry(seat.slot).or_default().last_exit = Some(cause.clone());
+        self.failed(seat, cause.clone(), past::NOT_STARTED);
         self.changes.failed(seat, RollError::because(cause));
         Some(rollout::Input::Died(seat))
     }
 
     fn try_launch(&mut self, seat: Seat, generation: u64) -> Result<(), LaunchError> {
-        self.past.entry(seat.slot).or_default().incarnations = seat.incarnation;
+        self.past.entry(seat.slot).or_default().launched(seat.incarnation);
         // Only generations that have one are launched.
         let Some(setup) = self.setups.get(&generation).cloned() else { return Ok(()) };
         let id = WorkerId { app: setup.app.name.clone(), slot: seat.slot, incarnation: seat.incarnation };
@@ -97,6 +103,7 @@ impl Crew {
             started: SystemClock.seconds(),
             exit: Exit::Unknown,
             missed: None,
+            unwell: false,
             memory: 0,
             oom_before: usage::out_of_memory_kills(),
             tail,
@@ -255,10 +262,11 @@ impl Crew {
             let seconds = worker.setup.spec.start_timeout.as_secs_f64();
             tracing::error!(%app, worker = at.slot, pid, %reason, seconds, "worker was not ready in time");
             let reason = format!("not ready in {seconds} s: {reason}");
-            self.roster.note_end(&reason);
-            self.past.entry(at.slot).or_default().last_exit = Some(reason.clone());
-            self.changes.failed(at, RollError { reason, last_lines: worker.tail.last(output::REPORTED) });
+            let (word, last_lines) = (word(Why::NeverReady, worker.exit), worker.tail.last(output::REPORTED));
+            self.failed(at, reason.clone(), word);
+            self.changes.failed(at, RollError { reason, last_lines });
         }
+        let Some(worker) = self.workers.get(&at) else { return };
         if let Some(slot) = &worker.slot {
             slot.end_streams();
         }
@@ -306,23 +314,27 @@ impl Crew {
         let Some(worker) = self.workers.remove(&at) else { return };
         let State::Dead { why } = worker.state else { return };
         worker.tasks.abort();
-        *self.exits.entry(reason(why, worker.exit)).or_default() += 1;
-        let past = self.past.entry(at.slot).or_default();
+        let word = word(why, worker.exit);
+        *self.exits.entry(word).or_default() += 1;
         match why {
-            Why::Retired => past.last_exit = Some(format!("{} after it was asked to stop", worker.exit)),
+            Why::Retired if worker.unwell => {
+                self.failed(at, format!("{} after it failed its health checks", worker.exit), word);
+            }
+            Why::Retired => {
+                let how = format!("{} after it was asked to stop", worker.exit);
+                let past = self.past.entry(at.slot).or_default();
+                past.ended(how, word, SystemClock.seconds(), Blame::Nobody);
+            }
             // Said when its time was over; how it then ended says less.
             Why::NeverReady => self.headcount.failed(),
             Why::DiedStarting => {
                 self.headcount.failed();
-                let reason = format!("{} before it was ready", worker.ending());
-                past.last_exit = Some(reason.clone());
-                self.changes.dying(at, reason);
+                let how = format!("{} before it was ready", worker.ending());
+                self.changes.dying(at, how.clone());
+                self.failed(at, how, word);
             }
-            Why::Hung => past.last_exit = Some(format!("{} because it hung", worker.exit)),
-            Why::DiedServing => past.last_exit = Some(format!("{} while it served", worker.ending())),
-        }
-        if let (Why::DiedStarting | Why::Hung | Why::DiedServing, Some(how)) = (why, &past.last_exit) {
-            self.roster.note_end(how);
+            Why::Hung => self.failed(at, format!("{} because it hung", worker.exit), word),
+            Why::DiedServing => self.failed(at, format!("{} while it served", worker.ending()), word),
         }
         self.burials.insert(at);
         let events = self.events.clone();
@@ -332,10 +344,17 @@ impl Crew {
         });
         self.roll(rollout::Input::Died(at));
     }
+
+    /// Notes that the worker at `at` has failed, before the rollout hears of it.
+    fn failed(&mut self, at: Seat, how: String, word: &'static str) {
+        self.roster.note_end(&how);
+        let blame = if self.rollout.is_candidate(at) { Blame::Candidate } else { Blame::Slot };
+        self.past.entry(at.slot).or_default().ended(how, word, SystemClock.seconds(), blame);
+    }
 }
 
 /// Why a worker ended, in one word of a closed list.
-fn reason(why: Why, exit: Exit) -> &'static str {
+fn word(why: Why, exit: Exit) -> &'static str {
     match (why, exit) {
         (Why::Retired, _) => "asked",
         (Why::NeverReady, _) => "start_timeout",

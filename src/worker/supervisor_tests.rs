@@ -201,10 +201,10 @@ async fn a_worker_that_is_killed_is_replaced() {
             app.measure().await;
             let worker = app.status().workers.remove(0);
             assert_eq!(
-                (worker.restarts, worker.pid, worker.state),
+                (worker.past.restarts, worker.pid, worker.state),
                 (1, Some(second.pid), WorkerState::Ready)
             );
-            assert_eq!(worker.last_exit.as_deref(), Some("SIGKILL while it served"));
+            assert_eq!(worker.past.last_exit.as_deref(), Some("SIGKILL while it served"));
             assert!(worker.memory_bytes > 1024 * 1024, "{worker:?}");
             app.stop().await;
             assert!(stage.roster.load().is_empty());
@@ -302,15 +302,15 @@ async fn workers_that_never_start_are_tried_for_ever_and_explained() {
             let stage = Stage::new();
             let app = stage.start(shell(stage.root.path(), "echo no database >&2; exit 3"));
             eventually("the app failed", || app.status().state == AppState::Failed).await;
-            let tries = app.status().workers[0].restarts;
+            let tries = app.status().workers[0].past.restarts;
             let worker = || app.status().workers.remove(0);
-            assert_eq!(worker().last_exit.as_deref(), Some("exit status 3 before it was ready"));
-            eventually("it goes on", || worker().restarts > tries + 3).await;
+            assert_eq!(worker().past.last_exit.as_deref(), Some("exit status 3 before it was ready"));
+            eventually("it goes on", || worker().past.restarts > tries + 3).await;
             app.stop().await;
 
             let app = stage.start(spec(stage.root.path(), vec!["no-such-program".into()]));
             eventually("the app failed", || app.status().state == AppState::Failed).await;
-            let said = app.status().workers[0].last_exit.clone().expect("said");
+            let said = app.status().workers[0].past.last_exit.clone().expect("said");
             assert!(said.starts_with("cannot run `no-such-program`: No such file"), "{said}");
             app.stop().await;
             stage.leaves_nothing();
@@ -325,7 +325,7 @@ async fn a_worker_that_listens_elsewhere_is_told_so() {
             let stage = Stage::new();
             let spec = WorkerSpec { start_timeout: Duration::from_secs(2), ..stage.server(&["astray"]) };
             let app = stage.start(spec);
-            let said = || app.status().workers.first().and_then(|worker| worker.last_exit.clone());
+            let said = || app.status().workers.first().and_then(|worker| worker.past.last_exit.clone());
             eventually("it is explained", || said().is_some()).await;
             let said = said().expect("checked");
             assert!(said.starts_with("not ready in 2 s: nothing listens at unix:"), "{said}");

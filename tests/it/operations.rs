@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::client::{Connection, PATIENCE, Wire, websocket};
 use crate::support::edge::{BINARY, Setup};
-use crate::support::within;
+use crate::support::{until, within};
 
 const HELLO: &str = "domains: [a.test]\ncommand: edge hello\nworkers: 1";
 
@@ -116,6 +116,22 @@ async fn restart_replaces_every_worker_and_scale_changes_their_number() {
     edge.done(&["restart", "a"]).await;
     let after = edge.workers("a").await;
     assert!(after.len() == 2 && before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
+    // Nothing of it is a failure.
+    for worker in edge.status().await["apps"]["a"]["workers"].as_array().unwrap() {
+        assert_eq!((&worker["restarts"], &worker["replacements"]), (&0.into(), &1.into()), "{worker}");
+        assert_eq!(worker["last_exit_reason"], "asked");
+        assert!(worker["last_exit_at"].is_string() && worker["last_failure"].is_null(), "{worker}");
+    }
+    let shown = String::from_utf8(edge.command(&["status"]).await.stdout).unwrap();
+    assert!(!shown.contains("last exit"), "{shown}");
+    crate::support::processes::signal(after[1], nix::sys::signal::Signal::SIGKILL);
+    until(PATIENCE, "the death is told", async || {
+        let shown = String::from_utf8(edge.command(&["status"]).await.stdout).unwrap();
+        (shown.contains(" ago)") && shown.contains("SIGKILL while it served")).then_some(())
+    })
+    .await;
+    edge.wait_until_up("a").await;
+    let after = edge.workers("a").await;
     edge.done(&["scale", "a", "3"]).await;
     let three = edge.workers("a").await;
     assert!(three.len() == 3 && after.iter().all(|pid| three.contains(pid)), "{after:?} {three:?}");

@@ -47,7 +47,7 @@ async fn recycling(workers: u32) {
         .as_array()
         .unwrap()
         .iter()
-        .map(|worker| worker["restarts"].as_u64().unwrap())
+        .map(|worker| worker["replacements"].as_u64().unwrap())
         .sum();
     edge.edit(OFTEN, "max_requests: 0");
     edge.reload().await;
@@ -137,7 +137,7 @@ async fn an_app_that_leaks_is_held_near_its_limit_and_loses_no_request() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let status = edge.status().await;
         let workers = status["apps"]["a"]["workers"].as_array().unwrap();
-        replaced = workers.iter().filter_map(|worker| worker["restarts"].as_u64()).sum::<u64>();
+        replaced = workers.iter().filter_map(|worker| worker["replacements"].as_u64()).sum::<u64>();
         let memory = edge.workers("a").await.into_iter().filter_map(processes::memory_if_alive).max();
         largest = largest.max(memory.unwrap_or(0));
         (replaced >= wanted).then_some(())
