@@ -57,7 +57,9 @@ fn config(
     let acme = acme(root, base, &listen);
     let context = AppContext { reader, base, surroundings, runtime_dir: &runtime_dir, acme: &acme };
     let apps = check_app::apps(root, &context);
-    check_listen_serves(root, &listen, &apps);
+    if !root.is_faulty("listen") {
+        check_listen_serves(root, reader, &listen, &apps);
+    }
     Config {
         file: file.to_owned(),
         acme,
@@ -125,16 +127,18 @@ fn overlap(a: ListenAddr, b: ListenAddr) -> bool {
     }
 }
 
-fn check_listen_serves(root: &Section<'_>, listen: &Listen, apps: &[App]) {
+fn check_listen_serves(root: &Section<'_>, reader: &Reader<'_>, listen: &Listen, apps: &[App]) {
+    // What stands in for a wrong `tls` was not written.
+    let apps = || apps.iter().filter(|app| !reader.is_faulty(&format!("apps.{}.tls", app.name)));
     if listen.http.is_empty() && listen.https.is_empty() {
         root.section("listen").refuse("`http` and `https` are both empty: nobody could connect");
     } else if listen.https.is_empty()
-        && let Some(app) = apps.iter().find(|app| app.tls != Tls::Off)
+        && let Some(app) = apps().find(|app| app.tls != Tls::Off)
     {
         let what = format!("`https` is empty, but app `{}` has no `tls: off`", app.name);
         root.section("listen").refuse(what);
     } else if listen.http.is_empty()
-        && let Some(app) = apps.iter().find(|app| app.tls == Tls::Off)
+        && let Some(app) = apps().find(|app| app.tls == Tls::Off)
     {
         root.section("listen").refuse(format_args!("`http` is empty, but app `{}` has `tls: off`", app.name));
     }

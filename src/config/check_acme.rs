@@ -102,7 +102,8 @@ fn eab(value: &Value<'_>, base: &Path) -> Option<Eab> {
     let section = Section::new(value, "acme.eab", None);
     let (kid, file) = (section.own("kid"), section.own("hmac_key_file"));
     let (Some(kid), Some(file)) = (kid, file) else {
-        section.refuse("both `kid` and `hmac_key_file` are needed, as the CA's site gives them");
+        let keys = ["kid", "hmac_key_file"];
+        section.miss(&keys, "both `kid` and `hmac_key_file` are needed, as the CA's site gives them");
         return None;
     };
     let kid = kid.parse(|text| {

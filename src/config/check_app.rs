@@ -28,11 +28,11 @@ struct Taken {
 pub(super) fn apps(root: &Section<'_>, context: &AppContext<'_>) -> Vec<App> {
     let defaults = root.get("defaults").map(|value| Section::new(&value, "apps.NAME", None));
     let Some(value) = root.get("apps") else {
-        root.refuse("there is no `apps`: nothing would be served");
+        root.miss(&["apps"], "there is no `apps`: nothing would be served");
         return Vec::new();
     };
     let entries = value.entries();
-    if entries.is_empty() {
+    if entries.is_empty() && !context.reader.is_faulty("apps") {
         value.refuse("there is no app: nothing would be served");
     }
     let mut taken = Taken::default();
@@ -109,12 +109,18 @@ fn domains(
 ) -> Vec<HostPattern> {
     let values = section.own("domains").map(|value| value.items()).unwrap_or_default();
     if values.is_empty() {
-        section.refuse("`domains` is missing: which hosts does this app answer for?");
+        section.miss(&["domains"], "`domains` is missing: which hosts does this app answer for?");
     }
     let mut domains = Vec::new();
     for value in values {
         let Some(domain) = domain(&value) else { continue };
-        check_certifiable(&value, &domain, tls, context.acme);
+        let concluded = match domain {
+            HostPattern::Wildcard(_) => "acme",
+            HostPattern::Exact(_) => "acme.challenges",
+        };
+        if !context.reader.is_faulty(concluded) {
+            check_certifiable(&value, &domain, tls, context.acme);
+        }
         match taken.domains.insert(domain.clone(), app.to_owned()) {
             Some(other) if other == app => value.refuse(format_args!("`{domain}` is already in this list")),
             Some(other) => value.refuse(format_args!("`{domain}` already belongs to app `{other}`")),
@@ -215,7 +221,8 @@ fn backend(name: Option<&AppName>, section: &Section<'_>, context: &AppContext<'
             None
         }
         (None, None) => {
-            section.refuse("`command` or `upstream` is missing: who answers for this app?");
+            let keys = ["command", "upstream"];
+            section.miss(&keys, "`command` or `upstream` is missing: who answers for this app?");
             None
         }
     }
@@ -249,7 +256,8 @@ fn tls_files(value: &Value<'_>, context: &AppContext<'_>) -> Tls {
     let file = |key: &str| match files.own(key) {
         Some(value) => readable_file(&value, context.base).unwrap_or_default(),
         None => {
-            files.refuse(format_args!("`{key}` is missing: both `cert` and `key` are needed"));
+            let what = format_args!("`{key}` is missing: both `cert` and `key` are needed");
+            files.miss(&[key], what);
             Default::default()
         }
     };
@@ -265,7 +273,7 @@ fn client_auth(
     let value = section.get("client_auth")?;
     let keys = Section::new(&value, "apps.NAME.client_auth", None);
     let Some(ca) = keys.own("ca") else {
-        keys.refuse("`ca` is missing: which CA signs the clients' certificates?");
+        keys.miss(&["ca"], "`ca` is missing: which CA signs the clients' certificates?");
         return None;
     };
     let modes = [("require", ClientAuthMode::Require), ("request", ClientAuthMode::Request)];
@@ -295,7 +303,9 @@ fn redirect_to(section: &Section<'_>, domains: &[HostPattern]) -> Option<HostNam
     let value = section.own("redirect_to")?;
     let name =
         value.parse(|text| HostName::parse(text).map_err(|error| format!("is not a host name: {error}")))?;
-    if !domains.contains(&HostPattern::Exact(name.clone())) {
+    // One that could not be read may be it.
+    let written = section.own("domains").map_or(0, |value| value.items().len());
+    if domains.len() == written && !domains.contains(&HostPattern::Exact(name.clone())) {
         value.refuse(format_args!("`{}` is not one of this app's `domains`", value.written()));
     }
     Some(name)

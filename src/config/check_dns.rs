@@ -88,7 +88,7 @@ fn update(value: &Value<'_>, base: &Path) -> Option<Update> {
     let server = match section.own("server") {
         Some(server) => server.parse(server_address),
         None => {
-            section.refuse("`server` is missing: which name server takes the updates?");
+            section.miss(&["server"], "`server` is missing: which name server takes the updates?");
             None
         }
     };
@@ -112,7 +112,8 @@ fn update(value: &Value<'_>, base: &Path) -> Option<Update> {
             Some(UpdateKey { name: name?, algorithm, secret: secret? })
         }
         (Some(_), None) | (None, Some(_)) => {
-            section.refuse("both `key_name` and `key_file` are needed to sign updates");
+            let keys = ["key_name", "key_file"];
+            section.miss(&keys, "both `key_name` and `key_file` are needed to sign updates");
             None
         }
     };

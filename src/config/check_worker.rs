@@ -419,13 +419,14 @@ fn http_path(text: &str) -> Result<String, &'static str> {
     if text.starts_with('/') && plain { Ok(text.to_owned()) } else { Err("is not a path such as `/health`") }
 }
 
-fn restart(section: &Section<'_>) -> Restart {
-    let section = section.section("restart");
+fn restart(app: &Section<'_>) -> Restart {
+    let section = app.section("restart");
     let restart = Restart {
         backoff: section.duration("backoff"),
         max_backoff: section.positive_duration("max_backoff"),
     };
-    if restart.max_backoff < restart.backoff
+    if !app.is_faulty("restart")
+        && restart.max_backoff < restart.backoff
         && let Some(value) = section.get("max_backoff").or_else(|| section.get("backoff"))
     {
         value.refuse("`max_backoff` is shorter than `backoff`");

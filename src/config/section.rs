@@ -30,6 +30,14 @@ impl<'v> Reader<'v> {
         self.problems.borrow_mut().push(problem);
     }
 
+    /// Whether a fault was noted of the value at `path`, or of what lies below it: nothing may be concluded from it then.
+    pub fn is_faulty(&self, path: &str) -> bool {
+        let below = |key: &str| {
+            key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        self.problems.borrow().iter().any(|problem| below(&problem.key))
+    }
+
     /// Everything that was noted.
     pub fn into_problems(self) -> Vec<Problem> {
         self.problems.into_inner()
@@ -213,6 +221,24 @@ impl<'r> Section<'r> {
     pub fn refuse(&self, what: impl Display) {
         let layer = &self.layers[0];
         self.reader.refuse(layer.at, &layer.path, what, None);
+    }
+
+    /// Notes that none of `keys` is there, unless one is, misspelt: that has been said.
+    pub fn miss(&self, keys: &[&str], what: impl Display) {
+        let known = keys::children(&self.pattern);
+        let meant = |entry: &Entry| {
+            let is_known = known.contains(&&*entry.key);
+            keys::nearest(&entry.key, known.iter().copied()).filter(|_| !is_known)
+        };
+        let entries = self.layers[0].entries.iter();
+        if !entries.filter_map(meant).any(|meant| keys.contains(&meant)) {
+            self.refuse(what);
+        }
+    }
+
+    /// Whether a fault was noted of what is written for `key`.
+    pub fn is_faulty(&self, key: &str) -> bool {
+        self.layers.iter().any(|layer| self.reader.is_faulty(&join(&layer.path, key)))
     }
 
     /// What is written for `key`, in the section or below it.
