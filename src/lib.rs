@@ -201,9 +201,10 @@
 //!
 //! ── floor 4: upstream ── choosing and reaching a worker   ← config, worker::slot
 //!   upstream/error.rs      P  what can go wrong between choosing a worker and the end of its answer
-//!   upstream/balance.rs    P  which of several slots is best: in flight, latency, age
+//!   upstream/balance.rs    P  which of several slots is best: in flight, latency, silence, age
 //!   upstream/affinity.rs   P  which slot a client stays with
 //!   upstream/queue.rs      P  who waits for a worker, who is refused, who is next
+//!   upstream/relief.rs     P  how many requests that lie unread may be given to another worker
 //!   upstream/wire.rs       P  HTTP/1.1 with a worker, without sockets: requests written, answers read and stripped
 //!   upstream/framing.rs    P  where a body begins and ends on the wire; which trailers pass
 //!   upstream/lease.rs         one request in flight on one slot, given back when dropped

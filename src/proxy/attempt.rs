@@ -29,7 +29,7 @@ pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize
         SendError::Connect(_) | SendError::Refused | SendError::Closed { sent: false, .. } => true,
         // The worker may have acted on what it got; and a request that kills must not go from worker to worker.
         SendError::Closed { sent: true, .. } => method.is_idempotent() && fatal <= 1,
-        // What blocked one worker would block the next. What a hanging worker left unread comes as `Closed`, or earlier as this:
+        // What blocked one worker would block the next. What a worker left unread comes as `Closed`, or earlier as this:
         // it may read the request yet, after all.
         SendError::Hung => false,
         SendError::Unread => method.is_idempotent(),

@@ -30,12 +30,13 @@ use crate::upstream::affinity::Home;
 use crate::upstream::body::ResponseBody;
 use crate::upstream::client_body::ClientBody;
 use crate::upstream::error::SendError;
-use crate::upstream::exchange::{Answer, Interim, Tunnel, exchange};
-use crate::upstream::pool::{self, Wish};
+use crate::upstream::exchange::{Answer, Elsewhere, Interim, Tunnel, exchange};
+use crate::upstream::pool::Wish;
 use crate::upstream::request_body::RequestBody;
 use crate::upstream::spool::spool;
 use crate::upstream::stream;
 use crate::upstream::wire::RequestHead;
+use crate::worker::slot::Slot;
 
 /// What a request is answered with.
 pub struct Reply {
@@ -268,6 +269,8 @@ impl<'a> Passage<'a> {
         let record = &mut self.entry.record;
         let has_body = body.is_some();
         let prompt = body.as_ref().is_none_or(RequestBody::is_short);
+        // A client that belongs to a worker is better off waiting for it.
+        let relief = |slot: &Slot, now| site.pool.relieves(slot, now);
         let mut tried = [(0, 0); attempt::ATTEMPTS];
         let mut failed: Option<SendError> = None;
         let (mut made, mut fatal) = (0, 0);
@@ -288,7 +291,12 @@ impl<'a> Passage<'a> {
             tried[made] = (lease.slot().id.slot, lease.slot().id.incarnation);
 
             let answer = match lease.slot().protocol {
-                Protocol::Http1 => exchange(&self.plane.reach, lease, &head, body, early).await,
+                Protocol::Http1 => {
+                    // Once: what nobody reads soon would go from worker to worker.
+                    let once = made == 0 && home == Home::Anywhere;
+                    let elsewhere: Elsewhere<'_> = if once { Some(&relief) } else { None };
+                    exchange(&self.plane.reach, lease, &head, body, early, elsewhere).await
+                }
                 // Boxed, so that requests of the other kind need no room for it.
                 Protocol::H2c => {
                     Box::pin(stream::exchange(&self.plane.reach, lease, &head, body, early)).await
@@ -299,7 +307,7 @@ impl<'a> Passage<'a> {
             let error = match answer {
                 Ok(answer) => {
                     // What a client's upload took says nothing of the worker.
-                    pool::note_answer(answer.slot(), prompt.then_some(took), asked + took);
+                    site.pool.note_answer(answer.slot(), prompt.then_some(took), asked + took);
                     return Ok(answer);
                 }
                 Err(error) => error,

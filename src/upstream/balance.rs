@@ -1,5 +1,5 @@
-//! Which of several slots takes the next request: the one with the least in flight, weighted by what its answers took lately
-//! and by how new it is.
+//! Which of several slots takes the next request: the one with the least in flight, weighted by what its answers took lately,
+//! by how long it has owed one, and by how new it is.
 
 use std::time::Duration;
 
@@ -8,20 +8,23 @@ use std::time::Duration;
 pub const COMPARED: usize = 8;
 
 /// Latencies in this relation are alike: what lies between is noise, or the trace of one slow page, and requests in flight decide.
-/// So nobody is sent to a busy worker while another, quick but for its last answer, has nothing to do.
-const ALIKE: f32 = LEAP;
+/// So nobody is sent to a busy worker while another, quick but for its last answers, has nothing to do.
+const ALIKE: f32 = 4.0;
 /// A latency below this, in seconds, is as good as any.
 const SHORT: f32 = 0.001;
-/// An answer counts for at most so many times what answers took before: one slow page among many is not a slow worker, and of
-/// a slow worker the next answers tell.
-const LEAP: f32 = 4.0;
+/// An answer counts for at most so many times what answers took before: one slow page among many is not a slow worker, nor are
+/// two, and of a slow worker the next answers tell.
+const LEAP: f32 = 2.0;
 /// The weight of an answer that took less than those before.
 const SETTLE: f32 = 0.25;
 /// What is not heard of for so long, in seconds, has faded to a third, so that a slow worker is asked again.
 const FADE: f32 = 5.0;
-/// A worker that owes answers and gave none for a while takes at least so long; of one that is silent for longer than this,
-/// in seconds, it may be the application's way, and no more can be told.
+/// A worker that owes an answer for so many times what its answers took is at something long, and perhaps at nothing else.
+const LATE: f32 = 2.0;
+/// Of one that is silent for longer than this, in seconds, it may be the application's way, and no more can be told.
 const SILENCE: f32 = 1.0;
+/// What silence that is not late yet weighs: of those alike, who was heard of last is the least likely to have begun something long.
+const HINT: f32 = 0.1;
 /// How long a new worker gets less than its share …
 const SLOW_START: Duration = Duration::from_secs(10);
 /// … beginning at the share of one this many times slower.
@@ -34,32 +37,56 @@ pub struct Candidate {
     pub in_flight: u64,
     /// Recent latency in seconds; 0 is unknown.
     pub latency: f32,
+    /// For how many seconds it has owed an answer; 0 where it owes none.
+    pub silent: f32,
     /// Time since it was opened.
     pub age: Duration,
 }
 
-/// The place of the slot that takes the next request. Equals are taken in turn from `turn` on, which callers vary.
+/// The place of the slot that takes the next request, of up to [`COMPARED`]. Equals are taken in turn from `turn` on, which
+/// callers vary.
 pub fn choose(candidates: &[Candidate], turn: usize) -> Option<usize> {
-    let count = candidates.len();
-    let turn = turn.checked_rem(count)?;
+    let candidates = &candidates[..candidates.len().min(COMPARED)];
+    let start = turn.checked_rem(candidates.len())?;
     // Who has not answered yet is taken for as quick as the quickest.
-    let known = candidates.iter().map(|one| one.latency).filter(|latency| *latency > 0.0);
-    let quickest = known.fold(f32::INFINITY, f32::min);
-    let unknown = if quickest.is_finite() { quickest } else { SHORT };
-    let weight = |one: &Candidate| {
-        let latency = if one.latency > 0.0 { one.latency } else { unknown };
-        latency.max(SHORT) * slow_start(one.age)
-    };
-    let lightest = candidates.iter().map(weight).fold(f32::INFINITY, f32::min);
-    let load = |one: &Candidate| weight(one).max(lightest * ALIKE) * (one.in_flight + 1) as f32;
-    let in_turn = (0..count).map(|step| (turn + step) % count);
-    in_turn.min_by(|a, b| load(&candidates[*a]).total_cmp(&load(&candidates[*b])))
+    let unknown = quickest(candidates.iter().map(|one| one.latency)).unwrap_or(SHORT);
+    let usual = |one: &Candidate| if one.latency > 0.0 { one.latency.max(SHORT) } else { unknown.max(SHORT) };
+    let mut weights = [0.0; COMPARED];
+    let mut lightest = f32::INFINITY;
+    for (weight, one) in weights.iter_mut().zip(candidates) {
+        *weight = usual(one) * slow_start(one.age);
+        lightest = lightest.min(*weight);
+    }
+    let alike = lightest * ALIKE;
+    let mut best = (f32::INFINITY, start);
+    for place in (start..candidates.len()).chain(0..start) {
+        let one = &candidates[place];
+        let late = if is_late(one.silent, usual(one)) { one.silent.min(SILENCE) } else { 0.0 };
+        let load =
+            (weights[place].max(alike) + late) * (one.in_flight + 1) as f32 + one.silent.min(SILENCE) * HINT;
+        if load < best.0 {
+            best = (load, place);
+        }
+    }
+    Some(best.1)
+}
+
+/// Whether who has owed an answer for so long takes longer than usual; both in seconds.
+pub fn is_late(silent: f32, usual: f32) -> bool {
+    silent > usual.max(SHORT) * LATE
+}
+
+/// The least of these latencies that is known.
+pub fn quickest(latencies: impl Iterator<Item = f32>) -> Option<f32> {
+    latencies.filter(|latency| *latency > 0.0).min_by(f32::total_cmp)
 }
 
 /// How many times slower a new worker counts.
 fn slow_start(age: Duration) -> f32 {
-    let left = 1.0 - age.as_secs_f32() / SLOW_START.as_secs_f32();
-    1.0 + (COLD - 1.0) * left.max(0.0)
+    if age >= SLOW_START {
+        return 1.0;
+    }
+    1.0 + (COLD - 1.0) * (1.0 - age.as_secs_f32() / SLOW_START.as_secs_f32())
 }
 
 /// An estimate of what a slot's answers take: rises at once, within bounds, falls slowly, fades in silence.
@@ -75,12 +102,9 @@ pub struct Latency {
 impl Latency {
     /// The estimate at `age` of the slot, in seconds; 0 where nothing is known.
     pub fn at(self, age: Duration) -> f32 {
-        self.seconds * (-self.silent(age) / FADE).exp()
-    }
-
-    /// The estimate while requests wait for an answer: a blocked worker says nothing, and that tells.
-    pub fn awaited(self, age: Duration) -> f32 {
-        self.at(age).max(self.silent(age).min(SILENCE))
+        let silent = self.silent(age);
+        // Most are heard of all the time.
+        if silent < FADE / 64.0 { self.seconds } else { self.seconds * (-silent / FADE).exp() }
     }
 
     /// The same estimate, heard of at `age`.
@@ -89,20 +113,22 @@ impl Latency {
         Self { seconds: self.at(age), at: millis(age), ..self }
     }
 
-    /// Seconds since it was heard of.
-    fn silent(self, age: Duration) -> f32 {
+    /// Seconds since it was heard of: of a slot that owes answers, how long it has been silent.
+    pub fn silent(self, age: Duration) -> f32 {
         let silent = millis(age).wrapping_sub(self.at);
         // Another thread's answer may be a little ahead of this one's clock.
         if silent > u32::MAX / 2 { 0.0 } else { silent as f32 / 1000.0 }
     }
 
-    /// The estimate after an answer that took `took`.
+    /// The estimate after an answer that took `took`. The first one is held against `usual`, what answers of the others take, where
+    /// that is known: a worker must not be passed over for what its first answer happened to be.
     #[must_use]
-    pub fn after(self, took: Duration, age: Duration) -> Self {
+    pub fn after(self, took: Duration, age: Duration, usual: impl FnOnce() -> Option<f32>) -> Self {
         let (asked, took) = (millis(age.saturating_sub(took)), took.as_secs_f32());
         let Self { seconds: before, at, risen } = self.heard(age);
         if before == 0.0 {
-            return Self { seconds: took, at, risen: at };
+            let most = usual().map_or(f32::INFINITY, |usual| usual.max(SHORT) * LEAP);
+            return Self { seconds: took.min(most), at, risen: at };
         }
         if took <= before {
             return Self { seconds: before + (took - before) * SETTLE, at, risen };
@@ -126,7 +152,7 @@ impl Latency {
 }
 
 fn millis(age: Duration) -> u32 {
-    age.as_millis() as u32
+    (age.as_secs() as u32).wrapping_mul(1000).wrapping_add(age.subsec_millis())
 }
 
 #[cfg(test)]
@@ -136,7 +162,11 @@ mod tests {
     const OLD: Duration = Duration::from_secs(3600);
 
     fn old(in_flight: u64, latency: f32) -> Candidate {
-        Candidate { in_flight, latency, age: OLD }
+        Candidate { in_flight, latency, silent: 0.0, age: OLD }
+    }
+
+    fn heard(latency: Latency, took: Duration, age: Duration) -> Latency {
+        latency.after(took, age, || None)
     }
 
     #[test]
@@ -153,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_new_worker_begins_with_little_and_has_its_share_after_ten_seconds() {
-        let new = |seconds| Candidate { in_flight: 0, latency: 0.0, age: Duration::from_secs(seconds) };
+        let new = |seconds| Candidate { age: Duration::from_secs(seconds), ..Candidate::default() };
         assert_eq!(choose(&[old(3, 0.010), new(0)], 1), Some(0));
         assert_eq!(choose(&[old(6, 0.010), new(0)], 0), Some(1));
         assert_eq!(choose(&[old(1, 0.010), new(10)], 0), Some(1));
@@ -166,50 +196,64 @@ mod tests {
         let mut latency = Latency::default();
         let ms = Duration::from_millis;
         for step in 0..100 {
-            latency = latency.after(ms(5), ms(step * 10));
+            latency = heard(latency, ms(5), ms(step * 10));
         }
-        latency = latency.after(ms(5000), ms(1000));
+        latency = heard(latency, ms(5000), ms(1000));
         assert!(latency.at(ms(1000)) < 0.025, "{latency:?}");
         for step in 0..20 {
-            latency = latency.after(ms(5), ms(1000 + step * 10));
+            latency = heard(latency, ms(5), ms(1000 + step * 10));
         }
         assert!(latency.at(ms(1200)) < 0.010, "{latency:?}");
         // All that waited behind one slow thing tell of one.
         for step in 0..5 {
-            latency = latency.after(ms(5000 - step), ms(6200 + step));
+            latency = heard(latency, ms(5000 - step), ms(6200 + step));
         }
         assert!(latency.at(ms(6210)) < 0.025, "{latency:?}");
         // Asked again, it was slow again.
-        for step in 1..6 {
-            latency = latency.after(ms(500), ms(6210 + step * 510));
+        for step in 1..9 {
+            latency = heard(latency, ms(500), ms(6210 + step * 510));
         }
-        assert!(latency.at(ms(8760)) > 0.4, "{latency:?}");
-        assert!(latency.at(ms(38_760)) < 0.005, "it fades: {latency:?}");
+        assert!(latency.at(ms(10_290)) > 0.4, "{latency:?}");
+        assert!(latency.at(ms(40_290)) < 0.005, "it fades: {latency:?}");
         let (word, risen) = latency.pack();
         assert_eq!(Latency::unpack(word, risen), latency);
         assert_eq!(Latency::unpack(0, 0).at(OLD), 0.0);
     }
 
     #[test]
-    fn nobody_is_sent_to_a_busy_worker_for_the_one_slow_page_of_an_idle_one() {
+    fn a_first_answer_is_held_against_what_those_of_the_others_take() {
         let ms = Duration::from_millis;
-        let usual = Latency::default().after(ms(5), ms(1000));
-        let slow = usual.after(ms(500), ms(1600));
+        let first = |usual: Option<f32>| Latency::default().after(ms(1800), ms(2000), || usual).at(ms(2000));
+        assert!(first(Some(0.015)) < 0.031);
+        assert!(first(Some(0.000_01)) <= SHORT * LEAP);
+        assert!(first(None) > 1.7, "nothing is known to hold it against");
+        assert_eq!(quickest([0.0, 0.3, 0.2].into_iter()), Some(0.2));
+        assert_eq!(quickest([0.0].into_iter()), None);
+    }
+
+    #[test]
+    fn nobody_is_sent_to_a_busy_worker_for_the_slow_pages_of_an_idle_one() {
+        let ms = Duration::from_millis;
+        let usual = heard(Latency::default(), ms(5), ms(1000));
+        let slow = heard(heard(usual, ms(500), ms(1600)), ms(500), ms(2110));
         for turn in 0..4 {
-            let candidates = [old(1, usual.at(ms(1600))), old(0, slow.at(ms(1600)))];
+            let candidates = [old(1, usual.at(ms(2110))), old(0, slow.at(ms(2110)))];
             assert_eq!(choose(&candidates, turn), Some(1), "{slow:?}");
         }
     }
 
     #[test]
     fn a_worker_that_owes_answers_and_is_silent_is_passed_over() {
-        let ms = Duration::from_millis;
-        let latency = Latency::default().after(ms(5), ms(1000)).heard(ms(2000));
-        assert!(latency.awaited(ms(2004)) < 0.006, "no longer than usual");
-        let blocked = Candidate { in_flight: 1, latency: latency.awaited(ms(2100)), age: OLD };
-        assert_eq!(choose(&[blocked, old(5, 0.005)], 0), Some(1));
-        assert!(latency.awaited(ms(60_000)) <= 1.0, "bounded");
-        assert!(latency.at(ms(60_000)) < 0.005, "nobody waits");
+        for turn in 0..3 {
+            let owing = |silent| Candidate { silent, ..old(1, 0.005) };
+            assert_eq!(choose(&[owing(0.009), old(2, 0.005)], turn), Some(0), "no longer than usual");
+            assert_eq!(choose(&[owing(0.009), owing(0.004)], turn), Some(1), "it was heard of last");
+            assert_eq!(choose(&[owing(0.1), owing(0.004)], turn), Some(1));
+            assert_eq!(choose(&[owing(0.1), old(5, 0.005)], turn), Some(1));
+            assert_eq!(choose(&[owing(60.0), old(200, 0.005)], turn), Some(0), "bounded");
+        }
+        let latency = heard(Latency::default(), Duration::from_millis(5), OLD);
+        assert_eq!(latency.silent(OLD + Duration::from_millis(95)), 0.095);
     }
 
     /// Clients that each have one request open at a time, on workers that take `service` for any number at once. Returns
@@ -231,7 +275,7 @@ mod tests {
             match client.1.take() {
                 Some((slot, since)) => {
                     in_flight[slot] -= 1;
-                    latency[slot] = latency[slot].after(now - since, age);
+                    latency[slot] = heard(latency[slot], now - since, age);
                     client.0 = now + pause;
                 }
                 None => {
@@ -239,10 +283,14 @@ mod tests {
                         .map(|slot| Candidate {
                             in_flight: in_flight[slot],
                             latency: latency[slot].at(age),
+                            silent: if in_flight[slot] > 0 { latency[slot].silent(age) } else { 0.0 },
                             age,
                         })
                         .collect();
                     let slot = choose(&candidates, rng.usize(..)).expect("there are slots");
+                    if in_flight[slot] == 0 {
+                        latency[slot] = latency[slot].heard(age);
+                    }
                     in_flight[slot] += 1;
                     taken[slot] += 1;
                     let noise = 0.7 + 0.6 * rng.f64();
@@ -268,6 +316,64 @@ mod tests {
             let shares = simulate(&service, clients, ms(pause), Duration::from_secs(60));
             assert!(shares[0] < 0.05, "{workers} {clients} {pause}: {shares:?}");
             assert!(shares[0] > 0.0, "it is asked from time to time");
+        }
+    }
+
+    /// How many of 150 requests a second that wait 10 to 20 ms are behind one that computes for 500 ms on a worker with one
+    /// thread, of which one comes each second.
+    fn caught(seconds: u64, seed: u64) -> usize {
+        const WORKERS: usize = 4;
+        let ms = Duration::from_millis;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let (mut latency, mut computes_until) = ([Latency::default(); WORKERS], [Duration::ZERO; WORKERS]);
+        let mut open: Vec<(usize, Duration, Duration)> = Vec::new();
+        let mut late = 0;
+        for now in (0..seconds * 1000).map(ms) {
+            let age = OLD + now;
+            open.retain(|&(slot, since, done)| {
+                if done <= now {
+                    let others = quickest(latency.iter().map(|one| one.at(age)));
+                    latency[slot] = latency[slot].after(now - since, age, || others);
+                }
+                done > now
+            });
+            let mut come = if rng.u8(..100) < 15 { vec![ms(rng.u64(10..20))] } else { Vec::new() };
+            if now.as_millis() % 1000 == 500 {
+                come.insert(rng.usize(..=come.len()), ms(500));
+            }
+            for takes in come {
+                let in_flight = |slot| open.iter().filter(|one| one.0 == slot).count() as u64;
+                let candidates: Vec<_> = (0..WORKERS)
+                    .map(|slot| Candidate {
+                        in_flight: in_flight(slot),
+                        latency: latency[slot].at(age),
+                        silent: if in_flight(slot) > 0 { latency[slot].silent(age) } else { 0.0 },
+                        age,
+                    })
+                    .collect();
+                let slot = choose(&candidates, rng.usize(..)).expect("there are slots");
+                if in_flight(slot) == 0 {
+                    latency[slot] = latency[slot].heard(age);
+                }
+                let done = now.max(computes_until[slot]) + takes;
+                if takes > ms(100) {
+                    computes_until[slot] = done;
+                    let behind = open.iter_mut().filter(|one| one.0 == slot && one.2 < done);
+                    late += behind.map(|one| one.2 = done).count();
+                } else if done > now + takes {
+                    late += 1;
+                }
+                open.push((slot, now, done));
+            }
+        }
+        late
+    }
+
+    #[test]
+    fn hardly_a_request_is_sent_to_a_worker_that_computes() {
+        for seed in 0..20 {
+            let late = caught(60, seed);
+            assert!(late <= 20, "{late} of 9,000 requests, beside 60 that compute");
         }
     }
 

@@ -100,8 +100,8 @@ pub enum SendError {
     /// The answer is not HTTP, or breaks its rules or our limits.
     #[error("the worker's answer is not valid HTTP: {0}")]
     BadResponse(&'static str),
-    /// The worker hangs and has not read the request: nothing was done with it.
-    #[error("the worker hangs and has not read the request")]
+    /// The worker hangs, or is at something long, and has not read the request: nothing was done with it so far.
+    #[error("the worker has not read the request")]
     Unread,
     /// No first byte in `timeouts.first_byte`.
     #[error("the worker did not answer in time")]

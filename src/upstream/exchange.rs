@@ -37,8 +37,10 @@ use crate::upstream::wire::{
 };
 use crate::worker::slot::Slot;
 
-/// How often a request that waits for a worker looks whether to wait any longer.
+/// How often a request that waits for a worker looks whether to wait any longer …
 const LOOK: Duration = Duration::from_secs(1);
+/// … and when first, where it may be asked of another.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
 
 /// What one data-plane thread needs to reach workers. Cheap to clone.
 #[derive(Clone)]
@@ -118,7 +120,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream for S {}
 /// among them: edge itself asks a client to go on.
 pub type Interim<'a> = Option<&'a dyn Fn(StatusCode, &HeaderMap)>;
 
-/// Sends one request and reads the head of its answer. Interim answers before it go to `early`.
+/// Says whether a request that the worker of this slot leaves unread is to be asked of another now.
+pub type Elsewhere<'a> = Option<&'a dyn Fn(&Slot, std::time::Instant) -> bool>;
+
+/// Sends one request and reads the head of its answer. Interim answers before it go to `early`. While the worker leaves a request
+/// unread that may be carried out twice, `elsewhere` is asked from time to time.
 ///
 /// `body` is `None` where the request has none. It is taken out only once the exchange begins to read it, so after an error a
 /// body still there is untouched. Dropping the future closes the worker's connection, which cancels the request there.
@@ -129,6 +135,7 @@ pub async fn exchange(
     head: &RequestHead<'_>,
     body: &mut Option<RequestBody>,
     early: Interim<'_>,
+    elsewhere: Elsewhere<'_>,
 ) -> Result<Answer, SendError> {
     if body.as_ref().is_some_and(|body| !body.is_short()) {
         // It may be the client who is waited for.
@@ -147,6 +154,9 @@ pub async fn exchange(
         // Boxed, so that requests that find a connection need no room for it.
         None => Box::pin(connect(reach, &lease.slot().address, &deadline)).await?,
     };
+    let may_leave = head.method.is_idempotent() && framing == RequestFraming::None;
+    let elsewhere = elsewhere.filter(|_| may_leave);
+    let first_look = if elsewhere.is_some() { FIRST_LOOK } else { LOOK };
     let mut attempt = Attempt {
         connection,
         upload: Upload::new(out, framing),
@@ -155,8 +165,9 @@ pub async fn exchange(
         limits: reach.limits.response,
         interim: 0,
         early,
-        may_leave: head.method.is_idempotent() && framing == RequestFraming::None,
-        watch: Watch::new(deadline, LOOK.min(reach.timeouts.first_byte)),
+        may_leave,
+        elsewhere,
+        watch: Watch::new(deadline, first_look.min(reach.timeouts.first_byte)),
         first_byte: reach.timeouts.first_byte,
         silent_since: None,
     };
@@ -228,6 +239,8 @@ struct Attempt<'a> {
     early: Interim<'a>,
     /// Another worker may be asked for the same.
     may_leave: bool,
+    /// Who says whether it should be before the worker is known to hang.
+    elsewhere: Elsewhere<'a>,
     /// Until the next look.
     watch: Watch,
     /// How long the worker may be silent.
@@ -288,14 +301,20 @@ impl Attempt<'_> {
             let now = Instant::now();
             let since = now.checked_sub(self.watch.patience()).unwrap_or(now);
             let since = *self.silent_since.get_or_insert(since);
-            if self.may_leave && slot.is_forsaken() && self.connection.is_unread() {
+            let silent = now - since;
+            let leaves = |ask: &dyn Fn(&Slot, std::time::Instant) -> bool| ask(slot, now.into_std());
+            if self.may_leave
+                && self.connection.is_unread()
+                && (slot.is_forsaken() || self.elsewhere.is_some_and(leaves))
+            {
                 return Poll::Ready(SendError::Unread);
             }
-            let left = self.first_byte.saturating_sub(now - since);
+            let left = self.first_byte.saturating_sub(silent);
             if left.is_zero() {
                 return Poll::Ready(SendError::TimedOut);
             }
-            self.watch.be_patient(left.min(LOOK));
+            let pause = if self.elsewhere.is_some() { silent.clamp(FIRST_LOOK, LOOK) } else { LOOK };
+            self.watch.be_patient(left.min(pause));
         }
     }
 

@@ -15,6 +15,7 @@ pub mod lease;
 pub mod multiplex;
 pub mod pool;
 pub mod queue;
+pub mod relief;
 pub mod request_body;
 pub mod spool;
 pub mod stream;

@@ -12,10 +12,11 @@ use tokio::sync::oneshot;
 use crate::config::model::Queue;
 use crate::name::AppName;
 use crate::upstream::affinity::Home;
-use crate::upstream::balance::{COMPARED, Candidate, Latency, choose};
+use crate::upstream::balance::{COMPARED, Candidate, Latency, choose, is_late, quickest};
 use crate::upstream::error::AcquireError;
 use crate::upstream::lease::{Freed, Lease};
 use crate::upstream::queue::{Line, Terms, Ticket};
+use crate::upstream::relief::Allowance;
 use crate::worker::slot::{Roster, Slot};
 
 /// How long after a failed attempt the death of its worker is known for sure: the supervisor notices within milliseconds.
@@ -32,6 +33,7 @@ pub struct Pool {
     /// Its length stands in the roster, for who need not wait. It is written before its writer looks at the slots, and read
     /// after the reader has released one, in one order of all threads: so one of the two sees the other.
     line: Mutex<Line<Waiter>>,
+    relief: Mutex<Allowance>,
 }
 
 /// What a request wants of a pool.
@@ -58,7 +60,7 @@ struct Waiter {
 impl Pool {
     /// A pool over what the supervisor publishes in `roster`.
     pub fn new(app: AppName, roster: Arc<Roster>) -> Arc<Self> {
-        Arc::new(Self { app, roster, line: Mutex::default() })
+        Arc::new(Self { app, roster, line: Mutex::default(), relief: Mutex::default() })
     }
 
     /// The app it is for.
@@ -157,9 +159,43 @@ impl Pool {
         let lease = Lease::take_with(slot, self)?;
         if slot.unanswered() == 1 {
             // From now on it is waited for.
-            note(slot, |latency| latency.heard(now.saturating_duration_since(slot.opened_at)));
+            note(slot, |latency| latency.heard(age(slot, now)));
         }
         Some(lease)
+    }
+
+    /// Notes that `slot` began to answer a request, `took` after it was asked where that says something of the worker.
+    pub fn note_answer(&self, slot: &Slot, took: Option<Duration>, now: Instant) {
+        slot.trust();
+        let age = age(slot, now);
+        let others = || {
+            let slots = self.roster.load();
+            quickest(slots.iter().map(|other| latency_of(other).at(self::age(other, now))))
+        };
+        note(slot, |latency| match took {
+            Some(took) => latency.after(took, age, others),
+            None => latency.heard(age),
+        });
+    }
+
+    /// Whether a request that the worker of `slot` has left unread is to be asked of another: nobody is answered there, and one
+    /// with room for it answers as usual. A yes is one of those that [`Allowance`] grants.
+    pub fn relieves(&self, slot: &Slot, now: Instant) -> bool {
+        let late = |slot: &Slot| {
+            let (age, latency) = (age(slot, now), latency_of(slot));
+            slot.unanswered() > 0 && is_late(latency.silent(age), latency.at(age))
+        };
+        let slots = self.roster.load();
+        let relieved = late(slot)
+            && pick(&slots, now, &|other| other.id != slot.id).is_some_and(|place| !late(&slots[place]))
+            && {
+                let requests = slots.iter().map(|slot| slot.requests()).sum();
+                self.relief.lock().unwrap_or_else(PoisonError::into_inner).take(requests)
+            };
+        if relieved {
+            slot.doubt(now);
+        }
+        relieved
     }
 
     fn lock(&self) -> MutexGuard<'_, Line<Waiter>> {
@@ -176,15 +212,6 @@ impl Freed for Pool {
     }
 }
 
-/// Notes that `slot` began to answer a request, `took` after it was asked where that says something of the worker.
-pub fn note_answer(slot: &Slot, took: Option<Duration>, now: Instant) {
-    let age = now.saturating_duration_since(slot.opened_at);
-    note(slot, |latency| match took {
-        Some(took) => latency.after(took, age),
-        None => latency.heard(age),
-    });
-}
-
 /// What another thread notes at the same time may be lost, which is no loss.
 fn note(slot: &Slot, change: impl FnOnce(Latency) -> Latency) {
     let (word, risen) = change(latency_of(slot)).pack();
@@ -196,30 +223,42 @@ fn latency_of(slot: &Slot) -> Latency {
     Latency::unpack(slot.latency.load(Ordering::Relaxed), slot.latency_risen.load(Ordering::Relaxed))
 }
 
+fn age(slot: &Slot, now: Instant) -> Duration {
+    now.saturating_duration_since(slot.opened_at)
+}
+
 /// The place of the best slot with room: of all where they are few, of two that chance picks where they are many.
 fn pick(slots: &[Arc<Slot>], now: Instant, wanted: &impl Fn(&Slot) -> bool) -> Option<usize> {
     let candidate = |place: usize| {
         let slot = &slots[place];
         let in_flight = slot.room().filter(|_| wanted(slot))?;
-        let age = now.saturating_duration_since(slot.opened_at);
-        let latency = latency_of(slot);
-        let latency = if slot.unanswered() > 0 { latency.awaited(age) } else { latency.at(age) };
-        Some((place, Candidate { in_flight, latency, age }))
+        let (age, latency) = (age(slot, now), latency_of(slot));
+        let owes = slot.unanswered() > 0 || slot.is_doubted(now);
+        let silent = if owes { latency.silent(age) } else { 0.0 };
+        Some(Candidate { in_flight, latency: latency.at(age), silent, age })
     };
-    let from = |start: usize| (start..slots.len()).chain(0..start).filter_map(candidate);
-    let mut found = [(0, Candidate::default()); COMPARED];
+    let mut places = [0; COMPARED];
+    let mut candidates = [Candidate::default(); COMPARED];
     let mut count = 0;
-    let mut note = |one| {
-        found[count] = one;
+    let mut note = |place, candidate| {
+        (places[count], candidates[count]) = (place, candidate);
         count += 1;
     };
     if slots.len() <= COMPARED {
-        from(0).for_each(&mut note);
+        for place in 0..slots.len() {
+            if let Some(found) = candidate(place) {
+                note(place, found);
+            }
+        }
     } else {
-        (0..2).filter_map(|_| from(fastrand::usize(..slots.len())).next()).for_each(&mut note);
+        for _ in 0..2 {
+            let start = fastrand::usize(..slots.len());
+            let mut from = (start..slots.len()).chain(0..start);
+            if let Some((place, found)) = from.find_map(|place| Some((place, candidate(place)?))) {
+                note(place, found);
+            }
+        }
     }
-    let (places, candidates): ([usize; COMPARED], [Candidate; COMPARED]) =
-        (found.map(|one| one.0), found.map(|one| one.1));
     choose(&candidates[..count], fastrand::usize(..)).map(|at| places[at])
 }
 

@@ -19,6 +19,8 @@ use crate::name::WorkerId;
 const CLOSED: u64 = 1 << 63;
 const UNANSWERED: u64 = 1 << 32;
 const IN_FLIGHT: u64 = UNANSWERED - 1;
+/// How long a worker that left a request unread is not taken for idle: the watchdog looks once in this time.
+const DOUBT: Duration = Duration::from_secs(2);
 
 /// One incarnation of a worker, or one upstream server.
 #[derive(Debug)]
@@ -45,6 +47,9 @@ pub struct Slot {
     stuck: AtomicBool,
     requests: AtomicU64,
     forsaken: AtomicBool,
+    /// When a request was taken away that it had left unread, in milliseconds after it was opened, modulo 49 days; 0 where
+    /// it was heard of since, or that never was.
+    doubted: AtomicU32,
     idle: Notify,
     streams: CancellationToken,
 }
@@ -73,6 +78,7 @@ impl Slot {
             stuck: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             forsaken: AtomicBool::new(false),
+            doubted: AtomicU32::new(0),
             idle: Notify::new(),
             streams: CancellationToken::new(),
         })
@@ -149,6 +155,28 @@ impl Slot {
     /// Whether that was said, and the slot was not resumed since.
     pub fn is_forsaken(&self) -> bool {
         self.forsaken.load(Ordering::Relaxed)
+    }
+
+    /// A request that its worker had left unread was given to another.
+    pub fn doubt(&self, now: Instant) {
+        self.doubted.store(self.millis(now).max(1), Ordering::Relaxed);
+    }
+
+    /// Its worker has answered.
+    pub fn trust(&self) {
+        if self.doubted.load(Ordering::Relaxed) != 0 {
+            self.doubted.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it left something unread a moment ago and was not heard of since: with nothing in flight, it is not idle.
+    pub fn is_doubted(&self, now: Instant) -> bool {
+        let since = self.doubted.load(Ordering::Relaxed);
+        since != 0 && Duration::from_millis(self.millis(now).wrapping_sub(since).into()) < DOUBT
+    }
+
+    fn millis(&self, now: Instant) -> u32 {
+        now.saturating_duration_since(self.opened_at).as_millis() as u32
     }
 
     /// Takes requests again. Not for a slot that somebody waits to see [`Self::emptied`].
@@ -319,5 +347,17 @@ mod tests {
         let (_, ()) = tokio::join!(waiting.emptied(), async { slot.release() });
         assert_eq!(slot.in_flight(), 0);
         assert_eq!(slot.requests(), 2);
+    }
+
+    #[test]
+    fn a_slot_is_in_doubt_for_a_while_or_until_it_answers() {
+        let slot = slot();
+        let at = |millis| slot.opened_at + Duration::from_millis(millis);
+        assert!(!slot.is_doubted(at(0)));
+        slot.doubt(at(0));
+        assert!(slot.is_doubted(at(1)) && slot.is_doubted(at(1999)) && !slot.is_doubted(at(2001)));
+        slot.doubt(at(5000));
+        slot.trust();
+        assert!(!slot.is_doubted(at(5001)));
     }
 }

@@ -1,6 +1,7 @@
 //! Whether a worker that serves reads what it is sent.
 //!
-//! A worker whose event loop is blocked neither accepts connections nor reads. While it has requests in flight, the watchdog
+//! A worker whose event loop is blocked neither accepts connections nor reads. While it has requests in flight, or one was taken
+//! away that it had left unread, the watchdog
 //! opens a connection of its own every second and sends an empty line, which servers skip before a request (RFC 9112 section
 //! 2.2), so that no application hears of it. What counts is whether the line is read: a slow handler is nobody's fault here.
 //!
@@ -68,7 +69,7 @@ impl Watch {
     pub(super) async fn over(self, slot: &Slot, question: &Question, happened: impl Fn(Input)) {
         loop {
             tokio::time::sleep(PAUSE).await;
-            if slot.in_flight() == 0 {
+            if slot.in_flight() == 0 && !slot.is_doubted(tokio::time::Instant::now().into_std()) {
                 continue;
             }
             match self {

@@ -33,7 +33,7 @@ use edge::telemetry::sink::Sink;
 use edge::telemetry::tally::Tally;
 use edge::upstream::affinity::Home;
 use edge::upstream::lease::Lease;
-use edge::upstream::pool::{self, Pool, Wish};
+use edge::upstream::pool::{Pool, Wish};
 use edge::worker::slot::{Roster, Slot};
 use nix::sys::resource::{UsageWho, getrusage};
 
@@ -115,7 +115,7 @@ fn forward(shared: &Shared, thread: usize, over: &AtomicBool) -> u64 {
         black_box(shared.routing.load());
         let in_flight = presence.try_enter(MOST).expect("room");
         let mut lease = at_once_ready(pool.acquire(&wish(began))).expect("a worker");
-        pool::note_answer(lease.slot(), Some(Duration::from_micros(500)), began);
+        pool.note_answer(lease.slot(), Some(Duration::from_micros(500)), began);
         lease.answered();
         drop(lease);
         drop(in_flight);

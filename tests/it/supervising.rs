@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use crate::support::client::{Connection, Wire};
 use crate::support::edge::{Edge, Setup};
 use crate::support::load::{Client, Load};
@@ -284,6 +286,38 @@ async fn a_request_that_hangs_one_worker_is_not_given_a_second_and_those_behind_
         assert_eq!(edge.workers("a").await.len(), 3);
         edge.stop().await;
     }
+}
+
+/// Long before a worker counts as one that hangs, and where nobody looks whether it does.
+#[tokio::test]
+async fn what_a_worker_leaves_unread_is_answered_by_one_that_has_nothing_to_do() {
+    let yaml = format!("{HELLO}workers: 2\nhang_timeout: 0s");
+    let edge = Setup::new().app("a", &yaml).start().await;
+    edge.wait_until_up("a").await;
+    let before = edge.workers("a").await;
+    let mut client = Connection::open(&edge, "a.test", Wire::H1).await;
+    // Both have a connection that is kept, so that nothing of what follows is about connecting.
+    for _ in 0..8 {
+        assert_eq!(client.get("/").await.status, 200);
+    }
+    processes::signal(before[0], Signal::SIGSTOP);
+    let again = until(Duration::from_secs(20), "a request that was asked again", async || {
+        let answer = client.get("/json").await;
+        assert_eq!(answer.status, 200);
+        edge.log_objects().into_iter().find(|line| line["path"] == "/json" && line["retries"] == 1)
+    })
+    .await;
+    assert_eq!(again["pid"], before[1], "{again}");
+    println!("figure: answered by another after {} ms", again["duration_ms"]);
+    processes::signal(before[0], Signal::SIGCONT);
+    until(Duration::from_secs(20), "an answer of the other", async || {
+        assert_eq!(client.get("/chunked").await.status, 200);
+        let lines = edge.log_objects();
+        lines.iter().any(|line| line["path"] == "/chunked" && line["pid"] == before[0]).then_some(())
+    })
+    .await;
+    assert_eq!(edge.workers("a").await, before);
+    edge.stop().await;
 }
 
 #[tokio::test]

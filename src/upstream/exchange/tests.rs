@@ -38,6 +38,8 @@ struct Rig {
     max_body: u64,
     /// How the last exchange of the front failed.
     failed: RefCell<Option<SendError>>,
+    /// What is answered to who asks whether an unread request is to be asked of another.
+    relief: Option<bool>,
 }
 
 /// The worker's end of a connection.
@@ -99,7 +101,7 @@ impl Rig {
             limits: Limits { body_rate: 0, ..crate::config::check_limits::presets().1 },
             budget: Budget::new(),
         };
-        Self { _dir: dir, listener, slot, reach, max_body: 1 << 20, failed: RefCell::new(None) }
+        Self { _dir: dir, listener, slot, reach, max_body: 1 << 20, failed: RefCell::new(None), relief: None }
     }
 
     fn at(address: Address) -> Self {
@@ -131,7 +133,9 @@ impl Rig {
             add: &|_| {},
             upgrade,
         };
-        exchange(&self.reach, self.lease(), &head, body, None).await
+        let relief = |_: &Slot, _| self.relief == Some(true);
+        let elsewhere: Elsewhere<'_> = if self.relief.is_some() { Some(&relief) } else { None };
+        exchange(&self.reach, self.lease(), &head, body, None, elsewhere).await
     }
 
     async fn response(&self, method: Method) -> Result<Response<ResponseBody>, SendError> {

@@ -53,7 +53,7 @@ async fn a_blocked_worker_is_passed_over_until_it_answers() {
     let slots = slots(2, 0);
     let (pool, _) = pool(&slots);
     let began = Instant::now() + Duration::from_secs(60);
-    slots.iter().for_each(|slot| note_answer(slot, Some(Duration::from_millis(5)), began));
+    slots.iter().for_each(|slot| pool.note_answer(slot, Some(Duration::from_millis(5)), began));
     let at = |millis| Wish { now: began + Duration::from_millis(millis), ..wish(&[]) };
     let mut blocked = pool.acquire(&at(0)).await.expect("open");
     let slow = blocked.slot().id.slot;
@@ -61,12 +61,61 @@ async fn a_blocked_worker_is_passed_over_until_it_answers() {
         let mut lease = pool.acquire(&at(200)).await.expect("open");
         assert_ne!(lease.slot().id.slot, slow);
         lease.answered();
-        note_answer(lease.slot(), Some(Duration::from_millis(5)), at(205).now);
+        pool.note_answer(lease.slot(), Some(Duration::from_millis(5)), at(205).now);
         std::mem::forget(lease);
     }
     blocked.answered();
-    note_answer(blocked.slot(), Some(Duration::from_millis(8)), at(210).now);
+    pool.note_answer(blocked.slot(), Some(Duration::from_millis(8)), at(210).now);
     assert_eq!(pool.acquire(&at(211)).await.expect("open").slot().id.slot, slow);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unread_request_is_given_away_where_nobody_is_answered_and_another_has_nothing_to_do() {
+    let slots = slots(2, 0);
+    let (pool, roster) = pool(&slots);
+    let began = Instant::now() + Duration::from_secs(60);
+    slots.iter().for_each(|slot| pool.note_answer(slot, Some(Duration::from_millis(5)), began));
+    let at = |millis| began + Duration::from_millis(millis);
+    let stuck = pool.acquire(&Wish { now: at(0), ..wish(&[]) }).await.expect("open");
+    let other = slots.iter().find(|slot| slot.id != stuck.slot().id).expect("two").clone();
+    assert!(!pool.relieves(stuck.slot(), at(9)), "no longer than usual");
+    let busy = pool.acquire(&Wish { now: at(20), ..wish(&[]) }).await.expect("open");
+    assert_eq!(busy.slot().id, other.id);
+    assert!(!pool.relieves(stuck.slot(), at(200)), "the other answers nobody either");
+    drop(busy);
+    other.close();
+    assert!(!pool.relieves(stuck.slot(), at(200)), "it takes none");
+    other.resume();
+    assert!(pool.relieves(stuck.slot(), at(200)));
+    let stuck = { Arc::clone(stuck.slot()) };
+    // Nothing is in flight there any more, and still nobody is sent there.
+    for millis in [201, 1000, 2100] {
+        let next = pool.acquire(&Wish { now: at(millis), ..wish(&[]) }).await.expect("open");
+        assert_eq!(next.slot().id, other.id);
+        pool.note_answer(&other, Some(Duration::from_millis(5)), at(millis));
+    }
+    pool.note_answer(&stuck, None, at(2110));
+    assert!(!stuck.is_doubted(at(2111)), "it has answered");
+    roster.publish(vec![Arc::clone(&stuck)]);
+    let alone = pool.acquire(&Wish { now: at(2120), ..wish(&[]) }).await.expect("open");
+    assert!(!pool.relieves(alone.slot(), at(9000)), "there is no other");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_tenth_of_the_requests_is_given_away() {
+    let slots = slots(2, 0);
+    let (pool, _) = pool(&slots);
+    let now = Instant::now() + Duration::from_secs(60);
+    let later = now + Duration::from_secs(1);
+    assert!(slots[0].try_acquire());
+    slots.iter().for_each(|slot| pool.note_answer(slot, Some(Duration::from_millis(5)), now));
+    let given = |count: usize| (0..count).filter(|_| pool.relieves(&slots[0], later)).count();
+    assert_eq!(given(100), 10);
+    for _ in 0..40 {
+        assert!(slots[1].try_acquire());
+        slots[1].release();
+    }
+    assert_eq!(given(100), 4);
 }
 
 #[tokio::test(start_paused = true)]

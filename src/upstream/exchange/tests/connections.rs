@@ -275,3 +275,37 @@ async fn what_a_forsaken_worker_has_not_read_is_not_waited_for() {
         assert!(!rig.slot.is_forsaken());
     }
 }
+
+#[tokio::test]
+async fn what_a_worker_leaves_unread_is_asked_of_another_where_that_helps() {
+    let cases = [
+        (Method::GET, false, Some(true), true),
+        (Method::GET, false, Some(false), false),
+        (Method::GET, false, None, false),
+        (Method::GET, true, Some(true), false),
+        (Method::POST, false, Some(true), false),
+    ];
+    for (method, read, relief, left) in cases {
+        let mut rig = Rig::new();
+        rig.relief = relief;
+        rig.reach.timeouts.first_byte = FIRST_LOOK * 8;
+        let worker = async {
+            let mut peer = rig.accept().await;
+            if read {
+                peer.read_to("\r\n\r\n").await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let answer = async {
+            tokio::select! {
+                answer = rig.response(method.clone()) => answer.err(),
+                () = worker => None,
+            }
+        };
+        match rig.run(answer).await {
+            Some(SendError::Unread) => assert!(left, "{method} {read} {relief:?}"),
+            Some(SendError::TimedOut) => assert!(!left, "{method} {read} {relief:?}"),
+            other => panic!("{method} {read} {relief:?}: {other:?}"),
+        }
+    }
+}
