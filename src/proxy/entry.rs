@@ -115,6 +115,9 @@ impl Drop for Entry {
         let tally = self.site.as_ref().map_or(&self.plane.strangers, |site| &site.tally);
         let duration = (!self.is_tunnel).then_some(self.record.duration);
         tally.count(self.plane.thread, self.record.status.as_u16(), duration);
+        if self.record.retries > 0 {
+            tally.count_retries(self.plane.thread, self.record.retries);
+        }
         self.plane.access.record(&self.record);
     }
 }

@@ -139,6 +139,14 @@ impl Page {
                 self.line("http_requests_total", &[("app", app), ("class", class)], count);
             }
         }
+        self.head(
+            "http_retries_total",
+            "counter",
+            "Requests that were asked of another worker, once for each.",
+        );
+        for (app, counted) in requests {
+            self.line("http_retries_total", &[("app", app)], counted.retries);
+        }
         let name = "http_request_duration_seconds";
         self.head(
             name,
@@ -321,6 +329,7 @@ mod tests {
     fn every_sample_has_its_type_and_a_histogram_adds_up() {
         let mut counted = Counted::default();
         counted.classes[1] = 3;
+        counted.retries = 2;
         (counted.durations[0], counted.durations[15], counted.microseconds) = (2, 1, 61_500_000);
         let app = AppStatus {
             state: AppState::Up,
@@ -362,6 +371,7 @@ mod tests {
         for line in [
             "edge_build_info{version=\"0.1\\\"\\\\\\n\"} 1",
             "edge_http_requests_total{app=\"a\",class=\"2xx\"} 3",
+            "edge_http_retries_total{app=\"a\"} 2",
             "edge_http_request_duration_seconds_bucket{app=\"a\",le=\"0.005\"} 2",
             "edge_http_request_duration_seconds_bucket{app=\"a\",le=\"30\"} 2",
             "edge_http_request_duration_seconds_bucket{app=\"a\",le=\"+Inf\"} 3",

@@ -22,6 +22,7 @@ struct Mine {
     classes: [AtomicU64; CLASSES.len()],
     durations: [AtomicU64; BOUNDS.len() + 1],
     microseconds: AtomicU64,
+    retries: AtomicU64,
 }
 
 /// The counters of one app.
@@ -37,6 +38,8 @@ pub struct Counted {
     pub durations: [u64; BOUNDS.len() + 1],
     /// All durations together.
     pub microseconds: u64,
+    /// Attempts at workers after a request's first.
+    pub retries: u64,
 }
 
 impl Tally {
@@ -61,6 +64,13 @@ impl Tally {
         }
     }
 
+    /// Counts attempts after a request's first; by thread number `thread` alone.
+    pub fn count_retries(&self, thread: usize, retries: u32) {
+        if let Some(mine) = self.0.get(thread) {
+            add(&mine.retries, retries.into());
+        }
+    }
+
     /// What was counted so far.
     pub fn counted(&self) -> Counted {
         let mut sums = Counted::default();
@@ -72,6 +82,7 @@ impl Tally {
         for mine in &self.0 {
             add_all(&mut sums.classes, &mine.classes);
             add_all(&mut sums.durations, &mine.durations);
+            sums.retries = sums.retries.wrapping_add(mine.retries.load(Ordering::Relaxed));
             sums.microseconds = sums.microseconds.wrapping_add(mine.microseconds.load(Ordering::Relaxed));
         }
         sums
@@ -102,7 +113,10 @@ mod tests {
         ] {
             tally.count(thread, status, millis.map(Duration::from_millis));
         }
+        tally.count_retries(0, 1);
+        tally.count_retries(1, 2);
         let counted = tally.counted();
+        assert_eq!(counted.retries, 3);
         assert_eq!(counted.classes, [1, 3, 0, 1, 1, 1]);
         assert_eq!(counted.durations.iter().sum::<u64>(), 5, "a WebSocket has none");
         assert_eq!((counted.durations[0], counted.durations[1], counted.durations[15]), (3, 1, 1));
