@@ -209,7 +209,8 @@
 //!   upstream/framing.rs    P  where a body begins and ends on the wire; which trailers pass
 //!   upstream/lease.rs         one request in flight on one slot, given back when dropped
 //!   upstream/pool.rs          a lease at once, or after waiting in line, or an error
-//!   upstream/connection.rs    one connection to a worker, and whether it may be used again   ← worker::unread
+//!   upstream/unix_socket.rs   a unix socket, and when to listen for room on it   ← worker::unread
+//!   upstream/connection.rs    one connection to a worker, and whether it may be used again
 //!   upstream/idle.rs          this thread's idle connections, last in first out
 //!   upstream/budget.rs        what a thread holds in memory so that workers need not wait for clients
 //!   upstream/client_body.rs   a client's body as it comes, read on after an early answer

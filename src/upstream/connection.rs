@@ -5,18 +5,15 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use crate::config::model::Address;
 use crate::inflow;
-use crate::worker::unread;
+use crate::upstream::unix_socket::UnixSocket;
 
-/// First and longest pause while a worker's backlog is full.
-const BACKLOG_PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 /// Most bytes thrown away to end a connection with FIN.
 const MAX_DISCARDED: usize = 64 * 1024;
 
@@ -29,7 +26,7 @@ pub struct Connection {
 
 #[derive(Debug)]
 enum Stream {
-    Unix(UnixStream),
+    Unix(UnixSocket),
     Tcp(TcpStream),
 }
 
@@ -37,7 +34,7 @@ impl Connection {
     /// Connects. Waits as long as the system does, and while the worker's backlog is full: callers bound it. Cancel-safe.
     pub async fn connect(address: &Address) -> io::Result<Self> {
         let stream = match address {
-            Address::Unix(path) => Stream::Unix(connect_unix(path).await?),
+            Address::Unix(path) => Stream::Unix(UnixSocket::connect(path).await?),
             Address::Tcp(address) => Stream::Tcp(TcpStream::connect(address).await?),
             Address::Name(host, port) => Stream::Tcp(TcpStream::connect((host.as_str(), *port)).await?),
         };
@@ -65,7 +62,7 @@ impl Connection {
     /// Whether the worker has left unread what it was sent. Only a unix socket tells.
     pub(super) fn is_unread(&self) -> bool {
         match &self.stream {
-            Stream::Unix(stream) => unread::of_unix(stream).is_ok_and(|bytes| bytes > 0),
+            Stream::Unix(stream) => stream.unread().is_ok_and(|bytes| bytes > 0),
             Stream::Tcp(_) => false,
         }
     }
@@ -93,20 +90,6 @@ impl Drop for Connection {
             && let Ok(count @ 1..) = self.try_read(&mut buffer)
         {
             discarded += count;
-        }
-    }
-}
-
-/// A non-blocking connect to a unix socket does not wait for room in the backlog but fails, so the waiting is done here.
-async fn connect_unix(path: &std::path::Path) -> io::Result<UnixStream> {
-    let (mut pause, longest) = BACKLOG_PAUSE;
-    loop {
-        match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(longest);
-            }
-            connected => return connected,
         }
     }
 }

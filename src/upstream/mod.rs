@@ -22,5 +22,6 @@ pub mod stream;
 pub mod stream_body;
 pub(crate) mod stream_head;
 pub(crate) mod stream_upload;
+pub(crate) mod unix_socket;
 pub(crate) mod upload;
 pub mod wire;
