@@ -306,7 +306,7 @@ impl<S: Client + 'static> Talk<S> {
         Poll::Ready(self.watch.passed(self.meter.blocked()))
     }
 
-    async fn switch(&mut self, response: Response<Body>, switch: Switch) -> End {
+    async fn switch(&mut self, response: Response<Body>, switch: Box<Switch>) -> End {
         let mut out = Outbox::empty();
         response::write_switch(out.text(), &response.into_parts().0);
         self.deadline.set(self.plane.reach.timeouts.write);
@@ -334,7 +334,7 @@ impl<S: Client + 'static> Talk<S> {
         })
         .await;
         match written {
-            Ok(()) => End::Tunnel(Box::new(switch)),
+            Ok(()) => End::Tunnel(switch),
             Err(why) => {
                 switch.abandon(why);
                 End::Abort

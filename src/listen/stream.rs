@@ -12,6 +12,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, DATE};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 
@@ -63,13 +64,7 @@ impl Streams {
     /// A connection's requests are read many at a time, and the head of each is worth a hundred times what it took to send. One
     /// that is refused for what it says, or because its client asks for too much, must not wait for a task with it.
     pub fn begin(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        let (conn, plane) = (Rc::clone(&self.conn), Rc::clone(&self.plane));
-        let mut stream = Stream {
-            phase: Phase::Asking(boxed(|| ask(request, respond, conn, plane))),
-            plane: Rc::clone(&self.plane),
-            tunnels: self.tunnels.clone(),
-            outflow: Rc::clone(&self.outflow),
-        };
+        let mut stream = Stream::Asking(boxed(|| self.ask(request, respond)));
         let mut once = Context::from_waker(Waker::noop());
         match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut stream).poll(&mut once))) {
             Ok(Poll::Pending) => drop(self.scope.spawn(stream)),
@@ -80,37 +75,70 @@ impl Streams {
 }
 
 /// A request, and whatever it becomes.
-struct Stream {
-    phase: Phase,
-    plane: Rc<Plane>,
-    tunnels: Tunnels,
-    outflow: Rc<Outflow>,
+enum Stream {
+    /// Boxed, so that an answer on its way holds no room for what made it. Ready with what could not be sent at once.
+    Asking(Pin<Box<dyn Future<Output = Option<Box<Sending>>>>>),
+    /// Boxed, because most answers are sent at once: their tasks have no room for one.
+    Sending(Box<Sending>),
 }
 
-#[expect(clippy::large_enum_variant, reason = "the larger one is what most come to")]
-enum Phase {
-    /// Boxed, so that an answer on its way holds no room for what made it.
-    Asking(Pin<Box<dyn Future<Output = Option<Answered>>>>),
-    Sending(Sending),
+impl Future for Stream {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut *self {
+            Self::Asking(asking) => match ready!(asking.as_mut().poll(cx)) {
+                Some(sending) => {
+                    *self = Self::Sending(sending);
+                    Poll::Pending
+                }
+                None => Poll::Ready(()),
+            },
+            Self::Sending(sending) => sending.poll(cx),
+        }
+    }
 }
 
-/// A request that has an answer.
-struct Answered {
-    respond: SendResponse<Bytes>,
-    reply: Reply,
-    /// The client's direction of what a CONNECT asks for.
-    connected: Option<RecvStream>,
+impl Streams {
+    /// Hands a request on, and sends what can be sent of its answer; what is left. No `async fn`: its future would keep room for
+    /// what has moved on.
+    fn ask(
+        &self,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    ) -> impl Future<Output = Option<Box<Sending>>> + use<> {
+        let answering = Answering {
+            respond: RefCell::new(respond),
+            plane: Rc::clone(&self.plane),
+            tunnels: self.tunnels.clone(),
+            outflow: Rc::clone(&self.outflow),
+        };
+        let conn = Rc::clone(&self.conn);
+        let (mut parts, incoming) = request.into_parts();
+        let (body, mut connected) = client_body(&mut parts, incoming, &self.plane);
+        async move {
+            let early = |status: StatusCode, fields: &HeaderMap| answering.hint(status, fields);
+            let mut handling = pin!(handle(parts, body, &conn, &answering.plane, Some(&early)));
+            poll_fn(|cx| {
+                // First: nothing may be said on a stream that was reset.
+                if answering.respond.borrow_mut().poll_reset(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                let reply = ready!(handling.as_mut().poll(cx));
+                let sending = answering.send(reply, connected.take());
+                Poll::Ready(sending.and_then(|mut sending| match sending.poll(cx) {
+                    Poll::Ready(()) => None,
+                    Poll::Pending => Some(Box::new(sending)),
+                }))
+            })
+            .await
+        }
+    }
 }
 
-/// Hands a request on; `None` where its client wants no answer any more.
-async fn ask(
-    request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
-    conn: Rc<ConnInfo>,
-    plane: Rc<Plane>,
-) -> Option<Answered> {
-    let (mut parts, incoming) = request.into_parts();
-    let (body, connected) = if parts.method == Method::CONNECT {
+/// What a request says after its head, and for a CONNECT the client's direction of what it asks for.
+fn client_body(parts: &mut Parts, incoming: RecvStream, plane: &Plane) -> (ClientBody, Option<RecvStream>) {
+    if parts.method == Method::CONNECT {
         if let Some(protocol) = parts.extensions.remove::<h2::ext::Protocol>() {
             let websocket = protocol.as_str() == "websocket";
             parts.extensions.insert(if websocket { Extended::WebSocket } else { Extended::Other });
@@ -122,52 +150,28 @@ async fn ask(
         // Three tokens with a lock each: not for a request that is over with its head.
         let read_on = ReadOn { tasks: plane.tunnels.clone(), deadlines: plane.reach.deadlines.clone() };
         (ClientBody::stream(incoming, parts.headers.get(CONTENT_LENGTH), read_on), None)
-    };
-    let respond = RefCell::new(respond);
-    let early = |status: StatusCode, fields: &HeaderMap| {
-        let mut hints = Response::new(());
-        *hints.status_mut() = status;
-        *hints.headers_mut() = fields.clone();
-        // It fails where the connection does, which the answer learns as well.
-        let _ = respond.borrow_mut().send_informational(hints);
-    };
-    let reply = {
-        let mut handling = pin!(handle(parts, body, &conn, &plane, Some(&early)));
-        poll_fn(|cx| {
-            // First: nothing may be said on a stream that was reset.
-            if respond.borrow_mut().poll_reset(cx).is_ready() {
-                return Poll::Ready(None);
-            }
-            handling.as_mut().poll(cx).map(Some)
-        })
-        .await?
-    };
-    Some(Answered { respond: respond.into_inner(), reply, connected })
-}
-
-impl Future for Stream {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            match &mut self.phase {
-                Phase::Asking(asking) => {
-                    let Some(answered) = ready!(asking.as_mut().poll(cx)) else { return Poll::Ready(()) };
-                    match self.send(answered) {
-                        Some(sending) => self.phase = Phase::Sending(sending),
-                        None => return Poll::Ready(()),
-                    }
-                }
-                Phase::Sending(sending) => return sending.poll(cx),
-            }
-        }
     }
 }
 
-impl Stream {
+/// Where the answer to one request goes.
+struct Answering {
+    respond: RefCell<SendResponse<Bytes>>,
+    plane: Rc<Plane>,
+    tunnels: Tunnels,
+    outflow: Rc<Outflow>,
+}
+
+impl Answering {
+    /// Sends an interim answer. It fails where the connection does, which the answer learns as well.
+    fn hint(&self, status: StatusCode, fields: &HeaderMap) {
+        let mut hints = Response::new(());
+        *hints.status_mut() = status;
+        *hints.headers_mut() = fields.clone();
+        let _ = self.respond.borrow_mut().send_informational(hints);
+    }
+
     /// Sends the head of an answer. What is left to send, if anything.
-    fn send(&self, answered: Answered) -> Option<Sending> {
-        let Answered { mut respond, reply, connected } = answered;
+    fn send(&self, reply: Reply, connected: Option<RecvStream>) -> Option<Sending> {
         let (head, body) = reply.response.into_parts();
         let mut head = Response::from_parts(head, ());
         if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
@@ -177,6 +181,7 @@ impl Stream {
             HeaderValue::from_bytes(&date(self.plane.clock.now())).expect("a date is printable ASCII")
         });
         let whole = body.is_end_stream() && reply.switch.is_none();
+        let mut respond = self.respond.borrow_mut();
         let sent = match respond.send_response(head, whole) {
             Ok(sent) => sent,
             Err(error) => {
@@ -226,10 +231,15 @@ impl Sending {
 
     /// Ready at the end, whatever that is.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.poll_sent(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => self.stream.poll_reset(cx).map(drop),
+        }
+    }
+
+    /// Ready once all is handed on, or nothing can be.
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.stream.poll_reset(cx).is_ready() {
-                return Poll::Ready(());
-            }
             if !self.data.is_empty() {
                 // However long: that the socket takes something at all is the connection's to see to.
                 ready!(self.outflow.poll_room(cx));
@@ -327,7 +337,7 @@ struct Tunnels(Rc<Cell<u32>>);
 
 impl Tunnels {
     /// Carries what `switch` stands for.
-    async fn carry(self, mut client: Duplex<()>, switch: Switch, plane: Rc<Plane>) {
+    async fn carry(self, mut client: Duplex<()>, switch: Box<Switch>, plane: Rc<Plane>) {
         let _open = Open::among(&self);
         switch.carry(&mut client, &plane).await;
     }

@@ -42,8 +42,8 @@ use crate::worker::slot::Slot;
 pub struct Reply {
     /// The response.
     pub response: Response<Body>,
-    /// With a 101, or the 200 of a CONNECT: what the connection, or the stream, is from then on.
-    pub switch: Option<Switch>,
+    /// With a 101, or the 200 of a CONNECT: what the connection, or the stream, is from then on. Boxed, because few have one.
+    pub switch: Option<Box<Switch>>,
 }
 
 /// Answers one request. The future must be dropped when the client is gone. A worker's interim answers go to `early`, at once.
@@ -83,7 +83,6 @@ struct Passage<'a> {
 }
 
 /// What the head of a request leads to.
-#[expect(clippy::large_enum_variant, reason = "it lives for one match")]
 enum Step {
     /// To a worker of the site, under the one authority of the request.
     Forward {
@@ -100,7 +99,6 @@ enum Routed {
 }
 
 /// What a request ends in.
-#[expect(clippy::large_enum_variant, reason = "it lives for one match, and most are the larger one")]
 enum Outcome {
     Answer(Response<Content>),
     Tunnel { head: Response<()>, worker: Tunnel },
@@ -334,7 +332,7 @@ impl<'a> Passage<'a> {
             Ok(Outcome::Tunnel { head, worker }) => {
                 entry.record.status = head.status();
                 entry.become_tunnel();
-                let switch = Some(Switch::new(worker, entry));
+                let switch = Some(Box::new(Switch::new(worker, entry)));
                 return Reply { response: head.map(|()| Body::detached()), switch };
             }
             Err(error) => {

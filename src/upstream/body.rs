@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -27,10 +27,11 @@ use crate::worker::slot::Slot;
 /// With the last byte, not when it is dropped, the lease is given back and the connection kept for the next request.
 pub struct ResponseBody {
     lease: Lease,
-    transfer: Option<Transfer>,
+    /// Boxed, because most answers are here whole with their heads.
+    transfer: Option<Box<Transfer>>,
     /// Trailers that came with the last byte.
     trailers: Option<Box<HeaderMap>>,
-    /// A piece that was decoded while looking for the end.
+    /// A piece that is here: all of the body, or what was decoded while looking for the end.
     ahead: Option<Result<Bytes, Malformed>>,
     /// Bytes to come, where that is known.
     left: Option<u64>,
@@ -83,6 +84,11 @@ impl Watch {
         self.deadline.poll_passed(cx)
     }
 
+    /// The time, as deadlines have it.
+    pub(super) fn now(&self) -> Instant {
+        self.deadline.now()
+    }
+
     /// How long the worker may be silent.
     pub(super) fn patience(&self) -> Duration {
         self.patience
@@ -96,11 +102,19 @@ impl Watch {
 }
 
 impl ResponseBody {
+    /// One that came whole with its head: the worker is done with it.
+    pub(super) fn whole(mut lease: Lease, data: Bytes, request_bytes: u64) -> Self {
+        lease.release();
+        let left = Some(data.len() as u64);
+        let ahead = (!data.is_empty()).then_some(Ok(data));
+        Self { lease, transfer: None, trailers: None, ahead, left, request_bytes }
+    }
+
     pub(super) fn new(
         lease: Lease,
         framing: ResponseFraming,
         request_bytes: u64,
-        transfer: Transfer,
+        transfer: Box<Transfer>,
     ) -> Self {
         let left = match framing {
             ResponseFraming::None => Some(0),
@@ -129,21 +143,14 @@ impl ResponseBody {
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, ResponseBodyError>> {
         loop {
+            if let Some(ahead) = self.ahead.take() {
+                return Poll::Ready(Ok(Some(self.hand_out(ahead.map_err(broken)?))));
+            }
             let Some(transfer) = &mut self.transfer else {
                 return Poll::Ready(Ok(self.trailers.take().map(|fields| Frame::trailers(*fields))));
             };
-            let decoded = match self.ahead.take() {
-                Some(decoded) => decoded.map(Decoded::Data),
-                None => transfer.decoder.decode(&mut transfer.input),
-            };
-            match decoded.map_err(|Malformed(what)| ResponseBodyError::BadFraming(what))? {
-                Decoded::Data(data) => {
-                    if let Some(left) = &mut self.left {
-                        *left -= data.len() as u64;
-                    }
-                    self.look_ahead();
-                    return Poll::Ready(Ok(Some(Frame::data(data))));
-                }
+            match transfer.decoder.decode(&mut transfer.input).map_err(broken)? {
+                Decoded::Data(data) => return Poll::Ready(Ok(Some(self.hand_out(data)))),
                 Decoded::Trailers(trailers) => self.finish_with(trailers),
                 Decoded::End => self.finish(),
                 Decoded::More => match transfer.poll_input(cx)? {
@@ -160,6 +167,14 @@ impl ResponseBody {
                 },
             }
         }
+    }
+
+    fn hand_out(&mut self, data: Bytes) -> Frame<Bytes> {
+        if let Some(left) = &mut self.left {
+            *left -= data.len() as u64;
+        }
+        self.look_ahead();
+        Frame::data(data)
     }
 
     /// Finds the end as soon as it is here, so that the connection is free for the next request at once and the client's
@@ -188,6 +203,10 @@ impl ResponseBody {
         }
         self.lease.release();
     }
+}
+
+fn broken(Malformed(what): Malformed) -> ResponseBodyError {
+    ResponseBodyError::BadFraming(what)
 }
 
 impl Transfer {
@@ -236,7 +255,7 @@ impl Transfer {
         }
         let sent = self.upload.as_deref().is_none_or(Upload::is_sent);
         if self.reusable && sent && self.input.is_empty() {
-            self.pool.put(lease.slot(), self.connection, self.watch.deadline.now());
+            self.pool.put(lease.slot(), self.connection, self.watch.now());
         }
     }
 }
@@ -259,7 +278,7 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.transfer.is_none() && self.trailers.is_none()
+        self.transfer.is_none() && self.trailers.is_none() && self.ahead.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -383,11 +383,17 @@ impl Attempt<'_> {
             let stream = Box::new(Prefixed::new(input, self.connection));
             return Answer::Upgraded { head: response, tunnel: Tunnel { lease, stream } };
         }
+        let request_bytes = self.upload.received();
+        if framing.is_here(&input) && self.upload.is_sent() {
+            if head.reusable {
+                reach.idle.put(lease.slot(), self.connection, self.watch.now());
+            }
+            return Answer::Response(response.map(|()| ResponseBody::whole(lease, input, request_bytes)));
+        }
         let mut watch = self.watch;
         watch.be_patient(reach.timeouts.upstream_idle);
-        let request_bytes = self.upload.received();
         let upload = (!self.upload.is_sent()).then(|| Box::new(self.upload));
-        let transfer = Transfer {
+        let transfer = Box::new(Transfer {
             connection: self.connection,
             upload,
             bulk: input.len() >= READ_SIZE,
@@ -397,7 +403,7 @@ impl Attempt<'_> {
             watch,
             pool: Rc::clone(&reach.idle),
             streams_ended: None,
-        };
+        });
         Answer::Response(response.map(|()| ResponseBody::new(lease, framing, request_bytes, transfer)))
     }
 }

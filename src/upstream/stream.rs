@@ -113,7 +113,7 @@ pub async fn exchange(
     let upload = (!upload.is_over()).then(|| Rest::send(upload, &reach.shared.tasks));
     let trailers = reach.limits.chunks;
     let tasks = reach.shared.tasks.clone();
-    let transfer = Transfer { stream, upload, watch, trailers, place, tasks, ended: None };
+    let transfer = Box::new(Transfer { stream, upload, watch, trailers, place, tasks, ended: None });
     let body = StreamBody::new(lease, left, request_bytes, transfer);
     Ok(Answer::Stream(Response::from_parts(head_in, body)))
 }

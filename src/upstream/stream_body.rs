@@ -31,7 +31,8 @@ const LATE_END: Duration = Duration::from_secs(1);
 /// With the last byte, not when it is dropped, the lease is given back.
 pub struct StreamBody {
     lease: Lease,
-    transfer: Option<Transfer>,
+    /// Boxed: a body moves a few times before it is read.
+    transfer: Option<Box<Transfer>>,
     /// Trailers that came with the last byte.
     trailers: Option<Box<HeaderMap>>,
     /// Bytes to come, where that is known.
@@ -53,7 +54,7 @@ pub(super) struct Transfer {
 }
 
 impl StreamBody {
-    pub(super) fn new(lease: Lease, left: Option<u64>, request_bytes: u64, transfer: Transfer) -> Self {
+    pub(super) fn new(lease: Lease, left: Option<u64>, request_bytes: u64, transfer: Box<Transfer>) -> Self {
         let over = left == Some(0) || transfer.stream.is_end_stream();
         let mut body = Self { lease, transfer: Some(transfer), trailers: None, left, request_bytes };
         if over {

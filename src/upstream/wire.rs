@@ -49,6 +49,17 @@ pub enum ResponseFraming {
     UntilClose,
 }
 
+impl ResponseFraming {
+    /// Whether `input`, which follows the head, is the body and nothing else.
+    pub(super) fn is_here(self, input: &[u8]) -> bool {
+        match self {
+            Self::None => input.is_empty(),
+            Self::Length(length) => input.len() as u64 == length,
+            Self::Chunked | Self::UntilClose => false,
+        }
+    }
+}
+
 /// What of the request decides how its answer is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asked {
