@@ -3,7 +3,7 @@
 //!
 //! One process. Its main thread is the control plane: supervisors, certificates, admin socket, signals. Each further thread is
 //! a data plane of its own, with its listening sockets, connections and idle worker connections; a request that finds a worker
-//! waits for no other thread. An HTTP/2 stream that is not answered at once, and a WebSocket on one, has a task of its own; an
+//! waits for no other thread. An HTTP/2 stream that is not answered at once has a task while it lasts, and a WebSocket on one its own; an
 //! HTTP/1.1 request, and a WebSocket after it, have their connection's. A request that has to wait for a worker stands in a line
 //! behind a short lock; a synchronous worker's answer that is longer than one read has a task that reads it ahead of the client;
 //! so have each connection over HTTP/2 to a worker, which its requests share, and an upload there that goes on after the answer
@@ -258,6 +258,7 @@
 //!   listen/wire.rs            a client's HTTP/1 connection, and the body of the request on it   ← upstream
 //!   listen/http1.rs           HTTP/1.1 with a client, one request after the other   ← proxy, upstream
 //!   listen/date.rs            the date of a response, written once a second
+//!   listen/standby.rs         tasks that are kept for the next thing to wait for
 //!   listen/stream.rs          one request on a client's HTTP/2 connection, and its answer   ← proxy, upstream
 //!   listen/http2.rs           a client's HTTP/2 connection   ← proxy
 //!   listen/complaint.rs       trouble that may come often and is told once

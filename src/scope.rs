@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Owns tasks. Clones are handles to the same scope and may be sent to other threads: a task runs on the thread that
 /// spawned it, which must be inside a `tokio::task::LocalSet`.
@@ -18,6 +19,12 @@ pub struct Scope {
     /// One for the whole tree: whoever runs it hears of a driver's end wherever that was.
     broken: CancellationToken,
     tasks: TaskTracker,
+}
+
+/// Work of a scope that is done by a task of another.
+#[derive(Debug)]
+pub struct Held {
+    _token: TaskTrackerToken,
 }
 
 impl Scope {
@@ -44,6 +51,11 @@ impl Scope {
         F::Output: 'static,
     {
         self.tasks.spawn_local(task)
+    }
+
+    /// The scope waits until what this returns is dropped, as for a task.
+    pub fn hold(&self) -> Held {
+        Held { _token: self.tasks.token() }
     }
 
     /// As [`Self::spawn`], for a task without which the rest is worth nothing: its panic is told by [`Self::broken`].

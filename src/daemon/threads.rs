@@ -19,6 +19,7 @@ use crate::deadline::Deadlines;
 use crate::listen::accept::{self, Door, Kind};
 use crate::listen::handshakes::Handshakes;
 use crate::listen::stage::Stage;
+use crate::listen::standby::Standby;
 use crate::proxy::clients::Clients;
 use crate::proxy::plane::{AccessSink, CurrentPlane, Plane};
 use crate::proxy::route::Routing;
@@ -190,6 +191,7 @@ async fn serve(
         stage: stage.clone(),
         complaints: Rc::default(),
         scope: scope.clone(),
+        standby: Standby::default(),
     };
     let connections = async {
         let mut open = HashMap::new();

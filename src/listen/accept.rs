@@ -18,6 +18,8 @@ use crate::listen::http2::serve_http2;
 use crate::listen::introduction::{IntroductionError, introduced};
 use crate::listen::proxy_header::Said;
 use crate::listen::stage::Stage;
+use crate::listen::standby::Standby;
+use crate::listen::stream::Stream;
 use crate::listen::tcp::Tcp;
 use crate::listen::tls::{self, HandshakeError};
 use crate::proxy::clients::{Presence, Seat};
@@ -66,6 +68,8 @@ pub struct Door {
     pub complaints: Rc<Complaints>,
     /// Owns the connections.
     pub scope: Scope,
+    /// What waits for the thread's streams of HTTP/2.
+    pub standby: Standby<Stream>,
 }
 
 /// A connection that may come in.
@@ -307,7 +311,7 @@ impl Door {
             }
         };
         let Ends { peer, local } = ends.canonical();
-        let (stage, scope) = (self.stage.clone(), self.scope.clone());
+        let (stage, scope, standby) = (self.stage.clone(), self.scope.clone(), self.standby.clone());
         // Each phase is boxed and gone before the next begins: a connection has no room for its handshake while it serves.
         let serving: Pin<Box<dyn Future<Output = ()>>> = match self.kind {
             Kind::Http => {
@@ -323,7 +327,7 @@ impl Door {
                 let conn =
                     Rc::new(ConnInfo::new(peer, local, Some(accepted.info), presence).through(entrance));
                 if accepted.h2 {
-                    Box::pin(serve_http2(accepted.stream, conn, plane, stage, scope))
+                    Box::pin(serve_http2(accepted.stream, conn, plane, stage, (scope, standby)))
                 } else {
                     Box::pin(serve_http1(accepted.stream, conn, plane, stage))
                 }

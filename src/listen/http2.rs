@@ -15,7 +15,8 @@ use crate::deadline::Spare;
 use crate::listen::http1::UNUSED_AT_DRAIN;
 use crate::listen::meter::Metered;
 use crate::listen::stage::{Stage, Step};
-use crate::listen::stream::Streams;
+use crate::listen::standby::Standby;
+use crate::listen::stream::{Stream, Streams};
 use crate::listen::watch::{Seen, Verdict, Watch};
 use crate::proxy::conn::ConnInfo;
 use crate::proxy::plane::Plane;
@@ -33,7 +34,7 @@ pub fn serve_http2<S>(
     conn: Rc<ConnInfo>,
     plane: Rc<Plane>,
     stage: Stage,
-    scope: Scope,
+    (scope, standby): (Scope, Standby<Stream>),
 ) -> impl Future<Output = ()>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -43,7 +44,7 @@ where
     let limits = plane.reach.limits;
     let mut connection = Connection::new(stream, &limits);
     let (peer, timeouts) = (conn.peer, plane.reach.timeouts);
-    let streams = Streams::new(Rc::clone(&conn), plane, scope);
+    let streams = Streams::new(Rc::clone(&conn), plane, scope, standby);
     let (mut watch, first) = Watch::new(true, timeouts, &limits, deadline.now());
     deadline.set(first);
     let mut parting = false;

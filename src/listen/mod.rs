@@ -14,6 +14,7 @@ pub mod request;
 pub mod response;
 pub mod socket;
 pub mod stage;
+pub mod standby;
 pub mod stream;
 pub mod tcp;
 pub mod tls;

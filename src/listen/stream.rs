@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -19,6 +18,7 @@ use http_body::{Body as _, Frame};
 use crate::boxed::boxed;
 use crate::deadline::Deadline;
 use crate::listen::date::date;
+use crate::listen::standby::Standby;
 use crate::proxy::body::Body;
 use crate::proxy::conn::ConnInfo;
 use crate::proxy::handle::{Reply, handle};
@@ -38,14 +38,15 @@ pub struct Streams {
     conn: Rc<ConnInfo>,
     plane: Rc<Plane>,
     scope: Scope,
+    standby: Standby<Stream>,
     tunnels: Tunnels,
     outflow: Rc<Outflow>,
 }
 
 impl Streams {
-    /// None yet.
-    pub fn new(conn: Rc<ConnInfo>, plane: Rc<Plane>, scope: Scope) -> Self {
-        Self { conn, plane, scope, tunnels: Tunnels::default(), outflow: Rc::default() }
+    /// None yet. `scope` waits for those that wait, which is done by tasks of `standby`.
+    pub fn new(conn: Rc<ConnInfo>, plane: Rc<Plane>, scope: Scope, standby: Standby<Stream>) -> Self {
+        Self { conn, plane, scope, standby, tunnels: Tunnels::default(), outflow: Rc::default() }
     }
 
     /// To be called when the socket has taken all that it was given: there is room again.
@@ -64,18 +65,14 @@ impl Streams {
     /// A connection's requests are read many at a time, and the head of each is worth a hundred times what it took to send. One
     /// that is refused for what it says, or because its client asks for too much, must not wait for a task with it.
     pub fn begin(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        let mut stream = Stream::Asking(boxed(|| self.ask(request, respond)));
-        let mut once = Context::from_waker(Waker::noop());
-        match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut stream).poll(&mut once))) {
-            Ok(Poll::Pending) => drop(self.scope.spawn(stream)),
-            // A panic ends its request alone, as it does in a task.
-            Ok(Poll::Ready(())) | Err(_) => {}
-        }
+        self.standby.begin(Stream(Phase::Asking(boxed(|| self.ask(request, respond)))), &self.scope);
     }
 }
 
 /// A request, and whatever it becomes.
-enum Stream {
+pub struct Stream(Phase);
+
+enum Phase {
     /// Boxed, so that an answer on its way holds no room for what made it. Ready with what could not be sent at once.
     Asking(Pin<Box<dyn Future<Output = Option<Box<Sending>>>>>),
     /// Boxed, because most answers are sent at once: their tasks have no room for one.
@@ -86,15 +83,15 @@ impl Future for Stream {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut *self {
-            Self::Asking(asking) => match ready!(asking.as_mut().poll(cx)) {
+        match &mut self.0 {
+            Phase::Asking(asking) => match ready!(asking.as_mut().poll(cx)) {
                 Some(sending) => {
-                    *self = Self::Sending(sending);
+                    self.0 = Phase::Sending(sending);
                     Poll::Pending
                 }
                 None => Poll::Ready(()),
             },
-            Self::Sending(sending) => sending.poll(cx),
+            Phase::Sending(sending) => sending.poll(cx),
         }
     }
 }
@@ -174,12 +171,17 @@ impl Answering {
     fn send(&self, reply: Reply, connected: Option<RecvStream>) -> Option<Sending> {
         let (head, body) = reply.response.into_parts();
         let mut head = Response::from_parts(head, ());
-        if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
-            head.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+        let fields = head.headers_mut();
+        // Looked for and not entered: most have both.
+        if let Some(length) = body.size_hint().exact().filter(|length| *length > 0)
+            && !fields.contains_key(CONTENT_LENGTH)
+        {
+            fields.insert(CONTENT_LENGTH, length.into());
         }
-        head.headers_mut().entry(DATE).or_insert_with(|| {
-            HeaderValue::from_bytes(&date(self.plane.clock.now())).expect("a date is printable ASCII")
-        });
+        if !fields.contains_key(DATE) {
+            let date = HeaderValue::from_bytes(&date(self.plane.clock.now()));
+            fields.insert(DATE, date.expect("a date is printable ASCII"));
+        }
         let whole = body.is_end_stream() && reply.switch.is_none();
         let mut respond = self.respond.borrow_mut();
         let sent = match respond.send_response(head, whole) {
