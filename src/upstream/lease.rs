@@ -22,16 +22,21 @@ pub struct Lease {
 impl Lease {
     /// A lease on `slot`, unless it is closed or at its limit.
     pub fn take(slot: &Arc<Slot>) -> Option<Self> {
-        slot.try_acquire().then(|| Self { slot: Arc::clone(slot), held: true, answered: false, freed: None })
+        slot.try_acquire().then(|| Self::on(slot))
     }
 
-    /// As [`Self::take`]; its release is told to `line` where the slot has a limit.
-    pub fn take_with<F: Freed + 'static>(slot: &Arc<Slot>, line: &Arc<F>) -> Option<Self> {
-        let mut lease = Self::take(slot)?;
+    /// As [`Self::take`], unless more than `seen` are in flight there by now; its release is told to `line` where the slot has a
+    /// limit.
+    pub fn take_after<F: Freed + 'static>(slot: &Arc<Slot>, seen: u64, line: &Arc<F>) -> Option<Self> {
+        let mut lease = slot.try_acquire_after(seen).then(|| Self::on(slot))?;
         if slot.is_limited() {
             lease.freed = Some(Arc::clone(line) as Arc<dyn Freed>);
         }
         Some(lease)
+    }
+
+    fn on(slot: &Arc<Slot>) -> Self {
+        Self { slot: Arc::clone(slot), held: true, answered: false, freed: None }
     }
 
     /// The slot it is on, or was.

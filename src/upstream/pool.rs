@@ -144,19 +144,25 @@ impl Pool {
         let untried = |slot: &Slot| !tried.contains(&(slot.id.slot, slot.id.incarnation));
         let at_home = home.among(&self.app, slots.iter().map(|slot| slot.id.slot)).map(|place| &slots[place]);
         if let Some(slot) = at_home.filter(|slot| slot.is_open() && untried(slot)) {
-            return self.take(slot, now);
+            return self.take(slot, u64::MAX, now);
+        }
+        // Threads that look at the same moment see the same: who comes second looks again.
+        let (place, seen) = pick(slots, now, &untried)?;
+        if let Some(lease) = self.take(&slots[place], seen, now) {
+            return Some(lease);
         }
         // Ends: a slot that fills or closes between the look and the lease has no room at the next look.
         loop {
-            let place = pick(slots, now, &untried)?;
-            if let Some(lease) = self.take(&slots[place], now) {
+            let (place, _) = pick(slots, now, &untried)?;
+            if let Some(lease) = self.take(&slots[place], u64::MAX, now) {
                 return Some(lease);
             }
         }
     }
 
-    fn take(self: &Arc<Self>, slot: &Arc<Slot>, now: Instant) -> Option<Lease> {
-        let lease = Lease::take_with(slot, self)?;
+    /// A lease on `slot`, unless more than `seen` are in flight there by now.
+    fn take(self: &Arc<Self>, slot: &Arc<Slot>, seen: u64, now: Instant) -> Option<Lease> {
+        let lease = Lease::take_after(slot, seen, self)?;
         if slot.unanswered() == 1 {
             // From now on it is waited for.
             note(slot, |latency| latency.heard(age(slot, now)));
@@ -187,7 +193,7 @@ impl Pool {
         };
         let slots = self.roster.load();
         let relieved = late(slot)
-            && pick(&slots, now, &|other| other.id != slot.id).is_some_and(|place| !late(&slots[place]))
+            && pick(&slots, now, &|other| other.id != slot.id).is_some_and(|(place, _)| !late(&slots[place]))
             && {
                 let requests = slots.iter().map(|slot| slot.requests()).sum();
                 self.relief.lock().unwrap_or_else(PoisonError::into_inner).take(requests)
@@ -227,8 +233,9 @@ fn age(slot: &Slot, now: Instant) -> Duration {
     now.saturating_duration_since(slot.opened_at)
 }
 
-/// The place of the best slot with room: of all where they are few, of two that chance picks where they are many.
-fn pick(slots: &[Arc<Slot>], now: Instant, wanted: &impl Fn(&Slot) -> bool) -> Option<usize> {
+/// The place of the best slot with room, and how many are in flight there: of all where they are few, of two that chance picks
+/// where they are many.
+fn pick(slots: &[Arc<Slot>], now: Instant, wanted: &impl Fn(&Slot) -> bool) -> Option<(usize, u64)> {
     let candidate = |place: usize| {
         let slot = &slots[place];
         let in_flight = slot.room().filter(|_| wanted(slot))?;
@@ -259,7 +266,7 @@ fn pick(slots: &[Arc<Slot>], now: Instant, wanted: &impl Fn(&Slot) -> bool) -> O
             }
         }
     }
-    choose(&candidates[..count], fastrand::usize(..)).map(|at| places[at])
+    choose(&candidates[..count], fastrand::usize(..)).map(|at| (places[at], candidates[at].in_flight))
 }
 
 /// A place in the line, given up when dropped.

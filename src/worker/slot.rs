@@ -87,10 +87,15 @@ impl Slot {
     /// Counts one more request in flight and without an answer, unless the slot is closed or at its limit. Each success must be paired with [`Self::release`];
     /// `upstream::lease::Lease` does so.
     pub fn try_acquire(&self) -> bool {
+        self.try_acquire_after(IN_FLIGHT)
+    }
+
+    /// As [`Self::try_acquire`], unless more than `seen` are in flight by now.
+    pub fn try_acquire_after(&self, seen: u64) -> bool {
         let taken = self
             .word
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {
-                self.takes(word).then_some(word + 1 + UNANSWERED)
+                (self.takes(word) && word & IN_FLIGHT <= seen).then_some(word + 1 + UNANSWERED)
             })
             .is_ok();
         if taken {
@@ -347,6 +352,16 @@ mod tests {
         let (_, ()) = tokio::join!(waiting.emptied(), async { slot.release() });
         assert_eq!(slot.in_flight(), 0);
         assert_eq!(slot.requests(), 2);
+    }
+
+    #[test]
+    fn who_saw_fewer_in_flight_than_there_are_looks_again() {
+        let slot = slot();
+        assert!(slot.try_acquire_after(0));
+        assert!(!slot.try_acquire_after(0), "another came first");
+        assert!(slot.try_acquire_after(1));
+        assert!(!slot.try_acquire_after(2), "at its limit");
+        assert_eq!((slot.in_flight(), slot.requests()), (2, 2));
     }
 
     #[test]

@@ -118,6 +118,38 @@ async fn only_a_tenth_of_the_requests_is_given_away() {
     assert_eq!(given(100), 4);
 }
 
+#[test]
+fn two_threads_that_look_at_the_same_moment_do_not_meet_at_one_worker() {
+    use std::sync::atomic::AtomicUsize;
+    const ROUNDS: usize = 2_000;
+    let slots = slots(4, 0);
+    let (pool, _) = pool(&slots);
+    let arrived = AtomicUsize::new(0);
+    // A barrier that both leave within nanoseconds, where each has a processor.
+    let both = |turn: usize| {
+        arrived.fetch_add(1, Ordering::SeqCst);
+        while arrived.load(Ordering::SeqCst) < 2 * turn {
+            std::thread::yield_now();
+        }
+    };
+    let thread = || -> Vec<u32> {
+        (0..ROUNDS)
+            .map(|round| {
+                both(2 * round + 1);
+                let lease = pool.at_once(&wish(&[])).expect("open");
+                both(2 * round + 2);
+                lease.slot().id.slot
+            })
+            .collect()
+    };
+    let (one, other) = std::thread::scope(|scope| {
+        let other = scope.spawn(thread);
+        (thread(), other.join().expect("no panic"))
+    });
+    let met = one.iter().zip(&other).filter(|(one, other)| one == other).count();
+    assert_eq!(met, 0, "of {ROUNDS} moments");
+}
+
 #[tokio::test(start_paused = true)]
 async fn of_many_workers_each_gets_its_share_and_the_one_with_room_is_found() {
     let slots = slots(50, 2);
