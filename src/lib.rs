@@ -111,12 +111,14 @@
 //! ── floor 3: worker ── processes: spawned, watched, drained, replaced   ← config
 //!   worker/slot.rs            a worker's place as the request path sees it; the roster of an app
 //!   worker/program.rs      P  which server a command starts, behind whatever wrappers
+//!   worker/background.rs   P  which commands leave for the background
 //!   worker/flags.rs        P  a server's options looked up, taken out and added
 //!   worker/servers.rs      P  each server's own way of being told its address
 //!   worker/family.rs          everything a worker started
 //!   worker/delegation.rs   P  which control group edge may divide among its workers
 //!   worker/cgroup.rs          a control group for each worker: its limit of memory, its end
 //!   worker/environment.rs     what a worker inherits, and the directory of its sockets
+//!   worker/runnable.rs        whether a program is there and its user may run it, for messages
 //!   worker/guard.rs           ends the workers of an edge that was killed
 //!   worker/leftovers.rs       what a killed edge left behind, removed before new workers start
 //!   worker/registry.rs        the workers that live, written down for the next edge
@@ -274,6 +276,7 @@
 //!   daemon/operation.rs    P  what an operator can ask a running edge to do
 //!   daemon/progress.rs        what an operation says while it runs, and how it ends
 //!   daemon/admin.rs           the local socket that answers for the running state, and takes operations
+//!   daemon/elsewhere.rs       the running edge of a file that was changed to another admin socket
 //!   daemon/ask.rs             the client's side of that socket
 //!   daemon/table.rs        P  columns for people
 //!   daemon/check_names.rs     somebody answers for edge while its names are looked at

@@ -8,7 +8,7 @@ use hickory_proto::rr::Name;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
-use crate::cert::dns_message::{self, About, Answer, Asked};
+use crate::cert::dns_message::{self, About, Answer, Outgoing};
 
 /// How long each try waits. Together no longer than a CA would wait.
 const TRIES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
@@ -40,7 +40,7 @@ pub(in crate::cert) async fn ask(
 /// Sends a message and returns the answer to it, also as it came.
 pub(in crate::cert) async fn exchange(
     server: SocketAddr,
-    asked: &Asked,
+    asked: &Outgoing,
 ) -> Result<(Answer, Vec<u8>), Unanswered> {
     let own: SocketAddr = match server {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -65,7 +65,7 @@ pub(in crate::cert) async fn exchange(
     Err(refused.map_or(Unanswered::Silent, Unanswered::Unreachable))
 }
 
-async fn over_udp(socket: &UdpSocket, asked: &Asked) -> io::Result<(Answer, Vec<u8>)> {
+async fn over_udp(socket: &UdpSocket, asked: &Outgoing) -> io::Result<(Answer, Vec<u8>)> {
     socket.send(&asked.bytes).await?;
     let mut bytes = vec![0; usize::from(dns_message::MOST_OVER_UDP)];
     loop {
@@ -78,7 +78,7 @@ async fn over_udp(socket: &UdpSocket, asked: &Asked) -> io::Result<(Answer, Vec<
     }
 }
 
-async fn over_tcp(server: SocketAddr, asked: &Asked) -> Result<(Answer, Vec<u8>), Unanswered> {
+async fn over_tcp(server: SocketAddr, asked: &Outgoing) -> Result<(Answer, Vec<u8>), Unanswered> {
     let exchanged = async {
         let mut stream = TcpStream::connect(server).await?;
         let length = u16::try_from(asked.bytes.len()).map_err(io::Error::other)?;

@@ -35,7 +35,7 @@ pub enum About {
 
 /// A message to be sent: number and bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct Outgoing {
     /// Its number, which the answer repeats.
     pub id: u16,
     /// The message.
@@ -95,7 +95,7 @@ pub fn spoken(name: &Name) -> String {
 }
 
 /// A question with the number `id`. A resolver is asked to look further, a zone's own server is not.
-pub fn question(id: u16, about: About, of: &Name, look_further: bool) -> Result<Asked, BadMessage> {
+pub fn question(id: u16, about: About, of: &Name, look_further: bool) -> Result<Outgoing, BadMessage> {
     let mut message = Message::query();
     message.metadata.id = id;
     message.metadata.recursion_desired = look_further;
@@ -103,7 +103,7 @@ pub fn question(id: u16, about: About, of: &Name, look_further: bool) -> Result<
     let mut edns = Edns::new();
     edns.set_max_payload(MOST_OVER_UDP);
     message.set_edns(edns);
-    Ok(Asked { id, bytes: message.to_vec().map_err(bad)? })
+    Ok(Outgoing { id, bytes: message.to_vec().map_err(bad)? })
 }
 
 /// An update (RFC 2136) of the texts of `of` in `zone`, signed (RFC 8945) at `now`, in seconds since 1970, where there is a key. With it
@@ -116,7 +116,7 @@ pub fn update(
     text: &str,
     key: Option<&UpdateKey>,
     now: u64,
-) -> Result<(Asked, Option<TSigVerifier>), BadMessage> {
+) -> Result<(Outgoing, Option<TSigVerifier>), BadMessage> {
     if !zone.zone_of(of) {
         return Err(BadMessage(format!("{} is not in the zone {}", spoken(of), spoken(zone))));
     }
@@ -132,7 +132,7 @@ pub fn update(
         Some(key) => message.finalize(&signer(key)?, now).map_err(bad)?,
         None => None,
     };
-    Ok((Asked { id, bytes: message.to_vec().map_err(bad)? }, verifier))
+    Ok((Outgoing { id, bytes: message.to_vec().map_err(bad)? }, verifier))
 }
 
 fn signer(key: &UpdateKey) -> Result<TSigner, BadMessage> {
@@ -145,7 +145,7 @@ fn signer(key: &UpdateKey) -> Result<TSigner, BadMessage> {
 }
 
 /// Reads the answer to `asked`; one to another question is none.
-pub fn answer(asked: &Asked, bytes: &[u8]) -> Result<Answer, BadMessage> {
+pub fn answer(asked: &Outgoing, bytes: &[u8]) -> Result<Answer, BadMessage> {
     let message = Message::from_vec(bytes).map_err(bad)?;
     let question = Message::from_vec(&asked.bytes).map_err(bad)?;
     if message.metadata.id != asked.id {
@@ -228,7 +228,7 @@ mod tests {
         name(text).expect(text)
     }
 
-    fn answered(asked: &Asked, change: impl FnOnce(&mut Message)) -> Vec<u8> {
+    fn answered(asked: &Outgoing, change: impl FnOnce(&mut Message)) -> Vec<u8> {
         let mut message = Message::from_vec(&asked.bytes).expect("readable").into_response();
         change(&mut message);
         message.to_vec().expect("written")

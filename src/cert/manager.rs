@@ -63,8 +63,19 @@ pub fn start(
     let seams = Seams { clock, store, issuer: Rc::new(issuer), internal, provider };
     let mut manager = start_with(config, seams, certificates, scope)?;
     manager.accounts = Some(accounts);
-    let acme = manager.names.borrow().iter().any(|name| matches!(name.source, Source::Acme(_)));
-    if volatile && acme {
+    let (ordered, kept) = {
+        let names = manager.names.borrow();
+        let ordered: Vec<_> = names.iter().filter(|name| matches!(name.source, Source::Acme(_))).collect();
+        (ordered.len(), ordered.iter().filter(|name| name.bundle.is_some()).count())
+    };
+    if ordered > 0 && kept == 0 {
+        tracing::info!(
+            storage = %config.storage.display(),
+            names = ordered,
+            "the storage has no certificate for any name: all are ordered. Where there were some before, it is another directory now, or was lost"
+        );
+    }
+    if volatile && ordered > 0 {
         tracing::warn!(
             storage = %config.storage.display(),
             "certificates are kept where they do not outlive this machine or container; the CA's limits will be met. Mount a disk"

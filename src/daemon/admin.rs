@@ -68,12 +68,12 @@ struct SocketFile {
 }
 
 /// A status on its way: measuring takes a moment.
-pub type Asked = Pin<Box<dyn Future<Output = Status>>>;
+pub type PendingStatus = Pin<Box<dyn Future<Output = Status>>>;
 
 /// Who answers behind the socket.
 pub struct Desk {
     /// Tells the status.
-    pub status: Box<dyn Fn() -> Asked>,
+    pub status: Box<dyn Fn() -> PendingStatus>,
     /// Starts an operation, and lets what it says be heard.
     pub perform: Box<dyn Fn(Operation) -> mpsc::Receiver<Said>>,
 }
@@ -277,6 +277,7 @@ mod tests {
         Status {
             version: "0.1.0".to_owned(),
             pid: 1,
+            config_file: String::new(),
             uptime_s: 2,
             listeners: vec![],
             apps: BTreeMap::new(),

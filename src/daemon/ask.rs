@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::daemon::elsewhere;
 use crate::daemon::operation::Operation;
 use crate::daemon::progress::Said;
 
@@ -26,6 +27,12 @@ const ANSWER_LIMIT: u64 = 64 << 20;
 pub enum AskError {
     #[error("no edge is running with this configuration ({}): start it with `edge --config {}`", .admin.display(), .config.display())]
     NotRunning { admin: PathBuf, config: PathBuf },
+    #[error(
+        "no edge answers at {}, but one that was started with this file does at {} (process {pid}): `runtime_dir` or `admin` \
+         was changed in {} since; restart edge to put that in force, or put the old value back to reach it until then",
+        .admin.display(), .elsewhere.display(), .config.display()
+    )]
+    Elsewhere { admin: PathBuf, config: PathBuf, elsewhere: PathBuf, pid: u32 },
     #[error("the admin socket {} is open to root and to edge's own user only: try again as one of them", .admin.display())]
     Denied { admin: PathBuf },
     #[error("cannot reach the admin socket {}", .admin.display())]
@@ -54,7 +61,12 @@ pub struct Running<'a> {
 impl Running<'_> {
     /// The answer to `GET path`, as it came.
     pub fn ask(&self, path: &str) -> Result<Vec<u8>, AskError> {
-        let deadline = Instant::now() + PATIENCE;
+        self.ask_within(path, PATIENCE).map_err(|error| self.or_elsewhere(error))
+    }
+
+    /// The same within another time, and from there alone.
+    pub(super) fn ask_within(&self, path: &str, patience: Duration) -> Result<Vec<u8>, AskError> {
+        let deadline = Instant::now() + patience;
         let mut stream = self.connect()?;
         // HTTP/1.0: the answer ends with the connection, and nobody sends chunks.
         let head = format!("GET {path} HTTP/1.0\r\nHost: edge\r\n\r\n");
@@ -74,7 +86,7 @@ impl Running<'_> {
         operation: &Operation,
         mut hear: impl FnMut(&Said) -> io::Result<()>,
     ) -> Result<u8, AskError> {
-        let mut stream = self.connect()?;
+        let mut stream = self.connect().map_err(|error| self.or_elsewhere(error))?;
         let (target, body) = operation.written();
         let length = body.len();
         let head = format!("POST {target} HTTP/1.0\r\nHost: edge\r\nContent-Length: {length}\r\n\r\n{body}");
@@ -106,6 +118,24 @@ impl Running<'_> {
             }
         }
         Err(AskError::Broken(io::ErrorKind::UnexpectedEof.into()))
+    }
+
+    /// Whether the edge that does not answer here does so elsewhere.
+    fn or_elsewhere(&self, error: AskError) -> AskError {
+        match error {
+            AskError::NotRunning { admin, config } => {
+                let who = |admin: &Path| {
+                    let answer =
+                        Running { admin, config: self.config }.ask_within("/status", elsewhere::PATIENCE);
+                    serde_json::from_slice(&answer.ok()?).ok()
+                };
+                match elsewhere::find(&config, who) {
+                    Some((elsewhere, pid)) => AskError::Elsewhere { admin, config, elsewhere, pid },
+                    None => AskError::NotRunning { admin, config },
+                }
+            }
+            other => other,
+        }
     }
 
     fn connect(&self) -> Result<UnixStream, AskError> {

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::load::Whereabouts;
-use crate::config::model::{Account, Backend, Config};
+use crate::config::model::{Account, Backend, Config, WorkerSpec};
 use crate::daemon::ask::{AskError, Running};
 use crate::daemon::cli::{Operate, Switch};
 use crate::daemon::explain::{self, Checked};
@@ -22,6 +22,7 @@ use crate::telemetry::log::wants_colour;
 use crate::telemetry::status::{CertificateStatus, Status};
 use crate::worker::adapter::{self, Plan, Wire};
 use crate::worker::environment::inherited;
+use crate::worker::runnable::{self, View};
 
 /// Why a subcommand has nothing to print.
 #[derive(Debug, thiserror::Error)]
@@ -47,17 +48,17 @@ pub enum CommandError {
 
 /// `edge check`, of a configuration in which no problem was found.
 pub fn check(config: &Config) -> String {
-    let lines: Vec<(String, Vec<String>)> = config
+    let lines: Vec<(String, Vec<String>, Vec<String>)> = config
         .apps
         .iter()
         .map(|app| match &app.backend {
             Backend::Workers(spec) => {
                 let plan: Plan = adapter::plan(&app.name, spec, 0, &config.runtime_dir);
-                (explain::command_line(&plan.argv), plan.notes)
+                (explain::command_line(&plan.argv), plan.notes.clone(), warnings(spec, &plan))
             }
             Backend::Upstream(addresses) => {
                 let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-                (format!("→ {}", addresses.join(", ")), Vec::new())
+                (format!("→ {}", addresses.join(", ")), Vec::new(), Vec::new())
             }
         })
         .collect();
@@ -65,7 +66,12 @@ pub fn check(config: &Config) -> String {
         .apps
         .iter()
         .zip(&lines)
-        .map(|(app, (line, notes))| Checked { app: app.name.as_str(), line: line.clone(), notes })
+        .map(|(app, (line, notes, warnings))| Checked {
+            app: app.name.as_str(),
+            line: line.clone(),
+            notes,
+            warnings,
+        })
         .collect();
     explain::check(&checked)
 }
@@ -107,7 +113,23 @@ pub fn explain(config: &Config, name: &str) -> Result<String, CommandError> {
         address,
         user,
         notes: &plan.notes,
+        warnings: &warnings(spec, &plan),
     }))
+}
+
+/// What keeps the app's commands from being run, as this process sees the files. Only warned of: `before_start` may make a program,
+/// and whoever runs edge may see more.
+fn warnings(spec: &WorkerSpec, plan: &Plan) -> Vec<String> {
+    let view = View::new(spec, spec.environment.get("PATH"));
+    let first = spec.before_start.first().and_then(|command| command.first());
+    let first = first.and_then(|program| view.obstacle(program));
+    let mut warnings: Vec<String> =
+        first.iter().map(|obstacle| format!("`before_start`: {obstacle}")).collect();
+    if let Some(obstacle) = runnable::obstacle(spec, plan) {
+        let made = if spec.before_start.is_empty() { "" } else { ", unless `before_start` sees to that" };
+        warnings.push(format!("{obstacle}{made}"));
+    }
+    warnings
 }
 
 /// `edge status`.

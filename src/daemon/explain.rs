@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
+use crate::telemetry::line::put_whole_text;
+
 /// One worker as it will be started.
 #[derive(Debug, Clone, Copy)]
 pub struct Worker<'a> {
@@ -27,6 +29,8 @@ pub struct Worker<'a> {
     pub user: Option<&'a str>,
     /// What the operator may want to know.
     pub notes: &'a [String],
+    /// What will go wrong as things are.
+    pub warnings: &'a [String],
 }
 
 /// One app of a configuration without problems.
@@ -38,6 +42,8 @@ pub struct Checked<'a> {
     pub line: String,
     /// What the operator may want to know.
     pub notes: &'a [String],
+    /// What will go wrong as things are.
+    pub warnings: &'a [String],
 }
 
 /// The answer of `edge explain APP`: can be read by a person and, but for hidden values, by a shell.
@@ -50,6 +56,9 @@ pub fn explain(worker: &Worker<'_>) -> String {
     }
     for note in worker.notes {
         let _ = writeln!(out, "# note: {note}");
+    }
+    for warning in worker.warnings {
+        let _ = writeln!(out, "# warning: {}", one_line(warning));
     }
     let _ = writeln!(out, "cd {}", quote(&worker.working_dir.to_string_lossy()));
     for (name, value) in worker.environment {
@@ -69,10 +78,13 @@ pub fn explain(worker: &Worker<'_>) -> String {
 pub fn check(apps: &[Checked<'_>]) -> String {
     let width = apps.iter().map(|checked| checked.app.len()).max().unwrap_or(0);
     let mut out = String::from("ok\n");
-    for Checked { app, line, notes } in apps {
+    for Checked { app, line, notes, warnings } in apps {
         let _ = writeln!(out, "{app:<width$}  {line}");
         for note in *notes {
             let _ = writeln!(out, "{:width$}  note: {note}", "");
+        }
+        for warning in *warnings {
+            let _ = writeln!(out, "{:width$}  warning: {}", "", one_line(warning));
         }
     }
     out
@@ -87,8 +99,13 @@ pub fn command_line(argv: &[String]) -> String {
 /// Quoted for a shell where it has to be, control characters made visible.
 fn quote(word: &str) -> String {
     let quoted = shlex::try_quote(word).map_or_else(|_| format!("{word:?}"), std::borrow::Cow::into_owned);
+    one_line(&quoted)
+}
+
+/// Control characters made visible: names of files may hold any.
+fn one_line(text: &str) -> String {
     let mut safe = Vec::new();
-    crate::telemetry::line::put_whole_text(&mut safe, quoted.as_bytes());
+    put_whole_text(&mut safe, text.as_bytes());
     String::from_utf8_lossy(&safe).into_owned()
 }
 
@@ -117,12 +134,14 @@ mod tests {
             address: "unix:/run/edge/api.0.sock",
             user: Some("www"),
             notes: &["--reload is left out".to_owned()],
+            warnings: &["`uvicorn` is not there".to_owned()],
         };
         assert_eq!(
             explain(&worker),
             "# worker 0 of app api, on unix:/run/edge/api.0.sock\n\
              # as user www\n\
              # note: --reload is left out\n\
+             # warning: `uvicorn` is not there\n\
              cd '/srv/my app'\n\
              DATABASE_URL=…  # from the configuration, not shown\n\
              EDGE_APP=api\n\
@@ -135,12 +154,12 @@ mod tests {
     fn a_checked_file_is_ok_and_lists_its_apps() {
         let notes = ["PORT is replaced".to_owned()];
         let apps = [
-            Checked { app: "api", line: "uvicorn main:app".to_owned(), notes: &notes },
-            Checked { app: "legacy", line: "upstream 10.0.0.7:80".to_owned(), notes: &[] },
+            Checked { app: "api", line: "uvicorn main:app".to_owned(), notes: &notes, warnings: &notes },
+            Checked { app: "legacy", line: "upstream 10.0.0.7:80".to_owned(), notes: &[], warnings: &[] },
         ];
         assert_eq!(
             check(&apps),
-            "ok\napi     uvicorn main:app\n        note: PORT is replaced\nlegacy  upstream 10.0.0.7:80\n"
+            "ok\napi     uvicorn main:app\n        note: PORT is replaced\n        warning: PORT is replaced\nlegacy  upstream 10.0.0.7:80\n"
         );
     }
 }

@@ -196,6 +196,12 @@ impl Live {
         self.routing.store(Arc::new(routing));
     }
 
+    /// As others find it, who work in another directory.
+    fn config_file(&self) -> String {
+        let file = self.config().file.clone();
+        std::path::absolute(&file).unwrap_or(file).display().to_string()
+    }
+
     /// What `edge status` prints.
     pub async fn status(&self) -> Status {
         let apps = self.apps();
@@ -205,6 +211,7 @@ impl Live {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            config_file: self.config_file(),
             uptime_s: self.started.elapsed().as_secs(),
             listeners: self.listeners.borrow().status(),
             apps: apps.iter().map(|live| (live.app.name.to_string(), live.status())).collect(),

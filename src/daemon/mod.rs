@@ -5,6 +5,7 @@ pub mod ask;
 pub mod check_names;
 pub mod cli;
 pub mod command;
+mod elsewhere;
 pub mod explain;
 pub mod hello;
 pub mod import;

@@ -17,6 +17,8 @@ use crate::daemon::progress::{Failed, Progress};
 use crate::name::AppName;
 use crate::report::Report;
 use crate::telemetry::status::AppState;
+use crate::worker::adapter;
+use crate::worker::runnable::{self, Obstacle};
 use crate::worker::supervisor::{RollError, Supervisor};
 
 /// Past `start_timeout`, how long the supervisor may take to say so.
@@ -62,7 +64,9 @@ pub async fn reload(live: &Live, app: Option<&AppName>, told: &Progress) -> Resu
         told.say("nothing has changed");
         return Ok(());
     }
-    Attempt { live, old, new, told, made: Vec::new(), rolled: Vec::new() }.run(&changes).await
+    Attempt { live, old, new, told, made: Vec::new(), prepared: Vec::new(), rolled: Vec::new() }
+        .run(&changes)
+        .await
 }
 
 /// Off the event loop: files and the system's databases of users and hosts may be slow.
@@ -146,6 +150,8 @@ struct Attempt<'a> {
     told: &'a Progress,
     /// Apps that were started and are not routed to yet.
     made: Vec<LiveApp>,
+    /// Apps whose `before_start` has been run for the new configuration.
+    prepared: Vec<AppName>,
     /// Apps whose workers are of the new configuration already, as they were before.
     rolled: Vec<Rolled>,
 }
@@ -226,7 +232,8 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// What may fail: new apps become ready, then workers of known apps are replaced.
+    /// What may fail: new apps become ready, then workers of known apps are replaced, once all that can be known of them
+    /// beforehand is known.
     async fn start_and_roll(&mut self, changes: &[Change]) -> Result<(), Failed> {
         for change in changes {
             match change {
@@ -246,6 +253,25 @@ impl Attempt<'_> {
             self.told.say(format!("{}: starting", made.app.name));
             ready(made).await?;
         }
+        let workers = changes.iter().filter_map(|change| match change {
+            Change::Workers(app) => Some(app),
+            Change::Added(_)
+            | Change::Removed(_)
+            | Change::Settings(_)
+            | Change::Scaled(..)
+            | Change::Backend(_)
+            | Change::Rules
+            | Change::Issuance
+            | Change::Metrics(_)
+            | Change::Opened(_)
+            | Change::Closed(_) => None,
+        });
+        for app in workers.clone() {
+            self.prepare(app).await?;
+        }
+        for app in workers {
+            self.look(app).await?;
+        }
         for change in changes {
             match change {
                 Change::Workers(app) => self.roll(app).await?,
@@ -264,13 +290,47 @@ impl Attempt<'_> {
         Ok(())
     }
 
+    /// Runs what comes before an app's first new worker, its old ones being left alone.
+    async fn prepare(&mut self, app: &Arc<App>) -> Result<(), Failed> {
+        let (Some(live), Backend::Workers(spec)) = (self.live.app(&app.name), &app.backend) else {
+            return Err(no_workers(&app.name));
+        };
+        let Some(supervisor) = live.supervisor.filter(|_| !spec.before_start.is_empty()) else {
+            return Ok(());
+        };
+        self.told.say(format!("{}: running its `before_start`", app.name));
+        let prepared = supervisor.prepare(Arc::clone(app), (**spec).clone()).await;
+        prepared.map_err(|error| not_rolled(&app.name, &error))?;
+        self.prepared.push(app.name.clone());
+        Ok(())
+    }
+
+    /// Whether an app's program is there now; what only its mode tells against it is tried all the same.
+    async fn look(&self, app: &Arc<App>) -> Result<(), Failed> {
+        let (app, runtime_dir) = (Arc::clone(app), self.new.runtime_dir.clone());
+        let name = app.name.clone();
+        let look = move || match &app.backend {
+            Backend::Workers(spec) => {
+                let plan = adapter::plan(&app.name, spec, 0, &runtime_dir);
+                runnable::obstacle(spec, &plan).filter(Obstacle::is_certain)
+            }
+            Backend::Upstream(_) => None,
+        };
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Some(obstacle)) => {
+                Err(not_rolled(&name, &RollError { reason: obstacle.to_string(), last_lines: Vec::new() }))
+            }
+            Ok(None) | Err(_) => Ok(()),
+        }
+    }
+
     async fn roll(&mut self, app: &Arc<App>) -> Result<(), Failed> {
         let (Some(known), Backend::Workers(spec)) = (self.known(app, Done::Rolled), &app.backend) else {
             return Err(no_workers(&app.name));
         };
         self.told.say(format!("{}: replacing its workers", app.name));
         tell_of_memory(&app.name, &known.supervisor, self.told);
-        let rolled = known.supervisor.roll(Arc::clone(app), (**spec).clone()).await;
+        let rolled = known.supervisor.take_over(Arc::clone(app), (**spec).clone()).await;
         rolled.map_err(|error| not_rolled(&app.name, &error))?;
         self.told.say(format!("{}: new workers serve, old ones are gone", app.name));
         self.rolled.push(known);
@@ -333,17 +393,21 @@ impl Attempt<'_> {
             if let Backend::Workers(spec) = &before.backend {
                 self.told.say(format!("{}: going back to the workers it had", before.name));
                 let mut back = match done {
-                    Done::Rolled => supervisor.roll(Arc::clone(&before), (**spec).clone()).await,
+                    // Its `before_start` was run when this was new.
+                    Done::Rolled => supervisor.take_over(Arc::clone(&before), (**spec).clone()).await,
                     Done::Scaled => supervisor.resize(spec.workers).await,
                 };
                 if back.is_ok() && held.is_some() {
                     back = supervisor.scale(held).await;
                 }
-                if let Err(error) = back {
-                    let what = not_rolled(&before.name, &error);
-                    self.told.say(what.text);
-                }
+                self.told.say(match back {
+                    Ok(()) => format!("{}: workers of the configuration in force serve again", before.name),
+                    Err(error) => not_rolled(&before.name, &error).text,
+                });
             }
+        }
+        for name in &self.prepared {
+            self.told.say(format!("{name}: its new `before_start` was run, and what that did is not undone"));
         }
         self.told.say(format!("{}: the configuration in force stays", self.old.file.display()));
     }

@@ -281,6 +281,7 @@ mod tests {
         Status {
             version: "0.1.0".to_owned(),
             pid: 34021,
+            config_file: "/etc/edge/edge.yaml".to_owned(),
             uptime_s: 1_051_200,
             listeners: vec![
                 ListenerStatus { kind: "http".to_owned(), address: "[::]:80".to_owned() },

@@ -12,7 +12,7 @@ use crate::cert::manager;
 use crate::cert::resolver::Certificates;
 use crate::clock::{Clock, SystemClock};
 use crate::config::model::{AccessLog, Config, Log};
-use crate::daemon::admin::{AdminSocket, Asked, Desk};
+use crate::daemon::admin::{AdminSocket, Desk, PendingStatus};
 use crate::daemon::listeners::Listeners;
 use crate::daemon::live::{Hands, Live};
 use crate::daemon::metrics::{self, Measure};
@@ -258,7 +258,7 @@ fn desk(live: &Rc<Live>, operations: &Scope) -> Desk {
         let live = Rc::clone(live);
         move || {
             let live = Rc::clone(&live);
-            Box::pin(async move { live.status().await }) as Asked
+            Box::pin(async move { live.status().await }) as PendingStatus
         }
     };
     let (live, operations) = (Rc::clone(live), operations.clone());

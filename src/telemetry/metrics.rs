@@ -358,6 +358,7 @@ mod tests {
             status: Status {
                 version: "0.1\"\\\n".to_owned(),
                 pid: 1,
+                config_file: String::new(),
                 uptime_s: 10,
                 listeners: vec![],
                 apps: [("a".to_owned(), app)].into(),

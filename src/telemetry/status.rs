@@ -10,6 +10,9 @@ pub struct Status {
     pub version: String,
     /// Process id of edge.
     pub pid: u32,
+    /// The configuration file it was started with.
+    #[serde(default)]
+    pub config_file: String,
     /// Seconds since start.
     pub uptime_s: u64,
     /// Bound addresses.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::config::model::{ServerKind, Transport, WorkerSpec};
 use crate::name::AppName;
+use crate::worker::background;
 use crate::worker::flags::Command;
 use crate::worker::program;
 
@@ -105,6 +106,7 @@ pub fn plan_at(spec: &WorkerSpec, place: &Place) -> Plan {
     };
     draft.transport_notes(server, spec.transport);
     draft.shell_notes(&spec.command);
+    draft.notes.extend(background::told(&spec.command));
     draft.edge(place);
     match server {
         ServerKind::Uvicorn => draft.uvicorn(),

@@ -43,8 +43,12 @@ impl fmt::Display for RollError {
 /// What is wished.
 #[derive(Debug)]
 pub(super) enum Wish {
+    /// That what comes before the first worker of this app and spec is run, and nothing else.
+    Prepare(Box<(Arc<App>, WorkerSpec)>),
     /// Workers of this app and spec.
     Roll(Box<(Arc<App>, WorkerSpec)>),
+    /// The same where what comes before them has been run.
+    TakeOver(Box<(Arc<App>, WorkerSpec)>),
     /// Fresh workers of the same.
     Restart,
 }
@@ -96,6 +100,13 @@ impl Changes {
 
     pub(super) fn begun(&mut self, generation: u64) {
         self.begun = generation;
+    }
+
+    /// What comes before a first worker was run, and no more was wished.
+    pub(super) fn prepared(&mut self, outcome: Result<(), RollError>) {
+        if let Some(under_way) = self.under_way.take() {
+            let _nobody_waits = under_way.reply.send(outcome);
+        }
     }
 
     /// All workers are of the new generation. Whoever waits is told once [`Self::cleared`].

@@ -45,10 +45,10 @@ pub(super) enum Event {
     Due(WorkerId, String),
     /// What comes before the first worker of a generation has ended.
     Prepared(u64, Result<(), RollError>),
-    /// Replace every worker by one of this app and spec.
-    Roll(Box<(Arc<App>, WorkerSpec)>, Reply),
-    /// Replace every worker by a fresh one.
-    Restart(Reply),
+    /// The same where nobody is to be started yet.
+    Rehearsed(u64, Result<(), RollError>),
+    /// Change what runs, when its turn comes.
+    Change(Wish, Reply),
     /// That many workers from now on, or as many as the file and the load say.
     Scale(Option<u32>, Reply),
     /// The file says another number of workers.
@@ -151,8 +151,8 @@ impl Crew {
                 self.roll(rollout::Input::Recycle(seat(&id)));
             }
             Event::Prepared(generation, outcome) => self.prepared(generation, outcome),
-            Event::Roll(wish, reply) => self.changes.ask(Wish::Roll(wish), reply),
-            Event::Restart(reply) => self.changes.ask(Wish::Restart, reply),
+            Event::Rehearsed(generation, outcome) => self.rehearsed(generation, outcome),
+            Event::Change(wish, reply) => self.changes.ask(wish, reply),
             Event::Scale(workers, reply) => self.hold(workers, reply),
             Event::Resize(workers, reply) => self.resize(workers, reply),
             Event::Stop => self.stop(),
@@ -209,6 +209,7 @@ impl Crew {
         let (ready, wanted) = (self.rollout.ready().saturating_sub(suspects), self.rollout.wanted());
         let state = match () {
             () if self.rollout.is_rolling() => AppState::Deploying,
+            () if self.was_ready && !self.preparing.is_empty() => AppState::Deploying,
             () if self.rollout.is_crash_loop() => AppState::Failed,
             () if ready > 0 && ready >= self.headcount.needed(wanted) => AppState::Up,
             () if ready > 0 => AppState::Degraded,
@@ -369,21 +370,34 @@ impl Crew {
         }
         let Some(wish) = self.changes.next() else { return };
         let present = self.rollout.generation_number();
-        let Some(setup) = self.setups.get(&present) else { return };
-        let (app, spec, workers) = match wish {
-            Wish::Roll(both) => {
-                // Their number may have changed since, without a roll-out.
-                let known = WorkerSpec { workers: self.headcount.range(), ..setup.spec.clone() };
-                let workers = self.headcount.begin(&both.1, self.rollout.wanted(), known == both.1);
-                (both.0, both.1, workers)
-            }
-            Wish::Restart => (Arc::clone(&setup.app), setup.spec.clone(), self.rollout.wanted()),
-        };
+        let Some(setup) = self.setups.get(&present).cloned() else { return };
         let number = self.setups.keys().next_back().map_or(FIRST, |last| last + 1).max(self.changes.number());
+        let (setup, workers) = match wish {
+            Wish::Prepare(both) => {
+                self.run_before_start(number, Rc::new(Setup::new(both.0, both.1)), Event::Rehearsed);
+                return;
+            }
+            Wish::Roll(both) => {
+                let workers = self.headcount_of(&both.1, &setup.spec);
+                (Setup::new(both.0, both.1), workers)
+            }
+            Wish::TakeOver(both) => {
+                let workers = self.headcount_of(&both.1, &setup.spec);
+                (Setup { prepared: true, ..Setup::new(both.0, both.1) }, workers)
+            }
+            Wish::Restart => (Setup::new(Arc::clone(&setup.app), setup.spec.clone()), self.rollout.wanted()),
+        };
         self.changes.begun(number);
-        tracing::info!(app = %app.name, generation = number, "a new generation of workers takes over");
-        self.setups.insert(number, Rc::new(Setup::new(app, spec)));
+        tracing::info!(app = %setup.app.name, generation = number, "a new generation of workers takes over");
+        self.setups.insert(number, Rc::new(setup));
         self.roll(rollout::Input::Roll(number, workers));
+    }
+
+    /// How many workers a roll-out to this spec leads to.
+    fn headcount_of(&mut self, spec: &WorkerSpec, present: &WorkerSpec) -> u32 {
+        // Their number may have changed since, without a roll-out.
+        let known = WorkerSpec { workers: self.headcount.range(), ..present.clone() };
+        self.headcount.begin(spec, self.rollout.wanted(), known == *spec)
     }
 
     fn forget_setups(&mut self) {

@@ -31,6 +31,7 @@ use crate::worker::family::Mark;
 use crate::worker::guard;
 use crate::worker::journal::Journal;
 use crate::worker::registry::Registry;
+use crate::worker::runnable::{self, Obstacle};
 use nix::sys::resource::{Resource, getrlimit};
 
 /// Starts workers. Must be called on the thread that lives as long as the process: Linux ties a worker's parent-death signal
@@ -94,6 +95,14 @@ pub enum LaunchError {
         user: Option<String>,
         /// Why.
         source: io::Error,
+    },
+    /// The program cannot be executed, and it is known why.
+    #[error("cannot run `{program}`: {obstacle}")]
+    Obstacle {
+        /// As the command names it.
+        program: String,
+        /// What stands in the way.
+        obstacle: Obstacle,
     },
     /// Its control group cannot be entered.
     #[error("cannot enter a new control group")]
@@ -203,14 +212,7 @@ impl ProcessLauncher {
         let mut command = command(order);
         command.stdin(Stdio::null()).stdout(stdout_end).stderr(stderr_end);
         prepare(&mut command, spec, Inherited { mark, entrance, open_files: self.open_files })?;
-        let spawned = command.spawn().map_err(|source| LaunchError::Spawn {
-            program: order.plan.argv.first().cloned().unwrap_or_default(),
-            user: match &spec.account {
-                Account::Own => None,
-                Account::Other { name, .. } => Some(name.clone()),
-            },
-            source,
-        })?;
+        let spawned = command.spawn().map_err(|source| refused(order, source))?;
         // Dropping std's handle neither waits nor kills: the pidfd takes over.
         let pid = spawned.id();
         let child =
@@ -248,6 +250,20 @@ fn command(order: &Order<'_>) -> Command {
     command.envs(environment::inherited(&order.spec.account));
     command.envs(&order.plan.environment);
     command
+}
+
+/// Why the program of `order` was not run, as far as the files tell.
+fn refused(order: &Order<'_>, source: io::Error) -> LaunchError {
+    let program = order.plan.argv.first().cloned().unwrap_or_default();
+    let of_files = matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
+    if let Some(obstacle) = runnable::obstacle(order.spec, order.plan).filter(|_| of_files) {
+        return LaunchError::Obstacle { program, obstacle };
+    }
+    let user = match &order.spec.account {
+        Account::Own => None,
+        Account::Other { name, .. } => Some(name.clone()),
+    };
+    LaunchError::Spawn { program, user, source }
 }
 
 fn output_pipe() -> Result<(pipe::Receiver, OwnedFd), LaunchError> {

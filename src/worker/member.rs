@@ -12,6 +12,7 @@ use crate::name::WorkerId;
 use crate::scope::Scope;
 use crate::telemetry::status::{PastStatus, WorkerState, WorkerStatus};
 use crate::worker::adapter::Wire;
+use crate::worker::background;
 use crate::worker::child::{Child, Exit};
 use crate::worker::lifecycle::{State, Why};
 use crate::worker::listening;
@@ -108,6 +109,16 @@ impl Member {
             return format!("{} (the kernel ended processes for lack of memory)", self.exit);
         }
         self.exit.to_string()
+    }
+
+    /// What it did wrong where it ended as if all were well before it was ready.
+    pub(super) fn left(&self) -> String {
+        if self.exit != Exit::Code(0) {
+            return String::new();
+        }
+        let background = background::told(&self.setup.spec.command);
+        let sentence = background.unwrap_or_else(|| "a worker goes on running, in the foreground".to_owned());
+        format!(": {sentence}")
     }
 
     /// Runs a task no longer than the worker lives.

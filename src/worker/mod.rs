@@ -1,6 +1,7 @@
 //! Worker processes: spawned, watched, drained, replaced.
 
 pub mod adapter;
+mod background;
 mod before_start;
 pub mod cgroup;
 mod change;
@@ -27,6 +28,7 @@ pub mod program;
 mod recycling;
 mod registry;
 pub mod rollout;
+pub mod runnable;
 pub mod scale;
 mod scaling;
 mod servers;

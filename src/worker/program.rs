@@ -35,7 +35,8 @@ pub fn recognise(command: &[String]) -> Recognised {
     Recognised { server: kind(name, first), hello, arguments: (at + 1).min(command.len()) }
 }
 
-fn base(word: &str) -> &str {
+/// The name of a program without its directory.
+pub(super) fn base(word: &str) -> &str {
     word.rsplit('/').next().unwrap_or(word)
 }
 

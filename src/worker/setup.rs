@@ -20,6 +20,8 @@ pub(super) struct Setup {
     pub(super) watch: Watch,
     /// Whether a worker of it was looked at for where it listens.
     pub(super) located: Cell<bool>,
+    /// Whether what comes before its first worker has been run.
+    pub(super) prepared: bool,
 }
 
 impl Setup {
@@ -35,7 +37,7 @@ impl Setup {
         // The wire follows from the command alone; this plan's address is never used.
         let plan = adapter::plan(&app.name, &spec, 0, Path::new("/"));
         let (wire, watch) = (plan.wire, Watch::of(&plan));
-        Self { app, spec, wire, patience, watch, located: Cell::new(false) }
+        Self { app, spec, wire, patience, watch, located: Cell::new(false), prepared: false }
     }
 
     /// What a worker is asked for readiness.

@@ -20,6 +20,7 @@ use crate::worker::output::{self, Source, Tail};
 use crate::worker::past::{self, Blame};
 use crate::worker::recycling::Limits;
 use crate::worker::rollout::{self, Seat};
+use crate::worker::setup::Setup;
 use crate::worker::slot::Slot;
 use crate::worker::usage;
 
@@ -27,17 +28,36 @@ impl Crew {
     /// Runs what comes before a generation's first worker; what is known at once.
     pub(super) fn prepare(&mut self, generation: u64) -> Option<rollout::Input> {
         let setup = self.setups.get(&generation).cloned()?;
-        if setup.spec.before_start.is_empty() {
+        if setup.prepared || setup.spec.before_start.is_empty() {
             return Some(rollout::Input::Prepared(generation));
         }
+        self.run_before_start(generation, setup, Event::Prepared);
+        None
+    }
+
+    pub(super) fn run_before_start(
+        &mut self,
+        generation: u64,
+        setup: Rc<Setup>,
+        ended: fn(u64, Result<(), RollError>) -> Event,
+    ) {
         let scope = self.tasks.child();
         self.preparing.insert(generation, scope.clone());
         let (events, tools) = (self.events.clone(), self.tools.clone());
         self.tasks.spawn(async move {
             let outcome = before_start::run(&setup, generation, &tools, &scope).await;
-            let _nobody_listens = events.send(Event::Prepared(generation, outcome));
+            let _nobody_listens = events.send(ended(generation, outcome));
         });
-        None
+    }
+
+    /// What comes before a first worker has ended, and the workers there are stay for now.
+    pub(super) fn rehearsed(&mut self, generation: u64, outcome: Result<(), RollError>) {
+        self.preparing.remove(&generation);
+        if let Err(error) = &outcome {
+            let (app, last_lines) = (self.app(), error.last_lines.join("\n"));
+            tracing::error!(app = %app.name, generation, error = error.reason, last_lines, "no new worker can start: those that run stay");
+        }
+        self.changes.prepared(outcome);
     }
 
     pub(super) fn prepared(&mut self, generation: u64, outcome: Result<(), RollError>) {
@@ -329,7 +349,7 @@ impl Crew {
             Why::NeverReady => self.headcount.failed(),
             Why::DiedStarting => {
                 self.headcount.failed();
-                let how = format!("{} before it was ready", worker.ending());
+                let how = format!("{} before it was ready{}", worker.ending(), worker.left());
                 self.changes.dying(at, how.clone());
                 self.failed(at, how, word);
             }

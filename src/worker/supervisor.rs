@@ -15,8 +15,8 @@ use crate::config::model::{App, Backend, WorkerCount, WorkerSpec};
 use crate::name::WorkerId;
 use crate::scope::Scope;
 use crate::telemetry::status::AppStatus;
-use crate::worker::change::Reply;
 pub use crate::worker::change::RollError;
+use crate::worker::change::{Reply, Wish};
 use crate::worker::crew::{Crew, Event};
 use crate::worker::launch::Tools;
 use crate::worker::slot::{Roster, Slot};
@@ -96,12 +96,23 @@ impl Supervisor {
     /// new workers serve and the old processes are gone. On an error the old ones serve on as before. A second roll waits for
     /// the first.
     pub async fn roll(&self, app: Arc<App>, spec: WorkerSpec) -> Result<(), RollError> {
-        self.ask(|reply| Event::Roll(Box::new((app, spec)), reply)).await
+        self.change(Wish::Roll(Box::new((app, spec)))).await
+    }
+
+    /// Runs what comes before the first worker of this app and spec, once earlier changes are done. Touches no worker:
+    /// [`Self::take_over`] follows.
+    pub async fn prepare(&self, app: Arc<App>, spec: WorkerSpec) -> Result<(), RollError> {
+        self.change(Wish::Prepare(Box::new((app, spec)))).await
+    }
+
+    /// Like [`Self::roll`], where what comes before the first worker has been run.
+    pub async fn take_over(&self, app: Arc<App>, spec: WorkerSpec) -> Result<(), RollError> {
+        self.change(Wish::TakeOver(Box::new((app, spec)))).await
     }
 
     /// Replaces every worker by a fresh one of the same spec, like [`Self::roll`].
     pub async fn restart(&self) -> Result<(), RollError> {
-        self.ask(Event::Restart).await
+        self.change(Wish::Restart).await
     }
 
     /// Holds the number of workers at this, at least 1, whatever the load; with `None`, the file and the load decide again.
@@ -114,6 +125,10 @@ impl Supervisor {
     /// Another number or range of workers from the file, as [`Self::scale`]. What is allowed by it stays as it is.
     pub async fn resize(&self, workers: WorkerCount) -> Result<(), RollError> {
         self.ask(|reply| Event::Resize(workers, reply)).await
+    }
+
+    async fn change(&self, wish: Wish) -> Result<(), RollError> {
+        self.ask(|reply| Event::Change(wish, reply)).await
     }
 
     async fn ask(&self, event: impl FnOnce(Reply) -> Event) -> Result<(), RollError> {

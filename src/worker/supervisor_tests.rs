@@ -311,7 +311,10 @@ async fn workers_that_never_start_are_tried_for_ever_and_explained() {
             let app = stage.start(spec(stage.root.path(), vec!["no-such-program".into()]));
             eventually("the app failed", || app.status().state == AppState::Failed).await;
             let said = app.status().workers[0].past.last_exit.clone().expect("said");
-            assert!(said.starts_with("cannot run `no-such-program`: No such file"), "{said}");
+            assert!(
+                said.starts_with("cannot run `no-such-program`: `no-such-program` is not in PATH ("),
+                "{said}"
+            );
             app.stop().await;
             stage.leaves_nothing();
         })

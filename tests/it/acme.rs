@@ -240,6 +240,9 @@ async fn what_is_stored_is_private_and_not_ordered_again() {
     edge.restart().await;
     let second = edge.certificate("a.acme.example").await;
     assert_eq!(first["not_after"], second["not_after"], "a certificate was ordered although one was stored");
+    let new =
+        |line: &serde_json::Value| line.to_string().contains("the storage has no certificate for any name");
+    assert_eq!(edge.log_objects().iter().filter(|line| new(line)).count(), 1, "at the first start alone");
     let mut below = vec![edge.dir().join("storage")];
     let mut files = 0;
     while let Some(dir) = below.pop() {

@@ -81,6 +81,32 @@ async fn check_prints_ok_and_the_command_lines() {
 }
 
 #[tokio::test]
+async fn a_program_that_is_not_there_is_warned_of_and_refuses_nothing() {
+    let text = "defaults: {environment: {PATH: /usr/bin:/bin}}\napps:\n  api: {domains: [api.test], command: no-such-server}\n  \
+                made: {domains: [made.test], command: ./venv/bin/run, before_start: sh build.sh}\n  \
+                shell: {domains: [shell.test], command: [sh, -c, no-such-server]}\n  \
+                gone: {domains: [gone.test], command: sh -m, before_start: no-such-hook}\n  \
+                away: {domains: [away.test], command: gunicorn -D app}\n";
+    let (output, _dir) = with_file(&["check"], text).await;
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let of = |app: &str| {
+        let lines = text.lines().skip_while(|line| !line.starts_with(app));
+        let mine = lines.take_while(|line| line.starts_with(app) || line.starts_with(' '));
+        mine.collect::<Vec<_>>().join("\n")
+    };
+    assert!(text.starts_with("ok\n"), "{text}");
+    assert!(
+        of("api").contains("warning: `no-such-server` is not in PATH (/usr/bin:/bin): install it"),
+        "{text}"
+    );
+    assert!(of("made").contains("does not exist") && of("made").contains("unless `before_start`"), "{text}");
+    assert!(!of("shell").contains("warning"), "{text}");
+    assert!(of("gone").contains("warning: `before_start`: `no-such-hook` is not in PATH"), "{text}");
+    assert!(of("away").contains("note: `gunicorn -D` goes to the background"), "{text}");
+}
+
+#[tokio::test]
 async fn explain_prints_command_and_environment_of_a_worker() {
     let (output, _dir) = with_file(
         &["explain", "api"],

@@ -167,7 +167,7 @@ async fn while_one_apps_change_hangs_others_are_operated_and_who_waits_may_go_aw
     let mut lines = BufReader::new(hanging.stdout.take().unwrap()).lines();
     assert_eq!(
         within(PATIENCE, "a line", lines.next_line()).await.unwrap().unwrap(),
-        "a: replacing its workers"
+        "a: running its `before_start`"
     );
 
     edge.done(&["restart", "b"]).await;

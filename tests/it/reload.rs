@@ -293,6 +293,39 @@ async fn workers_that_do_not_start_leave_the_old_ones_and_are_explained() {
 }
 
 #[tokio::test]
+async fn what_is_known_to_fail_of_one_app_is_known_before_another_is_touched() {
+    let edge = Setup::new().app("a", HELLO).app("b", &HELLO.replace("a.test", "b.test")).start().await;
+    edge.wait_until_up("a").await;
+    edge.wait_until_up("b").await;
+    let (a, b) = (edge.workers("a").await, edge.workers("b").await);
+    let ran = edge.dir().join("ran");
+    let hook = format!("domains: [a.test]\n    before_start: touch {}", ran.display());
+    edge.edit("domains: [a.test]", &hook);
+    edge.edit("domains: [b.test]", "domains: [b.test]\n    before_start: sh -c 'echo locked >&2; exit 4'");
+    let failed = async |words: &[&str]| {
+        let output = edge.command(&["reload"]).await;
+        assert_eq!(output.status.code(), Some(1));
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        for words in words {
+            assert!(said.contains(words), "{words} is not in {said}");
+        }
+        assert!(!said.contains("replacing its workers"), "{said}");
+        assert_eq!((edge.workers("a").await, edge.workers("b").await), (a.clone(), b.clone()));
+    };
+    failed(&["app \"b\": `sh` of `before_start` failed", "locked", "a: its new `before_start` was run"])
+        .await;
+    assert!(ran.exists());
+    edge.edit("    before_start: sh -c 'echo locked >&2; exit 4'\n", "    environment: {PATH: /nowhere}\n");
+    edge.edit("domains: [b.test]\n", "domains: [b.test]\n    before_start: /bin/true\n    nice: 1\n");
+    let text = std::fs::read_to_string(edge.dir().join("edge.yaml")).unwrap();
+    let (first, second) = text.rsplit_once("command: edge hello").unwrap();
+    std::fs::write(edge.dir().join("edge.yaml"), format!("{first}command: uvicorn main:app{second}"))
+        .unwrap();
+    failed(&["app \"b\": `uvicorn` is not in PATH (/nowhere)", "its old workers serve on"]).await;
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_reload_goes_on_when_who_asked_for_it_goes_away() {
     let edge = hello().await;
     let before = edge.workers("a").await;

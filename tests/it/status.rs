@@ -91,6 +91,30 @@ async fn status_of_an_edge_that_does_not_run_fails_and_says_where_it_looked() {
 }
 
 #[tokio::test]
+async fn an_edge_whose_file_names_another_admin_socket_by_now_is_told_of() {
+    let edge = Setup::new().app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1").start().await;
+    edge.wait_until_up("a").await;
+    edge.edit("apps:", "admin: other.sock\napps:");
+    for call in [&["reload"][..], &["status"], &["certs"]] {
+        let (status, errors) = edge.failing(call).await;
+        assert_eq!(status, 1);
+        let found = format!("(process {})", edge.pid());
+        for words in [
+            "other.sock",
+            "admin.sock",
+            &found,
+            "`runtime_dir` or `admin` was changed",
+            "put the old value back",
+        ] {
+            assert!(errors.contains(words), "{words} is not in {errors}");
+        }
+    }
+    edge.edit("admin: other.sock\n", "");
+    edge.reload().await;
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn the_admin_socket_is_private() {
     use std::os::unix::fs::PermissionsExt;
 
