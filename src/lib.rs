@@ -85,6 +85,9 @@
 //!   config/env_file.rs     P  files of NAME=VALUE lines
 //!   config/surroundings.rs    what a file's meaning depends on besides its text: tests make it up
 //!   config/account.rs         who workers run as: names and numbers of the system's accounts
+//!   config/key.rs          P  what there is to know of one key
+//!   config/keys_global.rs  P  the table of what may be written outside the apps
+//!   config/keys_app.rs     P  the table of what an app may have
 //!   config/keys.rs         P  the keys that exist, and the nearest to one that does not
 //!   config/raw.rs          P  the file's shape with positions
 //!   config/section.rs      P  reading one mapping: known keys, defaults, spelling help
@@ -175,6 +178,8 @@
 //!   cert/self_check.rs        whether a name leads here, before a CA is asked
 //!   cert/look_tls.rs          whether port 443 leads here, on demand
 //!   cert/import.rs         P  which certificates of another program are taken over, and for which names
+//!   cert/ca_id.rs          P  a CA as the store and other programs name it
+//!   cert/store_error.rs       what of the store, or of the operator's files, cannot be used
 //!   cert/store.rs             certificates, accounts, orders and failures on disk
 //!   cert/disk.rs              writes in order, away from the thread that drives
 //!   cert/files.rs             certificates the operator maintains as files

@@ -14,9 +14,11 @@ use tokio::time::Instant;
 
 use crate::cert::binding::{self, Binding};
 use crate::cert::ca_client::CaClient;
+use crate::cert::ca_id::CaId;
 use crate::cert::directory::Directory;
 use crate::cert::failure::{Call, Class, Failure};
-use crate::cert::store::{AccountStore, CaId, StoreError};
+use crate::cert::store::AccountStore;
+use crate::cert::store_error::StoreError;
 use crate::cert::trouble::{Trouble, patient};
 use crate::config::model::Eab;
 use crate::report::Report;

@@ -10,9 +10,10 @@ use tokio::time::Instant;
 
 use crate::cert::account::{Accounts, Registration};
 use crate::cert::ca_client::CaClient;
+use crate::cert::ca_id::CaId;
 use crate::cert::directory::Directory;
 use crate::cert::failure::{Class, Failure};
-use crate::cert::store::{AccountStore, CaId};
+use crate::cert::store::AccountStore;
 use crate::cert::trouble::Trouble;
 use crate::clock::Clock;
 use crate::config::model::Acme;

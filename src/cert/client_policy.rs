@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 
-use crate::cert::store::{FileError, StoreError};
+use crate::cert::store_error::{FileError, StoreError};
 use crate::config::model::{ClientAuth, ClientAuthMode, Config};
 use crate::durable;
 use crate::name::AppName;

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cert::bundle::CertBundle;
+use crate::cert::ca_id::CaId;
 use crate::cert::history::History;
-use crate::cert::store::{CaId, CertStore};
+use crate::cert::store::CertStore;
 use crate::name::HostPattern;
 use crate::report::Report;
 use crate::scope::Scope;

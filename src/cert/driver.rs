@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::cert::advice::{Advice, NoAdvice};
 use crate::cert::bundle::CertBundle;
+use crate::cert::ca_id::CaId;
 use crate::cert::change::Prepared;
 use crate::cert::disk::{Job, What};
 use crate::cert::gate::Gate;
@@ -23,7 +24,8 @@ use crate::cert::names::{Name, NameId, Names, Source, rfc3339};
 use crate::cert::offer::Offer;
 use crate::cert::resolver::Certificates;
 use crate::cert::schedule::{Action, Input, is_plausible};
-use crate::cert::store::{CaId, CertStore, StoreError, load_best};
+use crate::cert::store::{CertStore, load_best};
+use crate::cert::store_error::StoreError;
 use crate::clock::Clock;
 use crate::config::model::Config;
 use crate::report::Report;

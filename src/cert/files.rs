@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 
 use crate::cert::bundle::{CertBundle, MAX_SIZE};
-use crate::cert::store::{FileError, StoreError};
+use crate::cert::store_error::{FileError, StoreError};
 use crate::durable;
 use crate::name::AppName;
 

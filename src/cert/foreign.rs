@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::cert::account;
 use crate::cert::bundle::{BundleError, CertBundle, MAX_SIZE};
-use crate::cert::store::CaId;
+use crate::cert::ca_id::CaId;
 use crate::durable::{self, DurableError};
 
 /// Directories of certificates that are looked into; a tree with more is not what it seems.

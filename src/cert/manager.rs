@@ -10,6 +10,7 @@ use fastrand::Rng;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::cert::account;
+use crate::cert::ca_id::CaId;
 use crate::cert::challenge::Challenges;
 use crate::cert::change::Prepared;
 use crate::cert::disk;
@@ -20,7 +21,8 @@ use crate::cert::issuer::AcmeIssuer;
 use crate::cert::names::{Names, Source, uses_internal};
 use crate::cert::offer::Offer;
 use crate::cert::resolver::Certificates;
-use crate::cert::store::{AccountStore, CaId, DirStore, StoreError};
+use crate::cert::store::{AccountStore, DirStore};
+use crate::cert::store_error::StoreError;
 use crate::clock::Clock;
 use crate::config::model::Config;
 use crate::report::Report;

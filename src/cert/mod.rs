@@ -5,6 +5,7 @@ pub mod self_check;
 pub mod validity;
 
 pub mod bundle;
+pub mod ca_id;
 pub mod challenge;
 pub mod change;
 pub mod failure;
@@ -20,6 +21,7 @@ pub mod subject;
 
 pub mod pending;
 pub mod store;
+pub mod store_error;
 
 pub mod ca_client;
 pub mod directory;

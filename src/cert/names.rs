@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::cert::bundle::CertBundle;
+use crate::cert::ca_id::CaId;
 use crate::cert::client_policy::ClientPolicy;
 use crate::cert::failure::Class;
 use crate::cert::files::{FilePair, Stamp};
@@ -20,7 +21,8 @@ use crate::cert::history::History;
 use crate::cert::internal::InternalCa;
 use crate::cert::resolver::{Entry, EntryState, Served};
 use crate::cert::schedule::{Certificate, is_plausible};
-use crate::cert::store::{CaId, CertStore, StoreError, Stored, load_best};
+use crate::cert::store::{CertStore, Stored, load_best};
+use crate::cert::store_error::StoreError;
 use crate::config::model::{Acme, App, Config, Tls};
 use crate::name::{AppName, HostPattern};
 use crate::report::Report;

@@ -6,10 +6,12 @@ use std::time::SystemTime;
 use fastrand::Rng;
 
 use crate::cert::bundle::CertBundle;
+use crate::cert::ca_id::CaId;
 use crate::cert::import::{Kept, may_replace};
 use crate::cert::names::Cas;
 use crate::cert::schedule::{Certificate, Input};
-use crate::cert::store::{CaId, CertStore, StoreError, load_best};
+use crate::cert::store::{CertStore, load_best};
+use crate::cert::store_error::StoreError;
 use crate::name::HostPattern;
 
 /// The certificate.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use crate::cert::change::Prepared;
 use crate::cert::driver::{Driver, open_internal};
 use crate::cert::names::{NameId, uses_internal};
-use crate::cert::store::StoreError;
+use crate::cert::store_error::StoreError;
 use crate::config::model::Config;
 
 impl Driver {

@@ -19,120 +19,15 @@ use nix::fcntl::{Flock, FlockArg};
 use rustls::crypto::CryptoProvider;
 
 use crate::cert::bundle::{BundleError, CertBundle, MAX_SIZE};
+use crate::cert::ca_id::CaId;
 use crate::cert::dns_record::DnsRecord;
 use crate::cert::history::History;
 use crate::cert::pending::PendingOrder;
+use crate::cert::store_error::StoreError;
 use crate::durable::{self, DurableError, Readers};
-use crate::name::{AppName, HostPattern};
+use crate::name::HostPattern;
 
 const GENERATIONS_KEPT: usize = 2;
-
-/// Something of the store, or a file of the operator, that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The disk refused.
-    #[error("certificate storage failed")]
-    Disk(#[from] DurableError),
-    /// A directory cannot be listed.
-    #[error("cannot list {}", path.display())]
-    List {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Others than its owner could have read a key.
-    #[error("{} can be read by others than its owner (mode {mode:04o}); refusing to use it. Run: chmod 600 {}", path.display(), path.display())]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Its mode.
-        mode: u32,
-    },
-    /// Another account could have replaced a key.
-    #[error("{} belongs to user {uid}, not to edge's; refusing to use it. Run: chown {own} {}", path.display(), path.display())]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-        /// Whose it is.
-        uid: u32,
-        /// Who edge is.
-        own: u32,
-    },
-    /// A generation of a certificate that is no bundle, or one of another name.
-    #[error("cannot use {}", path.display())]
-    Bundle {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: BundleError,
-    },
-    /// A record that cannot be read.
-    #[error("cannot read {}", path.display())]
-    Record {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// A certificate the operator maintains.
-    #[error("apps.{app}.tls: cannot use certificate {}", path.display())]
-    File {
-        /// Whose certificate.
-        app: AppName,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: FileError,
-    },
-    /// The CA of client certificates.
-    #[error("apps.{app}.client_auth.ca: cannot use {}", path.display())]
-    ClientCa {
-        /// Whose clients.
-        app: AppName,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: FileError,
-    },
-    /// Edge's own CA.
-    #[error("edge's internal CA in {} cannot be used", path.display())]
-    Internal {
-        /// Its directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// TLS itself refuses.
-    #[error("TLS cannot be set up for {name}")]
-    Tls {
-        /// For whom.
-        name: String,
-        /// Why.
-        #[source]
-        source: rustls::Error,
-    },
-}
-
-/// Why an operator's file cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum FileError {
-    #[error(transparent)]
-    Disk(#[from] DurableError),
-    #[error("there is no such file")]
-    Missing,
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-    #[error("{0}")]
-    Roots(String),
-}
 
 /// What is kept of one name.
 #[derive(Debug, Default)]
@@ -209,42 +104,6 @@ pub fn load_best(store: &dyn CertStore, cas: &[CaId], name: &HostPattern) -> (St
     (best, from)
 }
 
-/// A CA as a directory name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct CaId(String);
-
-impl CaId {
-    /// The CA with this directory URL.
-    pub fn of(directory_url: &str) -> Self {
-        let bare = directory_url.split_once("://").map_or(directory_url, |(_, rest)| rest);
-        let safe = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' };
-        let name: String = bare.chars().map(safe).take(120).collect();
-        // Neither `.` nor `..` may come out, whatever went in.
-        Self(name.trim_matches(['_', '.']).to_ascii_lowercase())
-    }
-
-    /// Edge's own CA.
-    pub fn internal() -> Self {
-        Self("internal".to_owned())
-    }
-
-    /// Whether both are the same CA, although one may be spelled by another program.
-    pub fn is(&self, other: &Self) -> bool {
-        let letter = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
-        self.0.chars().map(letter).eq(other.0.chars().map(letter))
-    }
-
-    /// Whether it is known to be of no use to the public: for tests, or a program's own.
-    pub fn is_for_tests(&self) -> bool {
-        self.0.contains("staging") || self.0.contains("testing") || self.0 == "local"
-    }
-
-    /// The name of its directory.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 /// A store in a directory of this machine.
 #[derive(Debug)]
 pub struct DirStore {
@@ -274,11 +133,11 @@ impl DirStore {
     }
 
     fn directory(&self, ca: &CaId, name: &HostPattern) -> PathBuf {
-        self.root.join("certs").join(&ca.0).join(encoded(name))
+        self.root.join("certs").join(ca.as_str()).join(encoded(name))
     }
 
     fn account(&self, ca: &CaId) -> PathBuf {
-        self.root.join("accounts").join(&ca.0).join("account.json")
+        self.root.join("accounts").join(ca.as_str()).join("account.json")
     }
 
     fn dns(&self) -> PathBuf {

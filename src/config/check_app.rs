@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::config::check_acme;
 use crate::config::check_worker;
 use crate::config::context::{AppContext, readable_file};
-use crate::config::keys::{self, Place};
+use crate::config::key::Place;
+use crate::config::keys;
 use crate::config::model::{
     Acme, App, Backend, ClientAuth, ClientAuthMode, PlainHttp, Protocol, Queue, Sticky, Tls,
 };

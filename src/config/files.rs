@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use crate::config::keys::{KEYS, Place, Preset};
+use crate::config::key::{Place, Preset};
+use crate::config::keys::KEYS;
 use crate::config::load::load;
 use crate::config::model::{App, Backend, Config, Tls};
 use crate::config::raw::{self, Node, Value};

@@ -7,7 +7,8 @@ use std::fmt::Display;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config::keys::{self, Place, Preset};
+use crate::config::key::{Place, Preset};
+use crate::config::keys;
 use crate::config::problem::{Position, Problem};
 use crate::config::raw::{self, Entry, Node};
 use crate::config::scalar;

@@ -12,12 +12,14 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 
 use crate::cert::bundle::CertBundle;
+use crate::cert::ca_id::CaId;
 use crate::cert::foreign::{self, ForeignError, Found, FoundAccount, Origin, Tree};
 use crate::cert::import::{Candidate, Configured, Planned, plan};
 use crate::cert::manager::Manager;
 use crate::cert::names::{Cas, rfc3339};
 use crate::cert::offer::{NotKept, Offer, keep};
-use crate::cert::store::{AccountStore, CaId, CertStore, DirStore, StoreError};
+use crate::cert::store::{AccountStore, CertStore, DirStore};
+use crate::cert::store_error::StoreError;
 use crate::clock::{Clock, SystemClock};
 use crate::config::model::Config;
 use crate::daemon::ask::{AskError, Running};

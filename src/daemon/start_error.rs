@@ -12,7 +12,7 @@ pub enum StartError {
     Bind(#[from] BindError),
     /// The certificate store cannot be used.
     #[error(transparent)]
-    Store(#[from] crate::cert::store::StoreError),
+    Store(#[from] crate::cert::store_error::StoreError),
     /// The admin socket cannot be opened.
     #[error(transparent)]
     Admin(#[from] crate::daemon::admin::AdminError),

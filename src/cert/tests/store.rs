@@ -9,10 +9,11 @@ use proptest::prelude::*;
 
 use super::setup::{now, pattern, provider};
 use crate::cert::bundle::{BundleError, CertBundle};
+use crate::cert::ca_id::CaId;
 use crate::cert::failure::Class;
 use crate::cert::history::History;
 use crate::cert::internal::InternalCa;
-use crate::cert::store::{AccountStore, CaId, CertStore, DirStore};
+use crate::cert::store::{AccountStore, CertStore, DirStore};
 use crate::report::Report;
 
 struct Shelf {

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use edge::cert::ca_id::CaId;
 use edge::cert::internal::InternalCa;
-use edge::cert::store::{CaId, CertStore, DirStore};
+use edge::cert::store::{CertStore, DirStore};
 use edge::name::HostPattern;
 
 use crate::ca::free_port;

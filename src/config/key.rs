@@ -1,0 +1,43 @@
+//! What there is to know of one key that may be written.
+
+/// A key that works.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Where it stands; `NAME` is the operator's name for an app.
+    pub path: &'static str,
+    /// What it is when it is not written.
+    pub preset: Preset,
+    /// Which apps may have it.
+    pub place: Place,
+    /// One sentence for the operator.
+    pub about: &'static str,
+}
+
+/// What a key is when it is not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// Exactly as if this were written.
+    Is(&'static str),
+    /// Found out, as these words say.
+    Found(&'static str),
+    /// Nothing; the key's sentence says what that means where it is not plain.
+    Nothing,
+}
+
+/// Where a key may stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Outside the apps.
+    Global,
+    /// In every app, and under `defaults`.
+    App,
+    /// In apps with a `command`, and under `defaults`.
+    Worker,
+    /// In an app, but not under `defaults`: it says what makes this app another than the next.
+    Own,
+}
+
+/// An entry of a table of keys.
+pub(super) const fn key(path: &'static str, preset: Preset, place: Place, about: &'static str) -> Key {
+    Key { path, preset, place, about }
+}
