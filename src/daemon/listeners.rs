@@ -82,11 +82,18 @@ impl Listeners {
         }
     }
 
-    /// Connections accepted from now on live under other rules.
-    pub fn tell_rules(&self, rules: &Rules) {
+    /// Connections accepted once this completes live under other rules.
+    pub fn tell_rules(&self, rules: &Rules) -> impl Future<Output = ()> + use<> {
+        let mut waiting = Vec::new();
         for thread in &self.orders {
+            let (told, wait) = oneshot::channel();
             // A thread that has ended ends edge: nothing to be told here.
-            let _ended = thread.send(Order::Rules(Box::new(rules.clone())));
+            if thread.send(Order::Rules(Box::new(rules.clone()), told)).is_ok() {
+                waiting.push(wait);
+            }
+        }
+        async move {
+            drop(futures_util::future::join_all(waiting).await);
         }
     }
 

@@ -199,21 +199,22 @@ impl Attempt<'_> {
         // Nothing below can fail. Certificates come before the names that need them, names before the doors.
         self.live.manager.adopt(prepared).await;
         let gone = self.commit();
-        let closing = {
+        let (told, closing) = {
             let mut listeners = self.live.listeners.borrow_mut();
-            if changes.contains(&Change::Rules) {
-                listeners.tell_rules(&self.new.rules());
-            }
+            let told = changes.contains(&Change::Rules).then(|| listeners.tell_rules(&self.new.rules()));
             listeners.open(reserved);
             let closing = listeners.close(&closed);
             listeners.arrange(&self.new);
-            closing
+            (told, closing)
         };
         if metrics.is_some() {
             self.live.metrics.move_to(endpoint);
         }
         // Once more, because redirects name the port of https.
         self.live.route();
+        if let Some(told) = told {
+            told.await;
+        }
         closing.await;
         for app in gone {
             if let Some(supervisor) = &app.supervisor {

@@ -84,8 +84,8 @@ pub enum Order {
     Open(Mine),
     /// One socket less: what the kernel has accepted is served, and its connections live on. The sender is dropped once it is closed.
     Close(u64, oneshot::Sender<()>),
-    /// Other rules for connections accepted from now on.
-    Rules(Box<Rules>),
+    /// Other rules for connections accepted from now on. The sender is dropped once they hold.
+    Rules(Box<Rules>, oneshot::Sender<()>),
 }
 
 impl DataThread {
@@ -211,10 +211,11 @@ async fn serve(
                         Err(error) => tracing::error!(%error, "a thread cannot take a listening socket"),
                     }
                 }
-                Order::Rules(rules) => {
+                Order::Rules(rules, told) => {
                     idle.keep_for(rules.timeouts.pool_idle);
                     http2.keep_for(rules.timeouts.pool_idle);
                     plane.follow(*rules);
+                    drop(told);
                 }
                 Order::Close(listener, closed) => {
                     if let Some(Accepting { open, ended }) = open.remove(&listener) {
