@@ -1,7 +1,7 @@
 //! Requests at a fixed rate, whatever becomes of them: every client sends on its schedule, on its kept connection where that is
 //! free and on another where it is not. Or, at the rate `max`, each client's next as soon as its last is answered. Every request
 //! is written down: when it was due, how late this program was with it, when its answer was complete, and why there was none.
-//! Latency counts from the moment a request was due.
+//! Latency counts from the moment a request was due, and none is due before every client has its connection.
 //!
 //! ```text
 //! load ADDRESS HOST ROOT.pem SECONDS PATIENCE_SECONDS LANE…
@@ -16,7 +16,7 @@
     reason = "the rules are for the program; here tasks end with the process"
 )]
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -91,7 +91,8 @@ struct Run {
     host: String,
     tls: TlsConnector,
     patience: Duration,
-    began: (Instant, f64),
+    /// When everybody was there: on the clock that measures, and in seconds since 1970.
+    began: OnceCell<(Instant, f64)>,
     records: RefCell<String>,
 }
 
@@ -110,31 +111,33 @@ fn main() {
     let (seconds, patience): (f64, f64) =
         (next().parse().expect("seconds"), next().parse().expect("seconds"));
     let lanes: Vec<Lane> = arguments.map(|lane| Lane::parse(&lane)).collect();
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs_f64();
     let run = Rc::new(Run {
         address: address.parse().expect("an address"),
         host,
         tls: TlsConnector::from(Arc::new(trusting(&root))),
         patience: Duration::from_secs_f64(patience),
-        // The first requests are due once every client is there.
-        began: (Instant::now() + Duration::from_millis(100), now + 0.1),
+        began: OnceCell::new(),
         records: RefCell::default(),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
         let mut clients = Vec::new();
-        for lane in lanes {
-            let lane = Rc::new(lane);
-            for client in 0..lane.clients {
-                clients.push(tokio::task::spawn_local(ask(
-                    Rc::clone(&run),
-                    Rc::clone(&lane),
-                    client,
-                    seconds,
-                )));
-            }
+        for lane in lanes.into_iter().map(Rc::new) {
+            clients
+                .extend((0..lane.clients).map(|client| (Rc::clone(&lane), client, Rc::new(Idle::default()))));
         }
-        for client in clients {
+        let opening = clients.iter().map(|(lane, _, idle)| {
+            tokio::task::spawn_local(open(Rc::clone(&run), Rc::clone(lane), Rc::clone(idle)))
+        });
+        for client in opening.collect::<Vec<_>>() {
+            client.await.expect("a client does not panic");
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+        run.began.set((Instant::now(), now.as_secs_f64())).expect("it begins once");
+        let asking = clients.into_iter().map(|(lane, client, idle)| {
+            tokio::task::spawn_local(ask(Rc::clone(&run), lane, client, idle, seconds))
+        });
+        for client in asking.collect::<Vec<_>>() {
             client.await.expect("a client does not panic");
         }
     });
@@ -156,16 +159,37 @@ fn trusting(file: &str) -> ClientConfig {
     config
 }
 
-async fn ask(run: Rc<Run>, lane: Rc<Lane>, client: u32, seconds: f64) {
+impl Run {
+    fn began(&self) -> (Instant, f64) {
+        *self.began.get().expect("requests are due after the beginning")
+    }
+}
+
+/// A client's first connection, so that the time many take to open at once is not that of the first requests. Where there is
+/// none, the client's first request tries again, and tells why it failed.
+async fn open(run: Rc<Run>, lane: Rc<Lane>, idle: Rc<Idle>) {
+    let opened = async {
+        match lane.usual.path.strip_prefix("ws:") {
+            Some(path) => *idle.socket.lock().await = Some(socket(&run, path).await?),
+            None => {
+                let connection = connect(&run).await?;
+                idle.http.borrow_mut().push(connection);
+            }
+        }
+        Ok::<(), String>(())
+    };
+    let _missed = tokio::time::timeout(run.patience, opened).await;
+}
+
+async fn ask(run: Rc<Run>, lane: Rc<Lane>, client: u32, idle: Rc<Idle>, seconds: f64) {
     match lane.rate {
-        Some(rate) => ask_in_time(run, lane, client, rate, seconds).await,
-        None => ask_at_once(run, lane, client, seconds).await,
+        Some(rate) => ask_in_time(run, lane, client, idle, rate, seconds).await,
+        None => ask_at_once(run, lane, client, idle, seconds).await,
     }
 }
 
 /// One client: a request each `clients / rate` seconds, the clients of a lane evenly apart.
-async fn ask_in_time(run: Rc<Run>, lane: Rc<Lane>, client: u32, rate: f64, seconds: f64) {
-    let idle = Rc::new(Idle::default());
+async fn ask_in_time(run: Rc<Run>, lane: Rc<Lane>, client: u32, idle: Rc<Idle>, rate: f64, seconds: f64) {
     let mut open = Vec::new();
     for turn in 0u32.. {
         let number = turn * lane.clients + client;
@@ -173,7 +197,7 @@ async fn ask_in_time(run: Rc<Run>, lane: Rc<Lane>, client: u32, rate: f64, secon
         if due >= seconds {
             break;
         }
-        tokio::time::sleep_until((run.began.0 + Duration::from_secs_f64(due)).into()).await;
+        tokio::time::sleep_until((run.began().0 + Duration::from_secs_f64(due)).into()).await;
         open.push(tokio::task::spawn_local(one(
             Rc::clone(&run),
             Rc::clone(&lane),
@@ -188,13 +212,11 @@ async fn ask_in_time(run: Rc<Run>, lane: Rc<Lane>, client: u32, rate: f64, secon
 }
 
 /// One client: a request after the other.
-async fn ask_at_once(run: Rc<Run>, lane: Rc<Lane>, client: u32, seconds: f64) {
-    let idle = Rc::new(Idle::default());
-    tokio::time::sleep_until(run.began.0.into()).await;
+async fn ask_at_once(run: Rc<Run>, lane: Rc<Lane>, client: u32, idle: Rc<Idle>, seconds: f64) {
     // Clients do not all ask for the other thing at the same time.
     let first = lane.other.as_ref().map_or(0, |(every, _)| client * every / lane.clients);
     for number in first.. {
-        let due = run.began.0.elapsed().as_secs_f64();
+        let due = run.began().0.elapsed().as_secs_f64();
         if due >= seconds {
             break;
         }
@@ -203,7 +225,7 @@ async fn ask_at_once(run: Rc<Run>, lane: Rc<Lane>, client: u32, seconds: f64) {
 }
 
 async fn one(run: Rc<Run>, lane: Rc<Lane>, idle: Rc<Idle>, number: u32, due: f64) {
-    let since = run.began.0 + Duration::from_secs_f64(due);
+    let since = run.began().0 + Duration::from_secs_f64(due);
     let late = since.elapsed();
     let Ask { name, path } = lane.ask(number);
     let exchange = async {
@@ -222,7 +244,7 @@ async fn one(run: Rc<Run>, lane: Rc<Lane>, idle: Rc<Idle>, number: u32, due: f64
     let _never_fails = writeln!(
         run.records.borrow_mut(),
         "{name}\t{:.4}\t{:.2}\t{:.2}\t{outcome}",
-        run.began.1 + due,
+        run.began().1 + due,
         ms(late),
         ms(took)
     );
@@ -252,25 +274,31 @@ async fn exchange(run: &Run, path: &str, idle: &Idle) -> Result<StatusCode, Stri
 async fn echo(run: &Run, path: &str, idle: &Idle) -> Result<StatusCode, String> {
     const TEXT: &str = "a message of thirty-two letters.";
     let mut kept = idle.socket.lock().await;
-    let told = |error: tokio_tungstenite::tungstenite::Error| format!("WebSocket: {error}");
     // Taken out: where this fails, the next begins with another.
     let mut socket = match kept.take() {
         Some(socket) => socket,
-        None => {
-            let url = format!("wss://{}{path}", run.host);
-            tokio_tungstenite::client_async(url, secure(run).await?).await.map_err(told)?.0
-        }
+        None => socket(run, path).await?,
     };
-    socket.send(Message::text(TEXT)).await.map_err(told)?;
+    socket.send(Message::text(TEXT)).await.map_err(websocket_failed)?;
     match socket.next().await {
         Some(Ok(Message::Text(text))) if text.as_str() == TEXT => {
             *kept = Some(socket);
             Ok(StatusCode::OK)
         }
         Some(Ok(other)) => Err(format!("not the echo: {other:?}")),
-        Some(Err(error)) => Err(told(error)),
+        Some(Err(error)) => Err(websocket_failed(error)),
         None => Err("WebSocket: closed".to_owned()),
     }
+}
+
+async fn socket(run: &Run, path: &str) -> Result<WebSocketStream<TlsStream<TcpStream>>, String> {
+    let url = format!("wss://{}{path}", run.host);
+    let opened = tokio_tungstenite::client_async(url, secure(run).await?).await;
+    Ok(opened.map_err(websocket_failed)?.0)
+}
+
+fn websocket_failed(error: tokio_tungstenite::tungstenite::Error) -> String {
+    format!("WebSocket: {error}")
 }
 
 async fn secure(run: &Run) -> Result<TlsStream<TcpStream>, String> {
