@@ -32,7 +32,7 @@ pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize
         // What blocked one worker would block the next. What a worker left unread comes as `Closed`, or earlier as this:
         // it may read the request yet, after all.
         SendError::Hung => false,
-        SendError::Unread => method.is_idempotent(),
+        SendError::Unread => method.is_safe(),
         // It answered, or may be working still: asking again would double the load of a struggling app.
         SendError::BadResponse(_) | SendError::Reset(_) | SendError::TimedOut => false,
         SendError::Unwritable(_) | SendError::NoWebSockets | SendError::RequestBody(_) => false,
@@ -78,6 +78,7 @@ mod tests {
             (SendError::Refused, &post, false, 1, GiveUp),
             (SendError::Reset(h2::Reason::INTERNAL_ERROR), &get, true, 1, GiveUp),
             (SendError::Unread, &get, true, 1, Retry),
+            (SendError::Unread, &Method::PUT, true, 1, GiveUp),
             (SendError::Unread, &post, true, 1, GiveUp),
             (SendError::TimedOut, &get, true, 1, GiveUp),
             (SendError::BadResponse("x"), &get, true, 1, GiveUp),

@@ -124,7 +124,7 @@ pub type Interim<'a> = Option<&'a dyn Fn(StatusCode, &HeaderMap)>;
 pub type Elsewhere<'a> = Option<&'a dyn Fn(&Slot, std::time::Instant) -> bool>;
 
 /// Sends one request and reads the head of its answer. Interim answers before it go to `early`. While the worker leaves a request
-/// unread that may be carried out twice, `elsewhere` is asked from time to time.
+/// unread that changes nothing (a safe method, without a body), `elsewhere` is asked from time to time.
 ///
 /// `body` is `None` where the request has none. It is taken out only once the exchange begins to read it, so after an error a
 /// body still there is untouched. Dropping the future closes the worker's connection, which cancels the request there.
@@ -154,7 +154,9 @@ pub async fn exchange(
         // Boxed, so that requests that find a connection need no room for it.
         None => Box::pin(connect(reach, &lease.slot().address, &deadline)).await?,
     };
-    let may_leave = head.method.is_idempotent() && framing == RequestFraming::None;
+    // Safe, not merely idempotent: the worker may read it yet, when the client has long gone on. A DELETE carried out then would
+    // undo what came after it.
+    let may_leave = head.method.is_safe() && framing == RequestFraming::None;
     let elsewhere = elsewhere.filter(|_| may_leave);
     let first_look = if elsewhere.is_some() { FIRST_LOOK } else { LOOK };
     let mut attempt = Attempt {

@@ -243,8 +243,9 @@ async fn what_a_forsaken_worker_has_not_read_is_not_waited_for() {
     let cases = [
         (Method::GET, false, true),
         (Method::GET, true, false),
-        // Read later all the same, it would be carried out twice.
+        // Read later all the same, it would be carried out twice, or after what the client did next.
         (Method::POST, false, false),
+        (Method::DELETE, false, false),
     ];
     for (method, read, left) in cases {
         let mut rig = Rig::new();
@@ -284,6 +285,7 @@ async fn what_a_worker_leaves_unread_is_asked_of_another_where_that_helps() {
         (Method::GET, false, None, false),
         (Method::GET, true, Some(true), false),
         (Method::POST, false, Some(true), false),
+        (Method::DELETE, false, Some(true), false),
     ];
     for (method, read, relief, left) in cases {
         let mut rig = Rig::new();
