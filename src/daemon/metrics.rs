@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::sync::{AcquireError, Mutex, Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::config::model::ListenAddr;
@@ -32,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connections at once. One more ends the oldest that has not asked anything, or waits.
 const CONNECTIONS: usize = 16;
+
+/// How long a connection may ask nothing before one more ends it: whoever asks does so as soon as it can.
+const HASTE: Duration = Duration::from_secs(1);
 
 /// The longest head that is read.
 const LONGEST_HEAD: usize = 16 << 10;
@@ -141,8 +144,8 @@ impl Last {
 }
 
 /// A connection's other end, as the loop that accepts sees it.
-#[derive(Default)]
 struct Asker {
+    since: Instant,
     asked: Cell<bool>,
     /// Somebody else needs its place.
     enough: Notify,
@@ -156,16 +159,32 @@ impl Silent {
     fn add(&mut self) -> Rc<Asker> {
         // Of one that is gone nobody else holds anything.
         self.0.retain(|asker| Rc::strong_count(asker) > 1 && !asker.asked.get());
-        let asker = Rc::new(Asker::default());
+        let asker = Rc::new(Asker { since: Instant::now(), asked: Cell::default(), enough: Notify::new() });
         self.0.push_back(Rc::clone(&asker));
         asker
     }
 
-    fn end_oldest(&mut self) {
-        self.0.retain(|asker| !asker.asked.get());
-        if let Some(oldest) = self.0.pop_front() {
-            oldest.enough.notify_one();
+    /// The oldest.
+    fn oldest(&mut self) -> Option<Rc<Asker>> {
+        self.0.retain(|asker| Rc::strong_count(asker) > 1 && !asker.asked.get());
+        self.0.front().map(Rc::clone)
+    }
+
+    /// A place for one more, made where nobody gives one up.
+    async fn place(&mut self, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, AcquireError> {
+        let mut free = pin!(Arc::clone(permits).acquire_owned());
+        while let Some(oldest) = self.oldest() {
+            tokio::select! {
+                biased;
+                permit = &mut free => return permit,
+                () = tokio::time::sleep_until(oldest.since + HASTE) => {}
+            }
+            if !oldest.asked.get() {
+                oldest.enough.notify_one();
+                break;
+            }
         }
+        free.await
     }
 }
 
@@ -177,10 +196,7 @@ async fn serve(listener: TcpListener, scope: Scope, above: Scope, measure: Measu
     loop {
         let next = async {
             let accepted = listener.accept().await;
-            if permits.available_permits() == 0 {
-                silent.end_oldest();
-            }
-            (Arc::clone(&permits).acquire_owned().await, accepted)
+            (silent.place(&permits).await, accepted)
         };
         let (permit, accepted) = tokio::select! {
             next = next => next,

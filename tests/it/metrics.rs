@@ -394,6 +394,12 @@ async fn who_asks_badly_slowly_or_too_much_is_refused_and_serving_goes_on() {
     assert_eq!(connection.get("/").await.status, 200);
     edge.status().await;
     assert!(begun.elapsed() < TIME_LIMIT, "somebody waited for whoever asks for metrics");
+    // Whoever has just come is let ask, however many come after it.
+    let mut scraper = silent();
+    let crowd: Vec<TcpStream> = (0..AT_ONCE).map(|_| silent()).collect();
+    scraper.write_all(SCRAPE.as_bytes()).unwrap();
+    samples(&answer(scraper));
+    drop(crowd);
     // Where nobody comes, they may be silent for as long as a connection may last.
     closes(&mut rest, begun + TIME_LIMIT + MARGIN);
     assert!(begun.elapsed() >= TIME_LIMIT, "they were not let wait for {TIME_LIMIT:?}");
