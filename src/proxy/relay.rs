@@ -109,6 +109,12 @@ where
     if let Some(code) = goodbye.filter(|_| down.takes_close()) {
         farewell(client, code, deadline).await;
     }
+    if let End::ClientGone(_) = end {
+        tokio::select! {
+            () = part(&mut up, client, worker, deadline, patience.half_closed) => {}
+            () = &mut aborted => {}
+        }
+    }
     Relayed { to_worker: up.moved, to_client: down.moved, end }
 }
 
@@ -127,6 +133,33 @@ async fn farewell<C: AsyncWrite + Unpin>(client: &mut C, code: u16, deadline: &D
         }
         () = deadline.passed() => {}
     }
+}
+
+/// Tells the worker that nothing more comes and lets it end, for a while: a stream of HTTP/2 that is given up drops what the worker
+/// has not been sent yet.
+async fn part<C, W>(up: &mut Lane, client: &mut C, worker: &mut W, deadline: &Deadline, patience: Duration)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    W: AsyncRead + AsyncWrite + Unpin,
+{
+    up.ended = true;
+    deadline.set(patience);
+    poll_fn(|cx| {
+        if let Poll::Ready(Err(_)) = up.poll(cx, client, worker) {
+            return Poll::Ready(());
+        }
+        let mut scratch = [MaybeUninit::uninit(); STEP];
+        loop {
+            let mut read = ReadBuf::uninit(&mut scratch);
+            match Pin::new(&mut *worker).poll_read(cx, &mut read) {
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
+        }
+        deadline.poll_passed(cx)
+    })
+    .await;
 }
 
 /// Which end of a direction failed.

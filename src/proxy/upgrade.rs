@@ -97,7 +97,8 @@ impl Opening {
                 headers.remove(UPGRADE);
                 *response.status_mut() = StatusCode::OK;
             }
-            (Self::Connect { .. }, Protocol::H2c) => {}
+            // Any success opens it, also one that would have no content (RFC 9110 §9.3.6).
+            (Self::Connect { .. }, Protocol::H2c) => *response.status_mut() = StatusCode::OK,
         }
         *response.version_mut() = Version::HTTP_11;
         Ok(response)

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -194,8 +195,10 @@ impl Place {
         if !sender.is_extended_connect_protocol_enabled()
             && let Some(pings) = &mut *self.0.pings.lock().await
         {
-            // It fails where the connection does, or where somebody has given up waiting for the last one.
-            let _ = pings.ping(Ping::opaque()).await;
+            // It is refused where somebody has given up waiting for the last one, whose answer is as good.
+            let _ = pings.send_ping(Ping::opaque());
+            // It fails where the connection does.
+            let _ = poll_fn(|cx| pings.poll_pong(cx)).await;
         }
         sender.is_extended_connect_protocol_enabled()
     }

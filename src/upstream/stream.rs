@@ -100,6 +100,9 @@ pub async fn exchange(
         .map_err(|Malformed(what)| SendError::BadResponse(what))?;
     let Attempt { upload, mut watch, place, .. } = attempt;
     if head.upgrade && head_in.status.is_success() {
+        if stream.is_end_stream() {
+            return Err(SendError::BadResponse("it opens a WebSocket and ends it with the same frame"));
+        }
         // RFC 9110 §8.6: it means nothing there, and clients may hold the tunnel to it.
         head_in.headers.remove(CONTENT_LENGTH);
         let stream = Box::new(Duplex::new(upload.into_stream(), stream, place));
