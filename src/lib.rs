@@ -240,6 +240,7 @@
 //!   proxy/forwarded.rs     P  what proxies say of a client, and how much of it is believed
 //!   proxy/caller.rs           whom a request is from: the connection's client, or whom a trusted proxy names
 //!   proxy/frames.rs        P  where one WebSocket frame ends and the next begins
+//!   proxy/heads.rs            what the requests that wait hold with their heads, over all clients together
 //!   proxy/plane.rs            what one data-plane thread needs to answer   ← cert, upstream, telemetry
 //!   proxy/entry.rs            a request's access line, from its head to its last byte   ← telemetry
 //!   proxy/relay.rs            bytes both ways after a protocol switch

@@ -21,6 +21,7 @@ use crate::listen::handshakes::Handshakes;
 use crate::listen::stage::Stage;
 use crate::listen::standby::Standby;
 use crate::proxy::clients::Clients;
+use crate::proxy::heads::Heads;
 use crate::proxy::plane::{AccessSink, CurrentPlane, Plane};
 use crate::proxy::route::Routing;
 use crate::scope::Scope;
@@ -180,6 +181,7 @@ async fn serve(
         thread: index,
         strangers: shared.strangers,
         clients: shared.clients,
+        heads: Rc::new(Heads::new(shared.threads)),
         proxy_protocol: shared.rules.before.proxy_protocol,
         clock: shared.clock,
     });

@@ -70,6 +70,9 @@ pub enum ProxyError {
     /// The client has as many requests at workers as it may.
     #[error("too many requests of the client are in flight")]
     Crowded,
+    /// The requests that wait hold as much as they may.
+    #[error("too many requests wait, and this one is too large to wait with them")]
+    TooMuchHeld,
     /// No worker took the request.
     #[error(transparent)]
     Acquire(#[from] AcquireError),
@@ -123,9 +126,10 @@ impl ProxyError {
             Self::WebSocketVersion => (Client, StatusCode::UPGRADE_REQUIRED),
             Self::UnknownHost | Self::UnknownChallenge => (Client, StatusCode::NOT_FOUND),
             Self::Misdirected => (Client, StatusCode::MISDIRECTED_REQUEST),
-            Self::CertificatePending { .. } | Self::Maintenance { .. } | Self::Crowded => {
-                (Edge, StatusCode::SERVICE_UNAVAILABLE)
-            }
+            Self::CertificatePending { .. }
+            | Self::Maintenance { .. }
+            | Self::Crowded
+            | Self::TooMuchHeld => (Edge, StatusCode::SERVICE_UNAVAILABLE),
             Self::Acquire(AcquireError::NoWorker { .. } | AcquireError::QueueFull { .. }) => {
                 (Edge, StatusCode::SERVICE_UNAVAILABLE)
             }
@@ -175,6 +179,7 @@ impl ProxyError {
             | Self::CertificatePending { .. }
             | Self::Maintenance { .. }
             | Self::Crowded
+            | Self::TooMuchHeld
             | Self::Acquire(_)
             | Self::Send(
                 SendError::Connect(_)
@@ -197,7 +202,7 @@ impl ProxyError {
             Some(30)
         } else if let Self::Maintenance { .. } = self {
             Some(60)
-        } else if let Self::Acquire(_) | Self::Crowded = self {
+        } else if let Self::Acquire(_) | Self::Crowded | Self::TooMuchHeld = self {
             Some(2)
         } else {
             None
@@ -223,6 +228,7 @@ mod tests {
             (ProxyError::CertificatePending { why: "x".into() }, Side::Edge, 503),
             (ProxyError::Maintenance { text: "x".into() }, Side::Edge, 503),
             (ProxyError::Crowded, Side::Edge, 503),
+            (ProxyError::TooMuchHeld, Side::Edge, 503),
             (AcquireError::NoWorker { waited: Duration::from_secs(1), ended: None }.into(), Side::Edge, 503),
             (AcquireError::QueueFull { waiting: 100, ended: None }.into(), Side::Edge, 503),
             (ProxyError::Send(closed), Side::Worker, 502),

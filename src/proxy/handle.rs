@@ -182,6 +182,9 @@ impl<'a> Passage<'a> {
         if self.present.length {
             target::check_announced_length(&self.parts.headers, site.app.max_body)?;
         }
+        let (plane, limits) = (self.plane, &self.plane.reach.limits);
+        let held = plane.heads.hold(self.parts.headers.len(), self.present.size, limits);
+        let _held = held.ok_or(ProxyError::TooMuchHeld)?;
         self.entry.enter(&self.caller).await?;
         let has_body = !incoming.is_end_stream();
         // A CONNECT has no need of the field.

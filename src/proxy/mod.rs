@@ -11,6 +11,7 @@ pub mod forwarded;
 pub mod frames;
 pub mod handle;
 pub mod headers;
+pub mod heads;
 pub mod plane;
 pub mod relay;
 pub mod reply;

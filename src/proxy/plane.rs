@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config::limits::Rules;
 use crate::config::networks::Networks;
 use crate::proxy::clients::Clients;
+use crate::proxy::heads::Heads;
 use crate::proxy::route::Routing;
 use crate::scope::Scope;
 use crate::telemetry::access::AccessRecord;
@@ -45,6 +46,8 @@ pub struct Plane {
     pub strangers: Arc<Tally>,
     /// What each client holds, on whichever thread.
     pub clients: Arc<Clients>,
+    /// The heads of requests that wait on this thread.
+    pub heads: Rc<Heads>,
     /// Load balancers that say for whom they connect.
     pub proxy_protocol: Networks,
     /// Wall time, for access records.

@@ -28,7 +28,7 @@ pub fn refusal(error: &ProxyError, request: &Parts, request_id: u64) -> Response
     if request.version == Version::HTTP_2 && is_grpc(&request.headers) {
         return grpc_refusal(status, &why, request_id);
     }
-    if let (ProxyError::Crowded, Version::HTTP_2) = (error, request.version) {
+    if let (ProxyError::Crowded | ProxyError::TooMuchHeld, Version::HTTP_2) = (error, request.version) {
         return crowded(error);
     }
     let html = wants_html(request);
@@ -181,6 +181,7 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
         ProxyError::Crowded => {
             "Too many requests from your address are being answered. Please try again in a moment."
         }
+        ProxyError::TooMuchHeld => "Too many requests are waiting. Please try again in a moment.",
         ProxyError::Acquire(_) | ProxyError::Send(SendError::Refused) => {
             "The application is busy or starting. Please try again in a moment."
         }

@@ -82,7 +82,7 @@ impl<'a> Authority<'a> {
     }
 }
 
-/// Which of the fields that something depends on a request has. Most have none: one look over all spares a search for each.
+/// How large a request is, and which of the fields that something depends on it has. Most have none: one look over all spares a search for each.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Present {
     /// `Connection`.
@@ -95,6 +95,8 @@ pub struct Present {
     pub te: bool,
     /// `Upgrade`.
     pub upgrade: bool,
+    /// Bytes of target and fields.
+    pub size: usize,
 }
 
 /// Refuses heads that are too large, in fields or in bytes, names and values counted; of others, tells what is there.
@@ -103,16 +105,16 @@ pub fn look_over(parts: &Parts, limits: &Limits) -> Result<Present, ProxyError> 
     if uri > limits.uri_size {
         return Err(ProxyError::UriTooLong);
     }
-    let (mut present, mut fields) = (Present::default(), 0);
+    let mut present = Present { size: uri, ..Present::default() };
     for (name, value) in &parts.headers {
-        fields += name.as_str().len() + value.len() + 4;
+        present.size += name.as_str().len() + value.len() + 4;
         present.connection |= *name == CONNECTION;
         present.length |= *name == CONTENT_LENGTH;
         present.framing |= *name == TRANSFER_ENCODING || *name == EXPECT;
         present.te |= *name == TE;
         present.upgrade |= *name == UPGRADE;
     }
-    if parts.headers.len() > limits.header_fields || uri + fields > limits.head_size {
+    if parts.headers.len() > limits.header_fields || present.size > limits.head_size {
         return Err(ProxyError::HeadTooLarge);
     }
     Ok(present)

@@ -699,7 +699,7 @@ async fn a_worker_whose_settings_are_late_is_waited_for_also_by_who_comes_second
         let (stream, _) = listener.accept().await.unwrap();
         let (mut begun, ping) = ([0; 256], frames::frame(frames::PING, 0, 0, b""));
         // The head of a PING, but for its length.
-        while !memchr::memmem::find(&begun, &[&[8][..], &ping[3..]].concat()).is_some_and(|at| at > 24) {
+        while memchr::memmem::find(&begun, &[&[8][..], &ping[3..]].concat()).is_none_or(|at| at <= 24) {
             stream.peek(&mut begun).await.unwrap();
             tokio::task::yield_now().await;
         }

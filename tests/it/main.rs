@@ -34,6 +34,7 @@ mod support;
 
 mod access_log;
 mod acme;
+mod amplification;
 mod balancers;
 mod catalogue;
 mod client_certificates;

@@ -123,6 +123,7 @@ async fn world(count: u32) -> World {
         access: Rc::clone(&lines) as Rc<dyn AccessSink>,
         tunnels: tasks.child(),
         clients: Arc::default(),
+        heads: Rc::new(crate::proxy::heads::Heads::new(1)),
         proxy_protocol: Default::default(),
         clock: Arc::new(SystemClock),
     });

@@ -61,6 +61,7 @@ fn open_entry() -> (Box<Entry>, Rc<Lines>, ConnInfo) {
         access: Rc::clone(&lines) as Rc<dyn AccessSink>,
         tunnels: Scope::new(),
         clients: Arc::default(),
+        heads: Rc::new(crate::proxy::heads::Heads::new(1)),
         proxy_protocol: Default::default(),
         clock: Arc::new(SystemClock),
     });
