@@ -267,6 +267,7 @@
 //!   listen/http1.rs           HTTP/1.1 with a client, one request after the other   ← proxy, upstream
 //!   listen/date.rs            the date of a response, written once a second
 //!   listen/standby.rs         tasks that are kept for the next thing to wait for
+//!   listen/outflow.rs         what answers have handed on to a client's HTTP/2 connection   ← proxy, upstream
 //!   listen/stream.rs          one request on a client's HTTP/2 connection, and its answer   ← proxy, upstream
 //!   listen/http2.rs           a client's HTTP/2 connection   ← proxy
 //!   listen/complaint.rs       trouble that may come often and is told once

@@ -327,7 +327,9 @@ impl Door {
                 let conn =
                     Rc::new(ConnInfo::new(peer, local, Some(accepted.info), presence).through(entrance));
                 if accepted.h2 {
-                    Box::pin(serve_http2(accepted.stream, conn, plane, stage, (scope, standby)))
+                    let tasks = (scope, standby);
+                    let complaints = Rc::clone(&self.complaints);
+                    Box::pin(serve_http2(accepted.stream, conn, plane, stage, tasks, complaints))
                 } else {
                     Box::pin(serve_http1(accepted.stream, conn, plane, stage))
                 }

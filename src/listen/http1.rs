@@ -225,7 +225,8 @@ impl<S: Client + 'static> Talk<S> {
         let settled = self.wire.borrow_mut().settle();
         let close = !persistent || self.finishing || !(settled || self.wire.borrow().is_receiving());
         let mut answer = Answer::begin(response, asked, close, || date(plane.clock.now()));
-        poll_fn(|cx| self.poll_answer(cx, &mut answer)).await?;
+        let sent = poll_fn(|cx| self.poll_answer(cx, &mut answer)).await;
+        sent.inspect_err(|_| answer.body.cut())?;
         let more = answer.more;
         drop(answer);
         if more && self.wire.borrow_mut().settle() { Ok(()) } else { Err(End::Close) }

@@ -7,13 +7,15 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::Reason;
 use h2::server::{Builder, Handshake};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::config::limits::Limits;
-use crate::deadline::Spare;
+use crate::config::limits::{Limits, Timeouts};
+use crate::deadline::{Deadline, Spare};
+use crate::listen::complaint::Complaints;
 use crate::listen::http1::UNUSED_AT_DRAIN;
-use crate::listen::meter::Metered;
+use crate::listen::meter::{Meter, Metered};
 use crate::listen::stage::{Stage, Step};
 use crate::listen::standby::Standby;
 use crate::listen::stream::{Stream, Streams};
@@ -28,89 +30,145 @@ const FAREWELL: Duration = Duration::from_millis(700);
 /// Bytes of an answer that may wait for the client's socket. What its windows allow says nothing of what it reads.
 const UNSENT: usize = 64 * 1024;
 
+/// How many requests that came with their cancellation are put up with at once: a browser that is sent elsewhere cancels all that
+/// it had open, which may arrive together.
+const CANCELLED: usize = 100;
+
+/// How many more requests a client may take back than it lets be answered.
+const TAKEN_BACK: u64 = 1000;
+
 /// Serves HTTP/2 on `stream` until it ends. No `async fn`: its future would keep room for the stream that has moved on.
 pub fn serve_http2<S>(
     stream: S,
     conn: Rc<ConnInfo>,
     plane: Rc<Plane>,
     stage: Stage,
-    (scope, standby): (Scope, Standby<Stream>),
+    tasks: (Scope, Standby<Stream>),
+    complaints: Rc<Complaints>,
 ) -> impl Future<Output = ()>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let (stream, meter) = Metered::new(stream);
-    let deadline = plane.reach.deadlines.deadline();
-    let limits = plane.reach.limits;
-    let mut connection = Connection::new(stream, &limits);
-    let (peer, timeouts) = (conn.peer, plane.reach.timeouts);
-    let streams = Streams::new(Rc::clone(&conn), plane, scope, standby);
-    let (mut watch, first) = Watch::new(true, timeouts, &limits, deadline.now());
-    deadline.set(first);
-    let mut parting = false;
-    // At drain: what had been received when it was looked last.
-    let mut drained: Option<u64> = None;
-    let mut poll = move |cx: &mut Context<'_>| {
-        let step = stage.step();
-        if step == Step::Aborting {
-            if !std::mem::replace(&mut parting, true) {
-                deadline.set(FAREWELL);
-            }
-            if let Poll::Ready(outcome) = connection.poll(cx, &streams) {
-                return Poll::Ready(outcome);
-            }
-            // What the last one said is written by now.
-            return if streams.any_tunnel() { deadline.poll_passed(cx).map(Ok) } else { Poll::Ready(Ok(())) };
+    let mut serving = Serving::new(stream, conn, plane, stage, tasks);
+    async move {
+        if let Err(error) = poll_fn(|cx| serving.poll(cx)).await {
+            complaints.tell_ended(serving.conn.client_ip(), &error);
         }
-        if drained.is_none() && step == Step::Draining {
-            drained = Some(meter.read());
-            connection.finish();
-            if conn.open.get() == 0 {
-                // A request that is on its way gets this long, and a client that is gone without a word no longer.
-                deadline.set(UNUSED_AT_DRAIN);
-            }
+    }
+}
+
+/// A connection under its time-outs.
+struct Serving<S> {
+    connection: Connection<Metered<S>>,
+    streams: Streams,
+    conn: Rc<ConnInfo>,
+    meter: Rc<Meter>,
+    stage: Stage,
+    timeouts: Timeouts,
+    watch: Watch,
+    deadline: Deadline,
+    /// It is aborted, and stays for its WebSockets.
+    parting: bool,
+    /// At drain: what had been received when it was looked last.
+    drained: Option<u64>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
+    fn new(
+        stream: S,
+        conn: Rc<ConnInfo>,
+        plane: Rc<Plane>,
+        stage: Stage,
+        (scope, standby): (Scope, Standby<Stream>),
+    ) -> Self {
+        let (stream, meter) = Metered::new(stream);
+        let (deadline, limits) = (plane.reach.deadlines.deadline(), &plane.reach.limits);
+        let timeouts = plane.reach.timeouts;
+        let (watch, first) = Watch::new(true, timeouts, limits, deadline.now());
+        deadline.set(first);
+        let connection = Connection::new(stream, limits);
+        let streams = Streams::new(Rc::clone(&conn), plane, scope, standby);
+        let (parting, drained) = (false, None);
+        Self { connection, streams, conn, meter, stage, timeouts, watch, deadline, parting, drained }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        match self.stage.step() {
+            Step::Aborting => return self.poll_parting(cx),
+            Step::Draining if self.drained.is_none() => self.drain(),
+            Step::Draining | Step::Serving => {}
         }
         loop {
-            if let Poll::Ready(outcome) = connection.poll(cx, &streams) {
-                return Poll::Ready(outcome);
+            let moved = self.connection.poll(cx, &self.streams, &self.conn);
+            if !self.meter.is_blocked() && !matches!(moved, Poll::Ready(Err(_))) {
+                self.streams.written();
             }
-            if !meter.is_blocked() {
-                streams.written();
+            if moved.is_ready() {
+                return moved;
             }
-            let seen = Seen { requests: conn.requests.get(), read: meter.read(), begun: false };
-            if let Some(next) = watch.observe(conn.open.get(), seen) {
-                let spare = if watch.is_idle() { Spare::Idle } else { Spare::No };
-                let at_drain = drained.is_some() && watch.is_idle();
-                deadline.set_spare(if at_drain { UNUSED_AT_DRAIN } else { next }, spare);
-            }
-            if !connection.finishing && watch.is_over(seen.requests, deadline.now()) {
-                connection.finish();
+            let read = self.observe();
+            if !self.connection.finishing && self.watch.is_over(self.conn.requests.get(), self.deadline.now())
+            {
+                self.connection.finish();
                 continue;
             }
-            if deadline.poll_passed(cx).is_pending() {
-                return Poll::Pending;
-            }
-            match watch.passed(meter.blocked()) {
-                Verdict::Again(after) => deadline.set(after),
-                Verdict::HeadTooSlow | Verdict::Stalled => return Poll::Ready(Ok(())),
-                // The rest of an answer is still taken, as its windows show.
-                Verdict::Close if drained.is_some_and(|before| before != seen.read) => {
-                    drained = Some(seen.read);
-                    deadline.set(UNUSED_AT_DRAIN);
-                }
-                // A connection told to finish and still there has had its time.
-                Verdict::Close if connection.finishing => return Poll::Ready(Ok(())),
-                Verdict::Close => {
-                    connection.finish();
-                    deadline.set(timeouts.headers);
-                }
+            ready!(self.deadline.poll_passed(cx));
+            if self.is_time_over(read) {
+                return Poll::Ready(Ok(()));
             }
         }
-    };
-    async move {
-        if let Err(error) = poll_fn(&mut poll).await {
-            tracing::debug!(client = %peer, error = %crate::report::Report(&error), "connection ended");
+    }
+
+    /// At an abort: what is on its way gets one turn, and WebSockets time to say why they end.
+    fn poll_parting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        if !std::mem::replace(&mut self.parting, true) {
+            self.deadline.set(FAREWELL);
         }
+        if let Poll::Ready(outcome) = self.connection.poll(cx, &self.streams, &self.conn) {
+            return Poll::Ready(outcome);
+        }
+        // What the last one said is written by now.
+        if self.streams.any_tunnel() { self.deadline.poll_passed(cx).map(Ok) } else { Poll::Ready(Ok(())) }
+    }
+
+    fn drain(&mut self) {
+        self.drained = Some(self.meter.read());
+        self.connection.finish();
+        if self.conn.open.get() == 0 {
+            // A request that is on its way gets this long, and a client that is gone without a word no longer.
+            self.deadline.set(UNUSED_AT_DRAIN);
+        }
+    }
+
+    /// Tells the watch what has moved, and sets the deadline it asks for; returned is what was received so far.
+    fn observe(&mut self) -> u64 {
+        let seen = Seen { requests: self.conn.requests.get(), read: self.meter.read(), begun: false };
+        if let Some(next) = self.watch.observe(self.conn.open.get(), seen) {
+            let idle = self.watch.is_idle();
+            let next = if self.drained.is_some() && idle { UNUSED_AT_DRAIN } else { next };
+            self.deadline.set_spare(next, if idle { Spare::Idle } else { Spare::No });
+        }
+        seen.read
+    }
+
+    /// What a passed deadline means: whether the connection ends at once.
+    fn is_time_over(&mut self, read: u64) -> bool {
+        match self.watch.passed(self.meter.blocked()) {
+            Verdict::Again(after) => self.deadline.set(after),
+            Verdict::HeadTooSlow | Verdict::Stalled => return true,
+            // The rest of an answer is still taken, as its windows show.
+            Verdict::Close if self.drained.is_some_and(|before| before != read) => {
+                self.drained = Some(read);
+                self.deadline.set(UNUSED_AT_DRAIN);
+            }
+            // A connection told to finish and still there has had its time.
+            Verdict::Close if self.connection.finishing => return true,
+            Verdict::Close => {
+                self.connection.finish();
+                self.deadline.set(self.timeouts.headers);
+            }
+        }
+        false
     }
 }
 
@@ -119,6 +177,8 @@ struct Connection<S> {
     phase: Phase<S>,
     /// It takes no more requests.
     finishing: bool,
+    /// It ends for what its client sent.
+    flooded: bool,
 }
 
 enum Phase<S> {
@@ -135,8 +195,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             .initial_connection_window_size(limits.connection_window)
             .max_header_list_size(u32::try_from(limits.head_size).unwrap_or(u32::MAX))
             .max_send_buffer_size(UNSENT)
+            .max_pending_accept_reset_streams(CANCELLED.max(limits.streams as usize))
             .handshake(stream);
-        Self { phase: Phase::Opening(opening), finishing: false }
+        Self { phase: Phase::Opening(opening), finishing: false, flooded: false }
     }
 
     /// Lets it take no more requests, and end after those it has.
@@ -149,7 +210,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Moves what can be moved; ready at the end.
-    fn poll(&mut self, cx: &mut Context<'_>, streams: &Streams) -> Poll<Result<(), h2::Error>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        streams: &Streams,
+        conn: &ConnInfo,
+    ) -> Poll<Result<(), h2::Error>> {
         loop {
             match &mut self.phase {
                 Phase::Opening(opening) => {
@@ -163,7 +229,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     Some(accepted) => {
                         let (request, respond) = accepted?;
                         streams.begin(request, respond);
+                        if 2 * conn.taken_back.get() > TAKEN_BACK + conn.requests.get() {
+                            open.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                            self.flooded = true;
+                        }
                     }
+                    None if self.flooded => return Poll::Ready(Err(Reason::ENHANCE_YOUR_CALM.into())),
                     None => return Poll::Ready(Ok(())),
                 },
             }

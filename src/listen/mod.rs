@@ -9,6 +9,7 @@ pub mod http2;
 pub mod introduction;
 pub mod linger;
 pub mod meter;
+pub mod outflow;
 pub mod proxy_header;
 pub mod request;
 pub mod response;

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -16,8 +16,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 
 use crate::boxed::boxed;
-use crate::deadline::Deadline;
 use crate::listen::date::date;
+use crate::listen::outflow::{Outflow, Sharing};
 use crate::listen::standby::Standby;
 use crate::proxy::body::Body;
 use crate::proxy::conn::ConnInfo;
@@ -28,10 +28,6 @@ use crate::proxy::upgrade::Switch;
 use crate::scope::Scope;
 use crate::upstream::client_body::{ClientBody, ReadOn};
 use crate::upstream::duplex::{Duplex, PIECE};
-
-/// Bytes of all answers of a connection that may wait for its socket. Its windows say nothing of what its client reads, and an
-/// answer that is handed on whole counts as an open request no more.
-const ROOM: usize = 256 * 1024;
 
 /// The requests of one connection.
 pub struct Streams {
@@ -51,8 +47,7 @@ impl Streams {
 
     /// To be called when the socket has taken all that it was given: there is room again.
     pub fn written(&self) {
-        self.outflow.handed.set(0);
-        self.outflow.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+        self.outflow.written();
     }
 
     /// Whether a stream is a WebSocket.
@@ -119,6 +114,7 @@ impl Streams {
             poll_fn(|cx| {
                 // First: nothing may be said on a stream that was reset.
                 if answering.respond.borrow_mut().poll_reset(cx).is_ready() {
+                    conn.taken_back.set(conn.taken_back.get() + 1);
                     return Poll::Ready(None);
                 }
                 let reply = ready!(handling.as_mut().poll(cx));
@@ -169,7 +165,7 @@ impl Answering {
 
     /// Sends the head of an answer. What is left to send, if anything.
     fn send(&self, reply: Reply, connected: Option<RecvStream>) -> Option<Sending> {
-        let (head, body) = reply.response.into_parts();
+        let (head, mut body) = reply.response.into_parts();
         let mut head = Response::from_parts(head, ());
         let fields = head.headers_mut();
         // Looked for and not entered: most have both.
@@ -189,6 +185,7 @@ impl Answering {
             Err(error) => {
                 tracing::debug!(%error, "an answer could not be sent");
                 respond.send_reset(Reason::INTERNAL_ERROR);
+                body.cut();
                 if let Some(switch) = reply.switch {
                     switch.abandon("the client was gone before the WebSocket was open");
                 }
@@ -202,7 +199,10 @@ impl Answering {
                 drop(self.plane.tunnels.spawn(carrying));
                 None
             }
-            (Some(_), None) | (None, _) if whole => None,
+            (Some(_), None) | (None, _) if whole => {
+                self.outflow.end(body.settle());
+                None
+            }
             (Some(_), None) | (None, _) => Some(Sending::new(sent, body, &self.plane, &self.outflow)),
         }
     }
@@ -217,18 +217,13 @@ struct Sending {
     body: Body,
     /// What the client has no room for yet.
     data: Bytes,
-    /// Set while there is such.
-    deadline: Option<Deadline>,
-    /// Bytes taken since it was set: a client that takes a piece in `timeouts.write` goes on with its answer.
-    taken: usize,
+    sharing: Sharing,
     plane: Rc<Plane>,
-    outflow: Rc<Outflow>,
 }
 
 impl Sending {
     fn new(stream: SendStream<Bytes>, body: Body, plane: &Rc<Plane>, outflow: &Rc<Outflow>) -> Self {
-        let (plane, outflow) = (Rc::clone(plane), Rc::clone(outflow));
-        Self { stream, body, data: Bytes::new(), deadline: None, taken: 0, plane, outflow }
+        Self { stream, body, data: Bytes::new(), sharing: Sharing::new(outflow), plane: Rc::clone(plane) }
     }
 
     /// Ready at the end, whatever that is.
@@ -243,13 +238,12 @@ impl Sending {
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if !self.data.is_empty() {
-                // However long: that the socket takes something at all is the connection's to see to.
-                ready!(self.outflow.poll_room(cx));
+                ready!(self.sharing.poll_room(cx));
                 match self.poll_data(cx) {
                     Poll::Ready(true) => continue,
                     Poll::Ready(false) => return Poll::Ready(()),
                     Poll::Pending => {
-                        ready!(self.poll_patience(cx));
+                        ready!(self.sharing.poll_patience(cx, &self.plane.reach));
                         self.body.give_up("the client did not take the answer in time");
                         return Poll::Ready(());
                     }
@@ -262,8 +256,8 @@ impl Sending {
                 Ok(Ok(data)) if data.is_empty() && self.body.is_end_stream() => return self.end(data),
                 Ok(Ok(data)) => self.data = data,
                 Ok(Err(frame)) => {
-                    if let Ok(trailers) = frame.into_trailers() {
-                        let _ = self.stream.send_trailers(trailers);
+                    if frame.into_trailers().is_ok_and(|fields| self.stream.send_trailers(fields).is_ok()) {
+                        self.sharing.end(self.body.settle());
                     }
                     return Poll::Ready(());
                 }
@@ -277,7 +271,9 @@ impl Sending {
 
     /// A failure is the connection's, which tells of it.
     fn end(&mut self, data: Bytes) -> Poll<()> {
-        let _ = self.stream.send_data(data, true);
+        if self.stream.send_data(data, true).is_ok() {
+            self.sharing.end(self.body.settle());
+        }
         Poll::Ready(())
     }
 
@@ -291,45 +287,20 @@ impl Sending {
             }
         }
         let piece = self.data.split_to(self.data.len().min(self.stream.capacity()));
-        self.taken += piece.len();
-        self.outflow.handed.set(self.outflow.handed.get() + piece.len());
-        if self.taken >= PIECE || self.data.is_empty() {
-            (self.deadline, self.taken) = (None, 0);
-        }
+        self.sharing.hand_on(piece.len(), self.data.is_empty());
         let last = self.data.is_empty() && self.body.is_end_stream();
         let sent = self.stream.send_data(piece, last);
+        if last && sent.is_ok() {
+            self.sharing.end(self.body.settle());
+        }
         Poll::Ready(sent.is_ok() && !last)
     }
-
-    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let deadline = self.deadline.get_or_insert_with(|| {
-            let deadline = self.plane.reach.deadlines.deadline();
-            deadline.set(self.plane.reach.timeouts.write);
-            deadline
-        });
-        deadline.poll_passed(cx)
-    }
 }
 
-/// What the answers of a connection have handed on since its socket had last taken all of it.
-#[derive(Default)]
-struct Outflow {
-    /// Bytes.
-    handed: Cell<usize>,
-    /// Streams that wait for room.
-    waiting: RefCell<Vec<Waker>>,
-}
-
-impl Outflow {
-    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.handed.get() < ROOM {
-            return Poll::Ready(());
-        }
-        let mut waiting = self.waiting.borrow_mut();
-        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            waiting.push(cx.waker().clone());
-        }
-        Poll::Pending
+impl Drop for Sending {
+    /// What was handed on to its end is no longer its own to tell of.
+    fn drop(&mut self) {
+        self.body.cut();
     }
 }
 

@@ -53,6 +53,22 @@ impl Body {
         }
     }
 
+    /// Notes that its end does not reach the client, though the connection was given all of it.
+    pub fn cut(&mut self) {
+        if let Some(entry) = &mut self.entry {
+            entry.cut();
+        }
+    }
+
+    /// The request's entry, where the connection was given all of the answer: it is written once that has left.
+    pub fn settle(&mut self) -> Option<Box<Entry>> {
+        if !http_body::Body::is_end_stream(self) {
+            return None;
+        }
+        self.finish();
+        self.entry.take()
+    }
+
     fn count(&mut self, bytes: usize) {
         if let Some(entry) = &mut self.entry {
             entry.record.bytes_out += bytes as u64;
@@ -153,11 +169,8 @@ impl Body {
 impl Drop for Body {
     fn drop(&mut self) {
         let complete = http_body::Body::is_end_stream(self);
-        if let Some(entry) = &mut self.entry
-            && !complete
-        {
-            let who = entry.who_ended();
-            entry.blame(|| format!("{who} before the end of the answer"));
+        if !complete {
+            self.cut();
         }
         self.finish();
     }

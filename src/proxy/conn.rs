@@ -25,6 +25,8 @@ pub struct ConnInfo {
     pub open: Rc<Cell<u32>>,
     /// Requests ever begun.
     pub requests: Cell<u64>,
+    /// Those of them whose client wanted no answer any more before it began.
+    pub taken_back: Cell<u64>,
     /// The client, with whatever else it has open.
     pub presence: Rc<Presence>,
     /// The peer's address as every request on the connection tells it to the worker.
@@ -49,7 +51,17 @@ impl ConnInfo {
         let client = HeaderValue::from_str(&peer.ip().to_canonical().to_string())
             .expect("an address is printable ASCII");
         let entrance = local.port();
-        Self { peer, local, entrance, tls, open: Rc::default(), requests: Cell::new(0), presence, client }
+        Self {
+            peer,
+            local,
+            entrance,
+            tls,
+            open: Rc::default(),
+            requests: Cell::new(0),
+            taken_back: Cell::new(0),
+            presence,
+            client,
+        }
     }
 
     /// The same, which came in by this port of edge's, whatever its relay says of the client's own connection.

@@ -99,6 +99,12 @@ impl Entry {
         if self.plane.tunnels.is_aborting() { "edge ended" } else { "the client was gone" }
     }
 
+    /// The answer has begun, and its end will not arrive.
+    pub fn cut(&mut self) {
+        let who = self.who_ended();
+        self.blame(|| format!("{who} before the end of the answer"));
+    }
+
     /// Notes why edge answered itself or cut the answer; the first reason stays.
     pub fn blame(&mut self, why: impl FnOnce() -> String) {
         self.record.error.get_or_insert_with(why);

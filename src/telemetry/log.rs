@@ -67,6 +67,8 @@ fn filter(level: LogLevel) -> Targets {
     };
     Targets::new()
         .with_default(own.min(LevelFilter::WARN))
+        // Of what a client floods a connection with edge tells itself, once a second.
+        .with_target("h2", own.min(LevelFilter::ERROR))
         .with_target("edge", own)
         .with_target(WORKER_OUTPUT, LevelFilter::TRACE)
 }

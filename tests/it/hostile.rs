@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::support::client::{Connection, Wire, empty, next_chunk, raw};
+use crate::support::client::{Connection, PATIENCE, Wire, empty, next_chunk, raw};
 use crate::support::edge::Setup;
+use crate::support::h2::{DATA, END_STREAM, FLOW, GOAWAY, H2, RST_STREAM, get, headers, window_update};
 use crate::support::origin::Origin;
 use crate::support::until;
 
@@ -39,6 +40,86 @@ async fn a_client_that_takes_nothing_of_an_answer_does_not_keep_its_worker() {
         };
         assert!(cut, "{wire:?}: the answer is visibly incomplete");
     }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_slow_client_of_many_answers_gets_them_all_but_for_one_that_it_does_not_take() {
+    const ANSWERS: u32 = 30;
+    const SIZE: usize = 60_000;
+    let edge = Setup::new()
+        .top("timeouts: {write: 2s}")
+        .app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1")
+        .start()
+        .await;
+    edge.wait_until_up("a").await;
+    let mut client = H2::open(&edge, "a.test", &[]).await;
+    let path = format!("/bytes/{SIZE}");
+    // The first is longer than its window, which never grows.
+    client.send(headers(1, true, &get("a.test", "/bytes/1000000", &[]))).await;
+    client
+        .send(
+            (0..ANSWERS)
+                .flat_map(|n| headers(3 + n * 2, true, &get("a.test", &path, &[])))
+                .collect::<Vec<u8>>(),
+        )
+        .await;
+    let (mut got, mut whole, mut given_up) = (0, 0, false);
+    let mut owed = 0;
+    while whole < ANSWERS || !given_up {
+        let frame = client.next().await.expect("the connection goes on");
+        match frame.kind {
+            DATA => {
+                (got, owed) = (got + frame.payload.len(), owed + frame.payload.len());
+                whole += u32::from(frame.flags & END_STREAM != 0);
+            }
+            RST_STREAM => {
+                assert_eq!(frame.stream, 1, "{frame:?} after {got} bytes and {whole} answers");
+                given_up = true;
+            }
+            GOAWAY => panic!("{frame:?}"),
+            _ => {}
+        }
+        // A line of 160 KB a second, however many answers are on it.
+        if owed >= 16_384 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            client.send(window_update(0, u32::try_from(owed).unwrap())).await;
+            owed = 0;
+        }
+    }
+    assert!(got >= SIZE * ANSWERS as usize, "{got}");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn answers_that_did_not_leave_are_told_in_the_log_as_cut() {
+    let edge = Setup::new()
+        .top("timeouts: {write: 2s}\nlimits: {in_flight_per_client: 0}")
+        .app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1")
+        .start()
+        .await;
+    edge.wait_until_up("a").await;
+    let mut client = H2::open(&edge, "a.test", &[(FLOW, 0x7fff_ffff)]).await;
+    let head = get("a.test", "/bytes/100000", &[]);
+    let asked = (0..100).flat_map(|n| headers(1 + n * 2, true, &head));
+    client.send(window_update(0, 0x7000_0000).into_iter().chain(asked).collect::<Vec<u8>>()).await;
+    // It reads nothing until edge has given up.
+    let lines = async || {
+        edge.log_objects().into_iter().filter(|line| line["path"] == "/bytes/100000").collect::<Vec<_>>()
+    };
+    let lines =
+        until(PATIENCE, "a line for each", async || Some(lines().await).filter(|lines| lines.len() == 100))
+            .await;
+    let sent = lines.iter().filter(|line| line["status"] == 200 && line["error"].is_null()).count();
+    let mut arrived = 0;
+    while let Some(frame) = client.next().await {
+        arrived += usize::from(frame.kind == DATA && frame.flags & END_STREAM != 0);
+    }
+    assert!(arrived < 100, "more is sent than the system takes");
+    // Those of one turn are told alike: they are a few.
+    assert!((arrived.saturating_sub(4)..=arrived).contains(&sent), "{sent} told as sent, {arrived} arrived");
+    let cut = "the client was gone before the end of the answer";
+    assert!(lines.iter().any(|line| line["status"] == 200 && line["error"] == cut), "{lines:?}");
     edge.stop().await;
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
 use super::{Answer, Frames, Row, run_http2};
 use crate::support::client::PATIENCE;
 use crate::support::edge::{Edge, Setup};
@@ -20,6 +22,8 @@ pub(super) const ROWS: &[Row] = &[
         "GOAWAY, workers are not kept",
         &[
             "tests/it/catalogue/http2.rs::f01_streams_reset_at_once_end_their_connection_and_hold_no_worker",
+            "tests/it/catalogue/http2.rs::f01_requests_that_are_taken_back_a_few_at_a_time_end_their_connection_as_well",
+            "tests/it/catalogue/http2.rs::f01_a_browser_that_cancels_all_it_has_asked_for_keeps_its_connection",
             "tests/it/catalogue/siege.rs::what_attackers_hold_is_bounded_and_given_back",
         ],
     ),
@@ -33,7 +37,10 @@ pub(super) const ROWS: &[Row] = &[
         "F03",
         "references to a large field, and a window of nothing",
         "memory bounded, streams reset, memory given back",
-        &["tests/it/catalogue/siege.rs::what_attackers_hold_is_bounded_and_given_back"],
+        &[
+            "tests/it/catalogue/siege.rs::what_attackers_hold_is_bounded_and_given_back",
+            "tests/it/amplification.rs::f03_the_heads_of_all_clients_that_wait_are_bounded_and_small_ones_still_come_in",
+        ],
     ),
     Row::new(
         "F04",
@@ -242,7 +249,70 @@ async fn f01_streams_reset_at_once_end_their_connection_and_hold_no_worker() {
         assert_eq!(client.end().await, code, "{way}");
         no_worker_is_kept(&edge).await;
     }
+    let told: Vec<_> = edge.log_objects().into_iter().filter(|line| line["level"] == "warn").collect();
+    let ours = |line: &serde_json::Value| line["client"] == "127.0.0.1" && line["connections"].is_u64();
+    assert!(!told.is_empty() && told.iter().all(ours), "{told:?}");
     edge.stop().await;
+}
+
+#[tokio::test]
+async fn f01_a_browser_that_cancels_all_it_has_asked_for_keeps_its_connection() {
+    let origin = holding().await;
+    let edge = before(&origin, "").await;
+    let mut client = H2::open(&edge, "a.test", &[]).await;
+    let page = |begin: u32| (0..90).map(move |n| begin + n * 2);
+    let asked = |stream: u32| headers(stream, true, &get("a.test", "/image", &[]));
+    let cancelled = |stream: u32| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
+    // At once, and after they were heard of.
+    client.send(page(1).flat_map(asked).chain(page(1).flat_map(cancelled)).collect::<Vec<u8>>()).await;
+    client.send(page(181).flat_map(asked).collect::<Vec<u8>>()).await;
+    echoed(&mut client).await;
+    client.send(page(181).flat_map(cancelled).collect::<Vec<u8>>()).await;
+    client.send(headers(361, true, &get("a.test", "/%00", &[]))).await;
+    assert_eq!(client.end_of(361).await, End::Status(400), "the connection goes on");
+    no_worker_is_kept(&edge).await;
+    assert!(edge.log_objects().iter().all(|line| line["level"] != "warn"), "{}", edge.log());
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn f01_requests_that_are_taken_back_a_few_at_a_time_end_their_connection_as_well() {
+    let origin = holding().await;
+    let edge = before(&origin, "").await;
+    let mut client = H2::open(&edge, "a.test", &[]).await;
+    let pair = |stream: u32| {
+        let asked = headers(stream, true, &get("a.test", "/", &[]));
+        [asked, frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+    };
+    let mut pairs = 0;
+    while pairs < 2000 && client.try_send(&few(pairs, pair), PATIENCE).await && echoed(&mut client).await {
+        pairs += FEW;
+    }
+    assert!((500..=1100).contains(&pairs), "{pairs}");
+    no_worker_is_kept(&edge).await;
+    edge.stop().await;
+}
+
+const FEW: u32 = 20;
+
+fn few(after: u32, pair: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
+    (after..after + FEW).flat_map(|n| pair(1 + n * 2)).collect()
+}
+
+/// Whether edge has read all that was sent so far, and goes on.
+async fn echoed<S: AsyncRead + AsyncWrite + Unpin>(client: &mut H2<S>) -> bool {
+    client.send(frame(PING, 0, 0, b"12345678")).await;
+    while let Some(frame) = client.next().await {
+        match frame.kind {
+            PING if frame.flags & 1 == 1 => return true,
+            GOAWAY => {
+                assert_eq!(frame.payload[7], 11, "ENHANCE_YOUR_CALM");
+                return false;
+            }
+            _ => {}
+        }
+    }
+    false
 }
 
 #[tokio::test]
