@@ -226,6 +226,7 @@
 //!   upstream/body.rs          a worker's body, with what is left of the upload
 //!   upstream/spool.rs         a synchronous worker's body, read faster than its client takes it
 //!   upstream/stream_head.rs P  heads of HTTP/2 with a worker, without sockets: the same
+//!   upstream/hearing.rs       when a worker was last heard of on a connection that is shared, and who waits for that
 //!   upstream/multiplex.rs     this thread's connections of HTTP/2, shared by its requests
 //!   upstream/stream_upload.rs the sending half of a stream
 //!   upstream/duplex.rs        a stream of HTTP/2 as a stream of bytes, for a WebSocket

@@ -10,6 +10,7 @@ pub mod duplex;
 pub mod error;
 pub mod exchange;
 pub mod framing;
+pub(crate) mod hearing;
 pub mod idle;
 pub mod lease;
 pub mod multiplex;

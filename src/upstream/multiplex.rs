@@ -5,9 +5,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::poll_fn;
+use std::convert::Infallible;
+use std::future::{pending, poll_fn};
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use crate::config::limits::Limits;
 use crate::scope::Scope;
 use crate::upstream::connection::Connection;
+use crate::upstream::hearing::{Heard, Hearing, SIGN_WITHIN};
 use crate::upstream::idle::PRUNE_EVERY;
 use crate::worker::slot::Slot;
 
@@ -52,6 +54,7 @@ struct Peer {
 struct Line {
     sender: SendRequest<Bytes>,
     pings: tokio::sync::Mutex<Option<PingPong>>,
+    hearing: Rc<Hearing>,
     /// It takes no more requests.
     over: Cell<bool>,
     /// Requests on it.
@@ -61,7 +64,11 @@ struct Line {
 }
 
 /// A request's place on a connection, given up when dropped.
-pub(super) struct Place(Rc<Line>);
+pub(super) struct Place {
+    line: Rc<Line>,
+    /// Its answer has begun.
+    answered: bool,
+}
 
 impl SharedConnections {
     /// None yet. The tasks of `tasks` may outlive the requests, but not the thread.
@@ -89,7 +96,9 @@ impl SharedConnections {
         if let Some(found) = peer.find() {
             return Ok(found);
         }
-        let connection = Connection::connect(&slot.address).await?;
+        let hearing = Hearing::new();
+        let stream = Connection::connect(&slot.address).await?;
+        let connection = Heard { stream, hearing: Rc::clone(&hearing) };
         let (sender, mut connection) = Builder::new()
             .enable_push(false)
             .initial_window_size(limits.window)
@@ -102,6 +111,7 @@ impl SharedConnections {
         let line = Rc::new(Line {
             sender,
             pings: tokio::sync::Mutex::new(connection.ping_pong()),
+            hearing: Rc::clone(&hearing),
             over: Cell::new(false),
             open: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
@@ -110,7 +120,11 @@ impl SharedConnections {
         let driven = Rc::downgrade(&line);
         drop(self.tasks.spawn(async move {
             // Why it ended shows in the requests that were on it.
-            let _ended = connection.await;
+            tokio::select! {
+                biased;
+                _ended = connection => {}
+                never = question(&hearing, &driven) => match never {},
+            }
             if let Some(line) = driven.upgrade() {
                 line.over.set(true);
             }
@@ -183,35 +197,73 @@ impl Peer {
     }
 }
 
+impl Line {
+    /// Completes when the worker answers a PING, or the connection ends.
+    async fn pong(&self) {
+        if let Some(pings) = &mut *self.pings.lock().await {
+            // It is refused where somebody has given up waiting for the last one, whose answer is as good.
+            let _ = pings.send_ping(Ping::opaque());
+            // It fails where the connection does.
+            let _ = poll_fn(|cx| pings.poll_pong(cx)).await;
+        }
+    }
+}
+
+/// Asks the worker of a connection for a sign of life whenever somebody waits, or waited and left, and nothing is heard; where
+/// there is none, nobody else is sent there. Part of the connection's task.
+async fn question(hearing: &Hearing, line: &Weak<Line>) -> Infallible {
+    loop {
+        hearing.doubt().await;
+        let Some(line) = line.upgrade() else { return pending().await };
+        let sign = tokio::time::timeout(SIGN_WITHIN, line.pong()).await;
+        if sign.is_err() && !hearing.is_alive() {
+            line.over.set(true);
+        }
+    }
+}
+
 impl Place {
     fn on(line: &Rc<Line>) -> Self {
         line.open.set(line.open.get() + 1);
-        Self(Rc::clone(line))
+        line.hearing.expect();
+        Self { line: Rc::clone(line), answered: false }
+    }
+
+    /// The answer has begun.
+    pub(super) fn answered(&mut self) {
+        if !std::mem::replace(&mut self.answered, true) {
+            self.line.hearing.answered();
+        }
+    }
+
+    /// The client goes away before its answer is whole.
+    pub(super) fn left(&self) {
+        if self.answered {
+            self.line.hearing.left_in_the_middle();
+        }
     }
 
     /// Whether the worker takes WebSockets on its connection, whose other end `sender` is. It says so in its settings, which come
     /// before anything else it says: on a fresh connection it is asked to say something. Callers bound it. Cancel-safe.
     pub(super) async fn takes_websockets(&self, sender: &SendRequest<Bytes>) -> bool {
-        if !sender.is_extended_connect_protocol_enabled()
-            && let Some(pings) = &mut *self.0.pings.lock().await
-        {
-            // It is refused where somebody has given up waiting for the last one, whose answer is as good.
-            let _ = pings.send_ping(Ping::opaque());
-            // It fails where the connection does.
-            let _ = poll_fn(|cx| pings.poll_pong(cx)).await;
+        if !sender.is_extended_connect_protocol_enabled() {
+            self.line.pong().await;
         }
         sender.is_extended_connect_protocol_enabled()
     }
 
     /// Nobody else is to be sent where this one waited in vain.
     pub(super) fn give_up_connection(&self) {
-        self.0.over.set(true);
+        self.line.over.set(true);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.open.set(self.0.open.get() - 1);
-        self.0.idle_since.set(Instant::now());
+        self.line.open.set(self.line.open.get() - 1);
+        self.line.idle_since.set(Instant::now());
+        if !self.answered {
+            self.line.hearing.left();
+        }
     }
 }

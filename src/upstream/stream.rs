@@ -98,7 +98,8 @@ pub async fn exchange(
     let (mut head_in, stream) = response.into_parts();
     let left = stream_head::check_response(&mut head_in, head.method, &reach.limits.response)
         .map_err(|Malformed(what)| SendError::BadResponse(what))?;
-    let Attempt { upload, mut watch, place, .. } = attempt;
+    let Attempt { upload, mut watch, mut place, .. } = attempt;
+    place.answered();
     if head.upgrade && head_in.status.is_success() {
         if stream.is_end_stream() {
             return Err(SendError::BadResponse("it opens a WebSocket and ends it with the same frame"));

@@ -139,7 +139,8 @@ impl StreamBody {
 impl Drop for StreamBody {
     /// A reset where only the end is missing would make a whole answer a cancelled one to its server.
     fn drop(&mut self) {
-        if let Some(mut transfer) = self.transfer.take().filter(|_| self.left == Some(0)) {
+        let Some(mut transfer) = self.transfer.take() else { return };
+        if self.left == Some(0) {
             transfer.upload = None;
             transfer.watch.be_patient(LATE_END);
             let tasks = transfer.tasks.clone();
@@ -150,6 +151,8 @@ impl Drop for StreamBody {
                 })
                 .await;
             }));
+        } else {
+            transfer.place.left();
         }
     }
 }

@@ -466,6 +466,51 @@ async fn a_worker_that_is_late_stops_or_breaks_its_answer_is_told_apart() {
 }
 
 #[tokio::test]
+async fn a_connection_on_which_nothing_comes_is_given_up_though_no_client_waits_it_out_and_a_slow_worker_keeps_its_own()
+ {
+    const LEAVES: Duration = Duration::from_millis(1200);
+    /// Whether a client that leaves soon is answered.
+    async fn is_answered(edge: &Edge, path: &str) -> bool {
+        let mut client = Connection::open(edge, "a.test", Wire::H1).await;
+        tokio::time::timeout(LEAVES, client.get(path)).await.is_ok_and(|answer| answer.status == 200)
+    }
+    // A connection is not read any more once it is asked for this.
+    let wedged = Http2Origin::start(Builder::new(), |mut link| async move {
+        while let Some(Ok((request, respond))) = link.accept().await {
+            if request.uri().path() == "/wedge" {
+                return std::future::pending().await;
+            }
+            answer(respond, 200, "ok");
+        }
+    })
+    .await;
+    let slow = Http2Origin::answering(|(request, respond): Asked| async move {
+        if request.uri().path() == "/never" {
+            return std::future::pending().await;
+        }
+        answer(respond, 200, "ok");
+    })
+    .await;
+    let (wedged_edge, slow_edge) = (wedged.edge("").await, slow.edge("").await);
+    let gives_up = async {
+        assert!(is_answered(&wedged_edge, "/").await);
+        assert!(!is_answered(&wedged_edge, "/wedge").await);
+        while !is_answered(&wedged_edge, "/").await {}
+        assert_eq!(wedged.accepted(), 2);
+    };
+    let keeps = async {
+        for _ in 0..5 {
+            assert!(!is_answered(&slow_edge, "/never").await);
+        }
+        assert!(is_answered(&slow_edge, "/").await);
+        assert_eq!(slow.accepted(), 1);
+    };
+    tokio::join!(within(PATIENCE, "the connection is given up", gives_up), keeps);
+    wedged_edge.stop().await;
+    slow_edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_connection_that_was_idle_for_long_is_closed_and_the_next_request_has_another() {
     let (report, mut ended) = mpsc::unbounded_channel();
     let origin = Http2Origin::start(Builder::new(), move |mut link| {
