@@ -78,6 +78,7 @@
 //!   config/scalar.rs       P  sizes, durations, addresses: each parses itself and says what it wanted
 //!   config/care.rs         P  how workers are limited, asked for their health and recycled
 //!   config/acme.rs         P  how certificates are obtained, and names proven
+//!   config/trusted.rs      P  certificates trusted because the operator's file holds them
 //!   config/networks.rs     P  networks of addresses, and whether an address is in one
 //!   config/limits.rs       P  deadlines and bounds of connections and requests
 //!   config/model.rs        P  the checked configuration: a value of these types holds no nonsense

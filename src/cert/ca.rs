@@ -71,8 +71,8 @@ impl Ca {
         if let Some(client) = self.client.get() {
             return Ok(client.clone());
         }
-        let client = CaClient::new(settings.ca_root.as_deref(), provider, Arc::clone(clock))
-            .map_err(|error| Failure::new(Class::Action, Report(&error).to_string()))?;
+        let client = CaClient::new(settings.ca_root.as_ref(), provider, Arc::clone(clock))
+            .map_err(|error| Failure::new(Class::Transient, Report(&error).to_string()))?;
         Ok(self.client.get_or_init(|| client).clone())
     }
 

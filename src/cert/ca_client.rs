@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,14 +19,13 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 use serde::de::Error as _;
 
 use crate::cert::failure::{Answer, short};
 use crate::clock::Clock;
+use crate::config::trusted::Trusted;
 
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// Challenges whose names are kept; an attempt needs one.
@@ -59,13 +57,8 @@ pub struct Fetched {
 
 /// The client could not be set up.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum ClientError {
-    #[error("cannot read certificates from {path} (`acme.ca_root`): {reason}")]
-    Root { path: String, reason: String },
-    #[error("TLS towards the CA cannot be set up")]
-    Tls(#[from] rustls::Error),
-}
+#[error("TLS towards the CA cannot be set up")]
+pub struct ClientError(#[from] rustls::Error);
 
 /// The CA answered, and refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -116,16 +109,16 @@ impl Refusal {
 }
 
 impl CaClient {
-    /// A client that trusts the certificates in `root`, or the system's where there is none.
+    /// A client that trusts `root`, or the system's where there is none.
     pub fn new(
-        root: Option<&Path>,
+        root: Option<&Trusted>,
         provider: &Arc<CryptoProvider>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ClientError> {
         let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_safe_default_protocol_versions()?;
         let config = match root {
-            Some(path) => builder.with_root_certificates(roots_in(path)?).with_no_client_auth(),
+            Some(root) => builder.with_root_certificates(root.roots()).with_no_client_auth(),
             None => match rustls_platform_verifier::Verifier::new(Arc::clone(provider)) {
                 Ok(verifier) => builder
                     .dangerous()
@@ -275,16 +268,6 @@ async fn whole(response: Response<Incoming>) -> Result<Response<Bytes>, CallErro
     let (parts, body) = response.into_parts();
     let body = Limited::new(body, BODY_LIMIT).collect().await.map_err(CallError::Body)?;
     Ok(Response::from_parts(parts, body.to_bytes()))
-}
-
-fn roots_in(path: &Path) -> Result<RootCertStore, ClientError> {
-    let fail = |reason: String| ClientError::Root { path: path.display().to_string(), reason };
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| fail(error.to_string()))? {
-        let certificate = certificate.map_err(|error| fail(error.to_string()))?;
-        roots.add(certificate).map_err(|error| fail(error.to_string()))?;
-    }
-    if roots.is_empty() { Err(fail("it holds no certificate".to_owned())) } else { Ok(roots) }
 }
 
 /// What the library does not read of an authorization.

@@ -6,15 +6,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 
 use crate::cert::store_error::{FileError, StoreError};
 use crate::config::model::{ClientAuth, ClientAuthMode, Config};
+use crate::config::trusted::Trusted;
 use crate::durable;
 use crate::name::AppName;
 use crate::report::Report;
@@ -96,16 +94,8 @@ fn verifier(
     mode: ClientAuthMode,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let mut roots = RootCertStore::empty();
-    for (position, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
-        let certificate = certificate.map_err(|error| format!("it is not valid PEM ({error})"))?;
-        let added = roots.add(certificate);
-        added.map_err(|error| format!("certificate {} of it cannot be trusted ({error})", position + 1))?;
-    }
-    if roots.is_empty() {
-        return Err("it holds no certificate".to_owned());
-    }
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+    let roots = Arc::new(Trusted::parse(pem)?.roots());
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
     let builder = match mode {
         ClientAuthMode::Require => builder,
         ClientAuthMode::Request => builder.allow_unauthenticated(),

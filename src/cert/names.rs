@@ -57,20 +57,31 @@ impl Cas {
         // Told from another key by its digest: these settings are kept with the history of a name.
         let bound = acme.eab.as_ref().map(|eab| {
             let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &eab.hmac_key);
-            let start: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-            format!("{} {start}", eab.kid)
+            format!("{} {}", eab.kid, start_of(digest))
+        });
+        // Without one nothing is said of it, as ever: the records of those who have none stay good.
+        let trusted = acme.ca_root.as_ref().map(|root| {
+            let mut all = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+            root.certificates().for_each(|certificate| all.update(certificate));
+            format!(" {}", start_of(all.finish()))
         });
         let settings = format!(
-            "{} {} {:?} {} {:?} {:?}",
+            "{} {} {:?} {} {:?} {:?}{}",
             acme.email.as_deref().unwrap_or("-"),
             acme.profile.as_deref().unwrap_or("-"),
             acme.challenges,
             bound.as_deref().unwrap_or("-"),
             acme.key_type,
             acme.dns,
+            trusted.unwrap_or_default(),
         );
         Arc::new(Self { ids, settings })
     }
+}
+
+/// Enough of it to tell one from the next.
+fn start_of(digest: aws_lc_rs::digest::Digest) -> String {
+    digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Tells a name from every other one of this run, also from an earlier one of the same spelling.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::trusted::Trusted;
 use crate::name::{HostName, HostPattern};
 
 /// How certificates are obtained from a CA (RFC 8555).
@@ -16,8 +17,8 @@ pub struct Acme {
     pub directory: String,
     /// Those of the CAs that are asked where it fails.
     pub fallbacks: Vec<String>,
-    /// PEM file trusted for the CA's own HTTPS instead of the system's roots.
-    pub ca_root: Option<PathBuf>,
+    /// What is trusted for the CA's own HTTPS instead of the system's roots.
+    pub ca_root: Option<Trusted>,
     /// Kind of key in new certificates.
     pub key_type: KeyType,
     /// How names are proven to be ours, the preferred kind first; never empty.

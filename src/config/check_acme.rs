@@ -7,7 +7,7 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::config::check_dns::dns;
-use crate::config::context::{readable_file, secret};
+use crate::config::context::{secret, trusted};
 use crate::config::model::{Acme, ChallengeKind, Eab, KeyType, Listen};
 use crate::config::section::{Section, Value};
 
@@ -27,7 +27,7 @@ pub(super) fn is_lets_encrypt(directory: &str) -> bool {
 /// The keys below `acme`, with the top's `email`.
 pub(super) fn acme(root: &Section<'_>, base: &Path, listen: &Listen) -> Acme {
     let section = root.section("acme");
-    let ca_root = section.get("ca_root").and_then(|value| readable_file(&value, base));
+    let ca_root = section.get("ca_root").and_then(|value| trusted(&value, base));
     let mut directories = section
         .get_or_default("ca")
         .map(|value| value.items())

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use crate::config::model::Acme;
 use crate::config::section::{Reader, Value};
 use crate::config::surroundings::Surroundings;
+use crate::config::trusted::Trusted;
 
 /// Longest file with a key.
 const LONGEST_SECRET: u64 = 4096;
+/// Longest file with certificates.
+const LONGEST_CERTIFICATES: u64 = 1 << 20;
 
 /// What reading an app needs besides its section.
 pub(super) struct AppContext<'c> {
@@ -54,6 +57,22 @@ pub(super) fn secret(value: &Value<'_>, base: &Path) -> Option<String> {
             None
         }
     }
+}
+
+/// The certificates of a file, each of which can be trusted.
+pub(super) fn trusted(value: &Value<'_>, base: &Path) -> Option<Trusted> {
+    let path = path(value, base)?;
+    let mut pem = Vec::new();
+    let read = read_regular(&path).and_then(|file| file.take(LONGEST_CERTIFICATES + 1).read_to_end(&mut pem));
+    let parsed = match read {
+        Ok(length) if length as u64 > LONGEST_CERTIFICATES => Err("it is longer than 1 MiB".to_owned()),
+        Ok(_) => Trusted::parse(&pem),
+        Err(error) => {
+            value.refuse(format_args!("cannot read `{}`: {}", value.written(), reason(&error)));
+            return None;
+        }
+    };
+    parsed.inspect_err(|why| value.refuse(format_args!("cannot use `{}`: {why}", value.written()))).ok()
 }
 
 /// Opens a file unless it is something else: opening a pipe would wait for a writer, a device would never end.

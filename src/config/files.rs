@@ -39,6 +39,8 @@ fn loaded(text: &str, surroundings: &Surroundings) -> Result<Config, String> {
     let file = dir.path().join("edge.yaml");
     std::fs::write(&file, text).expect("written");
     std::fs::write(dir.path().join("some.file"), "NAME=VALUE\n").expect("written");
+    std::fs::write(dir.path().join("some.pem"), include_bytes!("../../tests/config/files/ca.pem"))
+        .expect("written");
     std::fs::write(dir.path().join("some.key"), "aHVudGVyMg==\n").expect("written");
     std::fs::write(dir.path().join("tsig.key"), "c2l4dGVlbiBieXRlcyBvcg==\n").expect("written");
     let here = |text: String| text.replace(&*dir.path().to_string_lossy(), "DIR");
@@ -170,7 +172,8 @@ fn every_key_of_the_table_changes_something() {
     let other = |path: &str| match path {
         "email" => "a@b.example",
         "acme.ca" => "letsencrypt-staging",
-        "acme.ca_root" | "apps.NAME.env_file" => "some.file",
+        "acme.ca_root" => "some.pem",
+        "apps.NAME.env_file" => "some.file",
         "acme.key_type" => "p384",
         "acme.challenges" => "[tls-alpn-01]",
         "acme.profile" => "tlsserver",

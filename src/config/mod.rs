@@ -28,6 +28,7 @@ pub mod raw;
 pub mod scalar;
 pub mod section;
 pub mod surroundings;
+pub mod trusted;
 
 #[cfg(test)]
 mod files;

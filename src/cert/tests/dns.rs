@@ -7,7 +7,7 @@ use super::ca::pebble::Terms;
 use super::ca::stub::{Fault, ISSUER, Step};
 use super::knot::Knot;
 use super::lab::{Lab, Logged, Running, local, valid};
-use super::setup::{LOCAL, app, host};
+use super::setup::{LOCAL, app, host, trusted};
 use super::zone::Zone;
 use crate::cert::dns_ask::ask;
 use crate::cert::dns_message::{About, name};
@@ -450,7 +450,7 @@ async fn a_real_ca_issues_a_wildcard_over_a_program_that_publishes() {
         let mut config = lab.config(&[]);
         config.apps = vec![app("a", &["*.a.example.com", "b.example.com"], Tls::Acme)];
         config.acme.directory = pebble.directory();
-        config.acme.ca_root = Some(pebble.root());
+        config.acme.ca_root = trusted(&pebble.root());
         config.acme.challenges = vec![ChallengeKind::Dns01];
         config.acme.dns.publish = Some(Publish::Exec { program: pebble.hook(":"), arguments: Vec::new() });
         config.acme.dns.resolvers = vec![pebble.dns()];

@@ -1,10 +1,16 @@
 //! Whatever breaks between edge and a CA, the order goes on, and there is one certificate.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::ca::stub::{Ari, Fault, STEPS, Step};
 use super::lab::{DAY, HOUR, Lab, Running, local, valid};
-use crate::config::model::Config;
+use super::setup::{config, trusted};
+use crate::cert::failure::{Class, Failure};
+use crate::cert::history::History;
+use crate::cert::names::Cas;
+use crate::cert::schedule::Certificate;
+use crate::config::model::{Acme, Config};
+use crate::config::trusted::Trusted;
 use crate::telemetry::status::CertificateState;
 
 /// Every way a request can go wrong, at every step of an order; and a handshake that breaks, before each.
@@ -133,6 +139,27 @@ async fn a_slow_ca_is_waited_for() {
     .await;
 }
 
+#[test]
+fn a_root_that_was_mended_is_another_setting_so_that_its_failures_are_forgotten() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut acme = config(dir.path(), Vec::new()).acme;
+    let none = Cas::of(&acme).settings.clone();
+    let pem = include_str!("../../../tests/config/files/ca.pem");
+    let with = |acme: &mut Acme, pem: &str| {
+        acme.ca_root = Some(Trusted::parse(pem.as_bytes()).expect("certificates"));
+        Cas::of(acme).settings.clone()
+    };
+    let (one, two) = (with(&mut acme, pem), with(&mut acme, &format!("{pem}{pem}")));
+    assert!(one.starts_with(&none) && one != none && two != one, "{none}\n{one}\n{two}");
+    let failure = Failure::new(Class::Action, "cannot be used");
+    let mut history = History { settings: Some(none), ..History::default() };
+    history.failures.insert(failure.class, 3);
+    history.next_attempt = Some(SystemTime::UNIX_EPOCH + DAY);
+    let mut name = Certificate::found(None, history, &mut fastrand::Rng::with_seed(7));
+    name.settle(&one);
+    assert_eq!((name.history().failures.len(), name.history().next_attempt), (0, None));
+}
+
 #[tokio::test]
 async fn another_ca_is_asked_when_the_first_is_away_and_the_first_again_afterwards() {
     local(async {
@@ -144,7 +171,7 @@ async fn another_ca_is_asked_when_the_first_is_away_and_the_first_again_afterwar
             [lab.stub.root(), other.stub.root()].map(|file| std::fs::read_to_string(file).expect("read"));
         let both = lab.storage.path().join("roots.pem");
         std::fs::write(&both, roots.concat()).expect("written");
-        config.acme.ca_root = Some(both);
+        config.acme.ca_root = trusted(&both);
         // The other one validates where this manager answers.
         (other.stub.books().http, other.stub.books().tls) = (lab.http, lab.tls);
         for _ in 0..3 {

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
 
 use super::ca::stub::{Step, Stub};
-use super::setup::{LOCAL, SetClock, app, config, provider};
+use super::setup::{LOCAL, SetClock, app, config, provider, trusted};
 use crate::cert::challenge::Challenges;
 use crate::cert::driver::Seams;
 use crate::cert::issuer::AcmeIssuer;
@@ -88,7 +88,7 @@ impl Lab {
     pub(super) fn config(&self, domains: &[&str]) -> Config {
         let mut config = config(&self.storage.path().join("store"), vec![app("api", domains, Tls::Acme)]);
         config.acme.directory = self.stub.directory();
-        config.acme.ca_root = Some(self.stub.root());
+        config.acme.ca_root = trusted(&self.stub.root());
         config
     }
 

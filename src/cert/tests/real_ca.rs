@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::ca::pebble::{Pebble, Terms};
 use super::knot::Knot;
 use super::lab::{HOUR, Logged, MINUTE, Running, answer_http01, answer_tls, local, pass, start, valid};
-use super::setup::{LOCAL, SetClock, app, config, host, lasting, pattern, provider};
+use super::setup::{LOCAL, SetClock, app, config, host, lasting, pattern, provider, trusted};
 use crate::cert::ca_id::CaId;
 use crate::cert::challenge::Challenges;
 use crate::cert::self_check::SelfCheck;
@@ -49,7 +49,7 @@ impl Rig {
     fn config(&self, domains: &[&str]) -> Config {
         let mut config = config(&self.storage.path().join("store"), vec![app("api", domains, Tls::Acme)]);
         config.acme.directory = self.pebble.directory();
-        config.acme.ca_root = Some(self.pebble.root());
+        config.acme.ca_root = trusted(&self.pebble.root());
         config.acme.email = Some("ops@example.com".to_owned());
         config
     }

@@ -16,6 +16,7 @@ use crate::config::model::{
     AccessLog, Acme, Address, App, Backend, Before, ChallengeKind, Config, Dns, KeyType, Listen, Log,
     LogFormat, LogLevel, PlainHttp, Queue, Sticky, Timeouts, Tls,
 };
+use crate::config::trusted::Trusted;
 use crate::name::{HostName, HostPattern};
 use crate::telemetry::status::{CertificateStatus, OrderCounts};
 
@@ -81,6 +82,11 @@ pub(super) fn app(name: &str, domains: &[&str], tls: Tls) -> Arc<App> {
         protocol: crate::config::model::Protocol::Http1,
         sticky: Sticky::None,
     })
+}
+
+/// What a CA of the tests wants to be trusted by.
+pub(super) fn trusted(root: &Path) -> Option<Trusted> {
+    Some(Trusted::parse(&std::fs::read(root).expect("a file")).expect("certificates"))
 }
 
 pub(super) fn config(storage: &Path, apps: Vec<Arc<App>>) -> Config {
