@@ -304,9 +304,9 @@ fn redirect_to(section: &Section<'_>, domains: &[HostPattern]) -> Option<HostNam
     let value = section.own("redirect_to")?;
     let name =
         value.parse(|text| HostName::parse(text).map_err(|error| format!("is not a host name: {error}")))?;
-    // One that could not be read may be it.
+    // One that could not be read may be it; where there is none, that has been said.
     let written = section.own("domains").map_or(0, |value| value.items().len());
-    if domains.len() == written && !domains.contains(&HostPattern::Exact(name.clone())) {
+    if written > 0 && domains.len() == written && !domains.contains(&HostPattern::Exact(name.clone())) {
         value.refuse(format_args!("`{}` is not one of this app's `domains`", value.written()));
     }
     Some(name)

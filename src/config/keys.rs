@@ -61,6 +61,35 @@ pub fn elsewhere(name: &str) -> Option<&'static str> {
     }
 }
 
+/// Words that others use, and edge's own for the same.
+const SYNONYMS: [(&str, &str); 12] = [
+    ("cmd", "command"),
+    ("cwd", "working_dir"),
+    ("directory", "working_dir"),
+    ("env", "environment"),
+    ("http2", "h2c"),
+    ("h2", "h2c"),
+    ("max_body_size", "max_body"),
+    ("memory_max", "max_memory"),
+    ("replicas", "workers"),
+    ("stop_timeout", "stop_grace_period"),
+    ("workdir", "working_dir"),
+    ("working_directory", "working_dir"),
+];
+
+/// Edge's own word for one that others use.
+pub fn synonym(written: &str) -> Option<&'static str> {
+    let lower = written.to_lowercase().replace('-', "_");
+    SYNONYMS.iter().find(|(theirs, _)| *theirs == lower).map(|(_, ours)| *ours)
+}
+
+/// The known word that `written` was probably meant to be: another word for it, or nearly its spelling.
+pub fn meant<'a>(written: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> Option<&'a str> {
+    let ours = synonym(written);
+    let same = known.clone().into_iter().find(|word| Some(*word) == ours);
+    same.or_else(|| nearest(written, known))
+}
+
 /// The known word that `written` was probably meant to be: at most a third of its letters differ.
 pub fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Longer words are no typing mistake, and the distance takes time in the product of the lengths.
@@ -102,6 +131,25 @@ mod tests {
             ("x", None),
         ] {
             assert_eq!(nearest(written, app.iter().copied()), meant, "{written}");
+        }
+    }
+
+    #[test]
+    fn other_words_for_a_key_lead_to_it() {
+        let app = children("apps.NAME");
+        for (written, ours) in [
+            ("stop_timeout", "stop_grace_period"),
+            ("env", "environment"),
+            ("Work-Dir", "working_dir"),
+            ("cmd", "command"),
+        ] {
+            assert_eq!(meant(written, app.iter().copied()), Some(ours), "{written}");
+        }
+        assert_eq!(meant("http2", ["http1", "h2c"]), Some("h2c"));
+        let real = |word: &str| KEYS.iter().any(|key| key.path.rsplit('.').next() == Some(word));
+        for (theirs, ours) in SYNONYMS {
+            assert!(real(ours) || ours == "h2c", "{ours}");
+            assert!(!real(theirs), "{theirs}");
         }
     }
 

@@ -137,6 +137,17 @@ pub fn size_in_words(bytes: u64) -> String {
     whole.map_or_else(|| format!("{bytes} B"), |(unit, name)| format!("{} {name}", bytes / unit))
 }
 
+/// About how many, in the unit that leaves at most three digits before the point.
+pub fn size_about(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 4] =
+        [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "KB")];
+    let unit = UNITS.iter().find(|(unit, _)| bytes >= *unit);
+    unit.map_or_else(
+        || format!("{bytes} bytes"),
+        |(unit, name)| format!("{:.1} {name}", bytes as f64 / *unit as f64),
+    )
+}
+
 /// `true` or `false`; YAML 1.1's `yes`, `no`, `on` and `off` are mistakes more often than meant.
 pub fn boolean(text: &str) -> Result<bool, ScalarError> {
     text.parse().map_err(|_| ScalarError::Boolean)
@@ -328,6 +339,15 @@ mod tests {
         }
         for text in ["", "KB", "-1", "1.5MB", "1 MB", "1M", "99999999TB", "1e3"] {
             assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_measured_size_is_told_in_a_unit() {
+        for (bytes, told) in
+            [(512, "512 bytes"), (36_834_304, "36.8 MB"), (1000, "1.0 KB"), (4_000_000_000_000, "4.0 TB")]
+        {
+            assert_eq!(size_about(bytes), told);
         }
     }
 

@@ -143,7 +143,7 @@ impl<'r> Value<'r> {
         let what = format!("`{}` is not one of {}", text.written, words.join(", "));
         // What was meant by a replaced variable is not for the log: it could be anything.
         let meant = (text.written == text.value)
-            .then(|| keys::nearest(&text.value, choices.iter().map(|(word, _)| *word)))
+            .then(|| keys::meant(&text.value, choices.iter().map(|(word, _)| *word)))
             .flatten();
         self.reader.refuse(self.at, &self.path, what, meant.map(did_you_mean));
         None
@@ -229,7 +229,7 @@ impl<'r> Section<'r> {
         let known = keys::children(&self.pattern);
         let meant = |entry: &Entry| {
             let is_known = known.contains(&&*entry.key);
-            keys::nearest(&entry.key, known.iter().copied()).filter(|_| !is_known)
+            keys::meant(&entry.key, known.iter().copied()).filter(|_| !is_known)
         };
         let entries = self.layers[0].entries.iter();
         if !entries.filter_map(meant).any(|meant| keys.contains(&meant)) {
@@ -330,9 +330,10 @@ impl<'r> Section<'r> {
                     self.refuse_own_in_defaults(layer, entry);
                     continue;
                 }
-                let help = match keys::nearest(&entry.key, known.iter().copied()) {
+                let help = match keys::meant(&entry.key, known.iter().copied()) {
                     Some(meant) => Some(did_you_mean(meant)),
-                    None => keys::elsewhere(&entry.key).map(|place| format!("there is `{place}`")),
+                    None => keys::elsewhere(keys::synonym(&entry.key).unwrap_or(&entry.key))
+                        .map(|place| format!("there is `{place}`")),
                 };
                 self.reader.refuse(entry.at, &join(&layer.path, &entry.key), "unknown key", help);
             }
