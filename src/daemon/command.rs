@@ -24,6 +24,9 @@ use crate::worker::adapter::{self, Plan, Wire};
 use crate::worker::environment::inherited;
 use crate::worker::runnable::{self, View};
 
+/// With less no program runs.
+const LEAST_MEMORY: u64 = 1_000_000;
+
 /// Why a subcommand has nothing to print.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -117,7 +120,7 @@ pub fn explain(config: &Config, name: &str) -> Result<String, CommandError> {
     }))
 }
 
-/// What keeps the app's commands from being run, as this process sees the files. Only warned of: `before_start` may make a program,
+/// What keeps the app's commands from being run, as this process sees the files, or its workers from living. Only warned of: `before_start` may make a program,
 /// and whoever runs edge may see more.
 fn warnings(spec: &WorkerSpec, plan: &Plan) -> Vec<String> {
     let view = View::new(spec, spec.environment.get("PATH"));
@@ -125,6 +128,13 @@ fn warnings(spec: &WorkerSpec, plan: &Plan) -> Vec<String> {
     let first = first.and_then(|program| view.obstacle(program));
     let mut warnings: Vec<String> =
         first.iter().map(|obstacle| format!("`before_start`: {obstacle}")).collect();
+    for (key, limit) in [("max_memory", spec.recycle.max_memory), ("memory_limit", spec.memory_limit)] {
+        if let Some(bytes) = limit.filter(|bytes| *bytes < LEAST_MEMORY) {
+            warnings.push(format!(
+                "`{key}` is {bytes} bytes, less than any worker needs: without a unit a size is in bytes, write such as `{key}: 512MB`"
+            ));
+        }
+    }
     if let Some(obstacle) = runnable::obstacle(spec, plan) {
         let made = if spec.before_start.is_empty() { "" } else { ", unless `before_start` sees to that" };
         warnings.push(format!("{obstacle}{made}"));

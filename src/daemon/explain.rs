@@ -74,10 +74,10 @@ pub fn explain(worker: &Worker<'_>) -> String {
 }
 
 /// The output of `edge check` for a configuration without problems: each app with its final command line, or where its
-/// requests go.
+/// requests go; last the verdict, which is what a terminal shows of a long list.
 pub fn check(apps: &[Checked<'_>]) -> String {
     let width = apps.iter().map(|checked| checked.app.len()).max().unwrap_or(0);
-    let mut out = String::from("ok\n");
+    let mut out = String::new();
     for Checked { app, line, notes, warnings } in apps {
         let _ = writeln!(out, "{app:<width$}  {line}");
         for note in *notes {
@@ -87,6 +87,11 @@ pub fn check(apps: &[Checked<'_>]) -> String {
             let _ = writeln!(out, "{:width$}  warning: {}", "", one_line(warning));
         }
     }
+    out.push_str(&match apps.iter().map(|checked| checked.warnings.len()).sum::<usize>() {
+        0 => "ok\n".to_owned(),
+        1 => "ok, 1 warning\n".to_owned(),
+        more => format!("ok, {more} warnings\n"),
+    });
     out
 }
 
@@ -159,7 +164,8 @@ mod tests {
         ];
         assert_eq!(
             check(&apps),
-            "ok\napi     uvicorn main:app\n        note: PORT is replaced\n        warning: PORT is replaced\nlegacy  upstream 10.0.0.7:80\n"
+            "api     uvicorn main:app\n        note: PORT is replaced\n        warning: PORT is replaced\nlegacy  upstream 10.0.0.7:80\nok, 1 warning\n"
         );
+        assert_eq!(check(&apps[1..]), "legacy  upstream 10.0.0.7:80\nok\n");
     }
 }

@@ -220,6 +220,9 @@ fn a_command_with_placeholders_keeps_its_own_address() {
 fn what_is_replaced_or_cannot_work_is_said() {
     for (command, part) in [
         ("gunicorn a:b -b :80", "`-b :80` is replaced"),
+        ("uvicorn a:b --port 8000", "`--port 8000` is replaced"),
+        ("granian a:b --port=8000", "`--port 8000` is replaced"),
+        ("uvicorn a:b --reload", "`--reload` is for development"),
         ("./serve --port $PORT", "write `{port}`"),
         ("hypercorn a:b", "serve `hypercorn.middleware.ProxyFixMiddleware(app)`"),
         ("granian a:b", "serve `granian.utils.proxies.wrap_asgi_with_proxy_headers(app"),

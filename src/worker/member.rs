@@ -117,7 +117,9 @@ impl Member {
             return String::new();
         }
         let background = background::told(&self.setup.spec.command);
-        let sentence = background.unwrap_or_else(|| "a worker goes on running, in the foreground".to_owned());
+        let sentence = background.unwrap_or_else(|| {
+            "it ended with success: does it go to the background, or is it not a server?".to_owned()
+        });
         format!(": {sentence}")
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::model::Recycle;
+use crate::config::scalar;
 use crate::worker::child::Child;
 use crate::worker::slot::Slot;
 
@@ -69,7 +70,8 @@ async fn memory(limit: Option<u64>, child: &Child, measured: impl Fn(u64)) -> St
         measured(bytes);
         above = if bytes > limit { above + 1 } else { 0 };
         if above == 2 {
-            return format!("it uses {bytes} bytes of memory, more than {limit}");
+            let (used, limit) = (scalar::size_about(bytes), scalar::size_about(limit));
+            return format!("it uses {used} of memory, more than {limit}");
         }
     }
 }

@@ -32,6 +32,17 @@ pub enum Obstacle {
         /// A file that may be meant.
         near: Option<PathBuf>,
     },
+    /// A directory in the place of a program.
+    Directory(PathBuf),
+    /// The user may not enter the directory its workers start in.
+    Start {
+        /// The working directory.
+        working_dir: PathBuf,
+        /// A directory on the way to it, or itself.
+        at: PathBuf,
+        /// Who may not.
+        user: String,
+    },
     /// A file that nobody can run.
     NotExecutable(PathBuf),
     /// A script whose interpreter is not there.
@@ -45,6 +56,8 @@ pub enum Obstacle {
     Closed {
         /// The program, or the interpreter of its script.
         program: PathBuf,
+        /// That script.
+        script: Option<PathBuf>,
         /// A directory on the way to it, or itself.
         at: PathBuf,
         /// Who may not.
@@ -56,8 +69,10 @@ impl Obstacle {
     /// Whether a program in its way cannot be run as things are: an access list may let in whom the mode keeps out.
     pub fn is_certain(&self) -> bool {
         match self {
-            Self::Missing { .. } | Self::NotExecutable(_) | Self::Interpreter { .. } => true,
-            Self::Closed { .. } => false,
+            Self::Missing { .. } | Self::Directory(_) | Self::NotExecutable(_) | Self::Interpreter { .. } => {
+                true
+            }
+            Self::Closed { .. } | Self::Start { .. } => false,
         }
     }
 }
@@ -77,6 +92,17 @@ impl fmt::Display for Obstacle {
                     "`{program}` {place}: install it, write its whole path, or set PATH under `environment`"
                 )
             }
+            Self::Directory(file) => {
+                write!(f, "`{}` is a directory: name the program in it", file.display())
+            }
+            Self::Start { working_dir, at, user } => {
+                let (dir, at) = (working_dir.display(), at.display());
+                write!(f, "{user} may not enter `{at}`")?;
+                if working_dir.as_os_str() != at.to_string().as_str() {
+                    write!(f, ", on the way to `{dir}`")?;
+                }
+                write!(f, ", where its workers start (`working_dir`): open it (`chmod o+x`), or set `user`")
+            }
             Self::NotExecutable(file) => {
                 let file = file.display();
                 write!(f, "`{file}` is no executable file: `chmod +x {file}` makes a program one")
@@ -89,20 +115,29 @@ impl fmt::Display for Obstacle {
                      carriage return: `sed -i 's/\\r$//' {script}` removes them"
                 )
             }
+            Self::Interpreter { script, interpreter } if !interpreter.contains('/') => write!(
+                f,
+                "`{}` is a script for `{interpreter}`, which is not in PATH: install it, or set PATH under `environment`",
+                script.display()
+            ),
             Self::Interpreter { script, interpreter } => write!(
                 f,
                 "`{}` is a script for `{interpreter}`, which does not exist: a virtual environment that was moved has to be made anew",
                 script.display()
             ),
-            Self::Closed { program, at, user } if program == at => {
-                write!(f, "{user} may not run `{}`: open it (`chmod o+rx`), or set `user`", program.display())
+            Self::Closed { program, script, at, user } => {
+                let (named, at_itself) = (program.display(), program == at);
+                if at_itself {
+                    write!(f, "{user} may not run `{named}`")?;
+                } else {
+                    write!(f, "{user} may not enter `{}`, on the way to `{named}`", at.display())?;
+                }
+                if let Some(script) = script {
+                    write!(f, ", the interpreter of `{}`", script.display())?;
+                }
+                let help = if at_itself { "o+rx`)" } else { "o+x`), move the program" };
+                write!(f, ": open it (`chmod {help}, or set `user`")
             }
-            Self::Closed { program, at, user } => write!(
-                f,
-                "{user} may not enter `{}`, on the way to `{}`: open it (`chmod o+x`), move the program, or set `user`",
-                at.display(),
-                program.display()
-            ),
         }
     }
 }
@@ -110,7 +145,10 @@ impl fmt::Display for Obstacle {
 /// What keeps a worker of `spec` from being started by `plan`.
 pub fn obstacle(spec: &WorkerSpec, plan: &Plan) -> Option<Obstacle> {
     match plan.program {
-        Program::Named => View::new(spec, plan.environment.get("PATH")).obstacle(plan.argv.first()?),
+        Program::Named => {
+            let view = View::new(spec, plan.environment.get("PATH"));
+            view.obstacle(plan.argv.first()?).or_else(|| view.start())
+        }
         Program::Edge => None,
     }
 }
@@ -140,11 +178,33 @@ impl<'a> View<'a> {
         self.find(program, DEEPEST).err()
     }
 
+    /// What keeps the worker out of the directory it starts in: edge enters that with its own rights, and then every file is
+    /// out of the worker's reach.
+    fn start(&self) -> Option<Obstacle> {
+        let found = fs::metadata(self.working_dir).ok()?;
+        let (account, working_dir) = (self.account, self.working_dir);
+        match account {
+            // Edge has entered it itself.
+            Account::Own => None,
+            Account::Other { .. } => match self.enter(working_dir, false, &found) {
+                Err(Obstacle::Closed { at, user, .. }) => {
+                    Some(Obstacle::Start { working_dir: working_dir.to_owned(), at, user })
+                }
+                Ok(()) | Err(_) => None,
+            },
+        }
+    }
+
     /// As execvp does it: the first that can be run; where there is none, what is wrong with the first that is there.
     fn find(&self, program: &str, depth: u32) -> Result<(), Obstacle> {
         if program.contains('/') {
             return self.judge(Path::new(program), depth).unwrap_or_else(|| {
-                let place = if program.starts_with('/') {
+                let target = fs::read_link(self.working_dir.join(program));
+                let place = if let Ok(target) = target {
+                    format!("is a link to `{}`, which does not exist", target.display())
+                } else if program.starts_with('~') {
+                    "does not exist: `~` is not expanded, write the whole path".to_owned()
+                } else if program.starts_with('/') {
                     "does not exist".to_owned()
                 } else {
                     format!("does not exist in {}", self.working_dir.display())
@@ -178,6 +238,9 @@ impl<'a> View<'a> {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Some(Ok(())),
             Err(_) => return None,
         };
+        if found.is_dir() {
+            return Some(Err(Obstacle::Directory(file.to_owned())));
+        }
         if !found.is_file() || found.permissions().mode() & 0o111 == 0 {
             return Some(Err(Obstacle::NotExecutable(file.to_owned())));
         }
@@ -187,8 +250,12 @@ impl<'a> View<'a> {
     /// Whether every directory on the way to it lets the user in, and it itself. `relative` begins in the working directory,
     /// which edge has entered with its own rights.
     fn enter(&self, file: &Path, relative: bool, found: &Metadata) -> Result<(), Obstacle> {
-        let closed =
-            |at: &Path, user: String| Obstacle::Closed { program: file.to_owned(), at: at.to_owned(), user };
+        let closed = |at: &Path, user: String| Obstacle::Closed {
+            program: file.to_owned(),
+            script: None,
+            at: at.to_owned(),
+            user,
+        };
         let name = match self.account {
             Account::Own => {
                 return match rustix::fs::access(file, rustix::fs::Access::EXEC_OK) {
@@ -243,13 +310,20 @@ impl<'a> View<'a> {
             script: script.to_owned(),
             interpreter: interpreter.to_owned(),
         };
-        self.judge(Path::new(interpreter), depth - 1).unwrap_or_else(|| Err(missing(interpreter)))?;
+        let told = |obstacle| match obstacle {
+            Obstacle::Closed { program, script: None, at, user } => {
+                Obstacle::Closed { program, script: Some(script.to_owned()), at, user }
+            }
+            other => other,
+        };
+        let judged = self.judge(Path::new(interpreter), depth - 1);
+        judged.unwrap_or_else(|| Err(missing(interpreter))).map_err(told)?;
         // `#!/usr/bin/env python3`, where that is all: with options, or words after it, only `env` knows.
         let looked_up = argument.filter(|_| interpreter.ends_with("/env"));
         match looked_up.filter(|name| !name.starts_with('-') && !name.contains([' ', '\t', '=', '/'])) {
             Some(name) => match self.find(name, depth - 1) {
                 Err(Obstacle::Missing { .. }) => Err(missing(name)),
-                other => other,
+                other => other.map_err(told),
             },
             None => Ok(()),
         }
@@ -352,7 +426,16 @@ mod tests {
         stage.file("windows", "#!/bin/sh\r\necho\r\n", 0o755);
         assert!(stage.says("./windows").contains("Windows' ends of lines"), "{}", stage.says("./windows"));
         stage.file("looked-up", "#!/usr/bin/env no-such-language\n", 0o755);
-        assert!(stage.says("./looked-up").contains("is a script for `no-such-language`"));
+        assert!(
+            stage.says("./looked-up").contains("is a script for `no-such-language`, which is not in PATH"),
+            "{}",
+            stage.says("./looked-up")
+        );
+        stage.file("bin/x", "", 0o755);
+        assert_eq!(stage.says("./bin"), "`DIR/./bin` is a directory: name the program in it");
+        std::os::unix::fs::symlink("/no/such", stage.root.path().join("dangling")).expect("linked");
+        assert_eq!(stage.says("./dangling"), "`./dangling` is a link to `/no/such`, which does not exist");
+        assert_eq!(stage.says("~/run"), "`~/run` does not exist: `~` is not expanded, write the whole path");
         let view = View { search: "/bin".into(), working_dir: stage.root.path(), account: &stage.account };
         assert!(view.obstacle("./moved").is_some_and(|obstacle| obstacle.is_certain()));
     }
@@ -367,6 +450,11 @@ mod tests {
         let closed = "user `www` may not enter `DIR/home`, on the way to `DIR/home/venv/bin/run`: \
                       open it (`chmod o+x`), move the program, or set `user`";
         assert_eq!(stage.says(&script), closed);
+        let outside = stage.file("outside", &format!("#!{script}\n"), 0o755);
+        assert_eq!(
+            stage.says(&outside),
+            closed.replace("bin/run`", "bin/run`, the interpreter of `DIR/outside`")
+        );
         // Of a link, both ends count.
         std::os::unix::fs::symlink(&script, stage.root.path().join("link")).expect("linked");
         assert!(stage.says("./link").starts_with("user `www` may not enter `DIR/home`"));
@@ -380,6 +468,19 @@ mod tests {
         let working_dir = home.join("venv");
         let view = View { search: "/bin".into(), working_dir: &working_dir, account: &stage.account };
         assert_eq!(view.obstacle("bin/run"), None);
+        let start = view.start().expect("closed");
+        let told = start.to_string().replace(&stage.root.path().display().to_string(), "DIR");
+        assert_eq!(
+            told,
+            "user `www` may not enter `DIR/home`, on the way to `DIR/home/venv`, where its workers start (`working_dir`): \
+             open it (`chmod o+x`), or set `user`"
+        );
+        assert!(!start.is_certain());
+        let view = View { working_dir: &home, ..view };
+        assert!(view.start().expect("closed").to_string().contains("home`, where its workers start"));
+        let view = View { working_dir: stage.root.path(), ..view };
+        assert_eq!(view.start(), None);
+        let view = View { working_dir: &working_dir, ..view };
         let absolute = working_dir.join("bin/run").display().to_string();
         assert!(view.obstacle(&absolute).is_some_and(|obstacle| !obstacle.is_certain()));
     }

@@ -20,13 +20,17 @@ impl Draft<'_> {
     /// Every option can be given as `UVICORN_…`; a flag beats the variable of the same name, `UVICORN_UDS` beats
     /// `--host` and `--port`.
     pub(super) fn uvicorn(&mut self) {
+        self.replace(&["--uds", "--fd", "--host", "--port"]);
+        if self.command.has("--reload") {
+            self.notes.push(
+                "`--reload` is for development: a process that watches files stands before the server; `edge reload APP` \
+                 brings new code"
+                    .into(),
+            );
+        }
         match self.wire {
-            Wire::Unix => {
-                self.replace(&["--uds", "--fd"]);
-                self.address("UVICORN_UDS", self.socket.clone());
-            }
+            Wire::Unix => self.address("UVICORN_UDS", self.socket.clone()),
             Wire::Tcp => {
-                self.replace(&["--uds", "--fd", "--host", "--port"]);
                 self.address("UVICORN_HOST", "127.0.0.1");
                 self.address("UVICORN_PORT", self.port.clone());
             }
@@ -145,13 +149,10 @@ impl Draft<'_> {
 
     /// Every option can be given as `GRANIAN_…`; a flag beats the variable of the same name. Keeps idle connections 30 s.
     pub(super) fn granian(&mut self) {
+        self.replace(&["--uds", "--host", "--port"]);
         match self.wire {
-            Wire::Unix => {
-                self.replace(&["--uds"]);
-                self.address("GRANIAN_UDS", self.socket.clone());
-            }
+            Wire::Unix => self.address("GRANIAN_UDS", self.socket.clone()),
             Wire::Tcp => {
-                self.replace(&["--uds", "--host", "--port"]);
                 self.address("GRANIAN_HOST", "127.0.0.1");
                 self.address("GRANIAN_PORT", self.port.clone());
             }
