@@ -197,6 +197,7 @@ impl<S: Client + 'static> Talk<S> {
     /// Answers what came. An error is an end of the connection, not of the request.
     async fn answer(&mut self, next: Next) -> Result<(), End> {
         let (conn, plane) = (Rc::clone(&self.conn), Rc::clone(&self.plane));
+        conn.count_request();
         let (asked, persistent, Reply { response, switch }) = match next {
             Next::Refusal(refused) => {
                 let (parts, error) = *refused;
@@ -491,4 +492,4 @@ impl Answer {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

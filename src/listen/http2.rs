@@ -99,10 +99,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
             Step::Draining | Step::Serving => {}
         }
         loop {
-            let moved = self.connection.poll(cx, &self.streams, &self.conn);
-            if !self.meter.is_blocked() && !matches!(moved, Poll::Ready(Err(_))) {
-                self.streams.written();
-            }
+            let moved = self.advance(cx);
             if moved.is_ready() {
                 return moved;
             }
@@ -119,12 +116,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
         }
     }
 
+    /// Moves what can be moved, and tells the answers where all of it has left.
+    fn advance(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        let moved = self.connection.poll(cx, &self.streams, &self.conn);
+        if !self.meter.is_blocked() && !matches!(moved, Poll::Ready(Err(_))) {
+            self.streams.written();
+        }
+        moved
+    }
+
     /// At an abort: what is on its way gets one turn, and WebSockets time to say why they end.
     fn poll_parting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         if !std::mem::replace(&mut self.parting, true) {
             self.deadline.set(FAREWELL);
         }
-        if let Poll::Ready(outcome) = self.connection.poll(cx, &self.streams, &self.conn) {
+        if let Poll::Ready(outcome) = self.advance(cx) {
             return Poll::Ready(outcome);
         }
         // What the last one said is written by now.
@@ -241,3 +247,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //! nothing of what a client reads: they may have room for all of an answer.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -17,7 +18,6 @@ const ROOM: usize = 256 * 1024;
 const TURNS: u64 = 4;
 
 /// The answers of one connection.
-#[derive(Default)]
 pub struct Outflow {
     /// Bytes since the socket had last taken all of it.
     handed: Cell<usize>,
@@ -28,11 +28,24 @@ pub struct Outflow {
     /// Those that wait for room.
     waiting: RefCell<Vec<Waker>>,
     /// Requests whose answers were handed on to their ends since then.
-    #[expect(clippy::vec_box, reason = "they come boxed, and go on so")]
-    whole: RefCell<Vec<Box<Entry>>>,
+    whole: RefCell<VecDeque<Box<Entry>>>,
+    /// Most of them.
+    most: usize,
 }
 
 impl Outflow {
+    /// No answers yet, on a connection of so many streams at once.
+    pub fn new(streams: u32) -> Self {
+        Self {
+            handed: Cell::new(0),
+            moved: Cell::new(0),
+            sending: Cell::new(0),
+            waiting: RefCell::default(),
+            whole: RefCell::default(),
+            most: streams as usize,
+        }
+    }
+
     /// To be called when the socket has taken all that it was given: there is room again, and whole answers have left.
     pub fn written(&self) {
         self.handed.set(0);
@@ -40,9 +53,14 @@ impl Outflow {
         self.whole.borrow_mut().clear();
     }
 
-    /// The answer to this request was handed on to its end.
+    /// The answer to this request was handed on to its end. Where more wait to leave than there may be streams, the first of them is
+    /// told as sent: a client that takes nothing and resets what was answered has a stream for the next, as often as it likes.
     pub fn end(&self, entry: Option<Box<Entry>>) {
-        self.whole.borrow_mut().extend(entry);
+        let mut whole = self.whole.borrow_mut();
+        whole.extend(entry);
+        if whole.len() > self.most {
+            drop(whole.pop_front());
+        }
     }
 }
 

@@ -42,7 +42,8 @@ pub struct Streams {
 impl Streams {
     /// None yet. `scope` waits for those that wait, which is done by tasks of `standby`.
     pub fn new(conn: Rc<ConnInfo>, plane: Rc<Plane>, scope: Scope, standby: Standby<Stream>) -> Self {
-        Self { conn, plane, scope, standby, tunnels: Tunnels::default(), outflow: Rc::default() }
+        let outflow = Rc::new(Outflow::new(plane.reach.limits.streams));
+        Self { conn, plane, scope, standby, tunnels: Tunnels::default(), outflow }
     }
 
     /// To be called when the socket has taken all that it was given: there is room again.
@@ -60,6 +61,8 @@ impl Streams {
     /// A connection's requests are read many at a time, and the head of each is worth a hundred times what it took to send. One
     /// that is refused for what it says, or because its client asks for too much, must not wait for a task with it.
     pub fn begin(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        // One that its client has reset already is asked of nobody, and counts.
+        self.conn.count_request();
         self.standby.begin(Stream(Phase::Asking(boxed(|| self.ask(request, respond)))), &self.scope);
     }
 }

@@ -60,13 +60,16 @@ impl Body {
         }
     }
 
-    /// The request's entry, where the connection was given all of the answer: it is written once that has left.
+    /// The request's entry, where the connection was given all of the answer: it is written once that has left, and holds nothing
+    /// of its client's until then.
     pub fn settle(&mut self) -> Option<Box<Entry>> {
         if !http_body::Body::is_end_stream(self) {
             return None;
         }
         self.finish();
-        self.entry.take()
+        let mut entry = self.entry.take()?;
+        entry.leave();
+        Some(entry)
     }
 
     fn count(&mut self, bytes: usize) {

@@ -23,7 +23,7 @@ pub struct ConnInfo {
     pub tls: Option<TlsInfo>,
     /// Requests open now; the connection's time-outs depend on it.
     pub open: Rc<Cell<u32>>,
-    /// Requests ever begun.
+    /// Requests that ever came, whatever became of them.
     pub requests: Cell<u64>,
     /// Those of them whose client wanted no answer any more before it began.
     pub taken_back: Cell<u64>,
@@ -64,6 +64,11 @@ impl ConnInfo {
         }
     }
 
+    /// One more request came.
+    pub fn count_request(&self) {
+        self.requests.set(self.requests.get() + 1);
+    }
+
     /// The same, which came in by this port of edge's, whatever its relay says of the client's own connection.
     pub fn through(self, entrance: u16) -> Self {
         Self { entrance, ..self }
@@ -87,7 +92,6 @@ impl OpenRequest {
     /// One more.
     pub fn on(conn: &ConnInfo) -> Self {
         conn.open.set(conn.open.get() + 1);
-        conn.requests.set(conn.requests.get() + 1);
         Self(Rc::clone(&conn.open))
     }
 }

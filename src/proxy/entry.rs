@@ -90,8 +90,13 @@ impl Entry {
     /// From now on it is a WebSocket, which is open for hours: its place is given back, because it counts as a connection, and
     /// how long it takes says nothing of requests.
     pub fn become_tunnel(&mut self) {
-        self.in_flight = None;
+        self.leave();
         self.is_tunnel = true;
+    }
+
+    /// No worker has to do with it any more: its place is given back, however long the client is about taking the answer.
+    pub fn leave(&mut self) {
+        self.in_flight = None;
     }
 
     /// Who ended a connection that ended too early.

@@ -6,7 +6,9 @@ use nix::sys::signal::Signal;
 
 use crate::support::client::{Connection, PATIENCE, Wire, empty, next_chunk, raw};
 use crate::support::edge::Setup;
-use crate::support::h2::{DATA, END_STREAM, FLOW, GOAWAY, H2, RST_STREAM, get, headers, window_update};
+use crate::support::h2::{
+    DATA, END_STREAM, FLOW, GOAWAY, H2, RST_STREAM, frame, get, headers, request, window_update,
+};
 use crate::support::origin::Origin;
 use crate::support::until;
 
@@ -120,6 +122,49 @@ async fn answers_that_did_not_leave_are_told_in_the_log_as_cut() {
     assert!((arrived.saturating_sub(4)..=arrived).contains(&sent), "{sent} told as sent, {arrived} arrived");
     let cut = "the client was gone before the end of the answer";
     assert!(lines.iter().any(|line| line["status"] == 200 && line["error"] == cut), "{lines:?}");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn answers_that_do_not_leave_hold_no_place_of_their_client_and_are_kept_for_the_log_as_many_as_streams()
+{
+    const STREAMS: usize = 50;
+    const BATCH: u32 = 40;
+    const BATCHES: u32 = 3;
+    let edge = Setup::new()
+        .top(&format!("timeouts: {{write: 60s}}\nlimits: {{streams: {STREAMS}, in_flight_per_client: 60}}"))
+        .app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1")
+        .start()
+        .await;
+    edge.wait_until_up("a").await;
+    let worker = async || edge.status().await["apps"]["a"]["workers"][0].take();
+    let mut client = H2::open(&edge, "a.test", &[(FLOW, 0x7fff_ffff)]).await;
+    // It reads nothing from now on, and this is more than the system takes for it.
+    let large = headers(1, true, &get("a.test", "/bytes/100000000", &[]));
+    client.send([window_update(0, 0x7000_0000), large].concat()).await;
+    until(PATIENCE, "it is asked for", async || (worker().await["requests"] == 1).then_some(())).await;
+    let head = request("HEAD", "a.test", "/json", &[]);
+    for batch in 0..BATCHES {
+        let streams = || (0..BATCH).map(|n| 3 + (batch * BATCH + n) * 2);
+        client.send(streams().flat_map(|stream| headers(stream, true, &head)).collect::<Vec<u8>>()).await;
+        let asked = u64::from(1 + (batch + 1) * BATCH);
+        until(PATIENCE, "all are answered, none is refused", async || {
+            let worker = worker().await;
+            (worker["requests"] == asked && worker["in_flight"] == 1).then_some(())
+        })
+        .await;
+        client
+            .send(
+                streams().flat_map(|stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])).collect::<Vec<u8>>(),
+            )
+            .await;
+    }
+    let told =
+        || edge.log_objects().iter().filter(|line| line["method"] == "HEAD" && line["status"] == 200).count();
+    let beyond = (BATCH * BATCHES) as usize - STREAMS;
+    until(PATIENCE, "no more of them are kept", async || (told() >= beyond).then_some(())).await;
+    assert_eq!(Connection::open(&edge, "a.test", Wire::H2).await.get("/json").await.status, 200);
+    drop(client);
     edge.stop().await;
 }
 

@@ -29,7 +29,7 @@ use crate::upstream::pool::Pool;
 use crate::worker::slot::{Roster, Slot};
 
 #[derive(Default)]
-struct Lines {
+pub(crate) struct Lines {
     records: RefCell<Vec<AccessRecord>>,
     written: Notify,
 }
@@ -42,7 +42,7 @@ impl AccessSink for Lines {
 }
 
 impl Lines {
-    async fn next(&self) -> AccessRecord {
+    pub(crate) async fn next(&self) -> AccessRecord {
         loop {
             if let Some(record) = self.records.borrow_mut().pop() {
                 return record;
@@ -52,15 +52,15 @@ impl Lines {
     }
 }
 
-struct World {
-    plane: Rc<Plane>,
-    lines: Rc<Lines>,
+pub(crate) struct World {
+    pub(crate) plane: Rc<Plane>,
+    pub(crate) lines: Rc<Lines>,
     workers: Vec<TcpListener>,
     tasks: Scope,
 }
 
 /// A plane with one app, `a.test`, on `count` workers that listen and say nothing by themselves.
-async fn world(count: u32) -> World {
+pub(crate) async fn world(count: u32) -> World {
     let second = Duration::from_secs(5);
     let timeouts = Timeouts {
         handshake: second,
