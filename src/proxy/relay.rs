@@ -25,6 +25,8 @@ pub struct Patience {
     pub idle: Duration,
     /// Once one side has ended.
     pub half_closed: Duration,
+    /// The worker's, once its client was gone; none where the end of its connection tells it that.
+    pub parting: Option<Duration>,
 }
 
 /// Why a tunnel ended.
@@ -109,10 +111,11 @@ where
     if let Some(code) = goodbye.filter(|_| down.takes_close()) {
         farewell(client, code, deadline).await;
     }
-    if let End::ClientGone(_) = end {
+    if let (End::ClientGone(_), Some(patience)) = (&end, patience.parting) {
         tokio::select! {
-            () = part(&mut up, client, worker, deadline, patience.half_closed) => {}
+            () = part(&mut up, client, worker, deadline, patience) => {}
             () = &mut aborted => {}
+            () = &mut replaced => {}
         }
     }
     Relayed { to_worker: up.moved, to_client: down.moved, end }

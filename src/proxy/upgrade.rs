@@ -137,8 +137,13 @@ impl Switch {
     pub async fn carry<C: AsyncRead + AsyncWrite + Unpin>(mut self, client: &mut C, plane: &Rc<Plane>) {
         let timeouts = &plane.reach.timeouts;
         let deadline = plane.reach.deadlines.deadline();
-        let replaced = self.worker.lease.slot().streams_ended();
-        let patience = Patience { idle: timeouts.tunnel, half_closed: HALF_CLOSED };
+        let slot = self.worker.lease.slot();
+        let replaced = slot.streams_ended();
+        let parting = match slot.protocol {
+            Protocol::Http1 => None,
+            Protocol::H2c => Some(HALF_CLOSED),
+        };
+        let patience = Patience { idle: timeouts.tunnel, half_closed: HALF_CLOSED, parting };
         let relayed =
             relay(client, &mut self.worker.stream, &deadline, patience, &plane.tunnels, replaced).await;
         let record = &mut self.entry.record;

@@ -3,7 +3,8 @@ use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 use super::*;
 use crate::deadline::Deadlines;
 
-const PATIENCE: Patience = Patience { idle: Duration::from_secs(600), half_closed: Duration::from_secs(30) };
+const PATIENCE: Patience =
+    Patience { idle: Duration::from_secs(600), half_closed: Duration::from_secs(30), parting: None };
 
 /// Relays between the far ends of two pipes while `sides` plays client and worker at the near ends.
 async fn between<T>(
@@ -11,11 +12,12 @@ async fn between<T>(
     size: usize,
     sides: impl AsyncFnOnce(DuplexStream, DuplexStream) -> T,
 ) -> (T, Relayed) {
-    between_until(std::future::pending(), scope, size, sides).await
+    between_until(PATIENCE, std::future::pending(), scope, size, sides).await
 }
 
 /// As [`between`], with a worker that is replaced when `replaced` completes.
 async fn between_until<T>(
+    patience: Patience,
     replaced: impl Future<Output = ()>,
     scope: &Scope,
     size: usize,
@@ -26,7 +28,7 @@ async fn between_until<T>(
     let deadlines = Deadlines::new();
     let deadline = deadlines.deadline();
     let relayed = async {
-        let relayed = relay(&mut client_end, &mut worker_end, &deadline, PATIENCE, scope, replaced).await;
+        let relayed = relay(&mut client_end, &mut worker_end, &deadline, patience, scope, replaced).await;
         drop((client_end, worker_end));
         relayed
     };
@@ -85,15 +87,16 @@ async fn a_client_whose_worker_ends_without_a_word_is_told_to_come_back() {
 async fn a_client_whose_worker_is_replaced_is_told_to_come_back() {
     let token = tokio_util::sync::CancellationToken::new();
     let replaced = token.clone().cancelled_owned();
-    let ((), relayed) = between_until(replaced, &Scope::new(), 1000, async |mut client, mut worker| {
-        worker.write_all(&[0x81, 1, b'a']).await.expect("open");
-        let mut got = vec![0; 3];
-        client.read_exact(&mut got).await.expect("open");
-        token.cancel();
-        client.read_to_end(&mut got).await.expect("open");
-        assert_eq!(got[3..], frames::close(frames::RESTART));
-    })
-    .await;
+    let ((), relayed) =
+        between_until(PATIENCE, replaced, &Scope::new(), 1000, async |mut client, mut worker| {
+            worker.write_all(&[0x81, 1, b'a']).await.expect("open");
+            let mut got = vec![0; 3];
+            client.read_exact(&mut got).await.expect("open");
+            token.cancel();
+            client.read_to_end(&mut got).await.expect("open");
+            assert_eq!(got[3..], frames::close(frames::RESTART));
+        })
+        .await;
     assert!(matches!(relayed.end, End::Replaced), "{relayed:?}");
 }
 
@@ -142,4 +145,34 @@ async fn a_client_that_ignores_the_end_of_its_worker_is_not_waited_for() {
     .await;
     assert!(matches!(relayed.end, End::Idle), "{relayed:?}");
     assert!(started.elapsed() <= Duration::from_secs(32), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_client_was_gone_is_waited_for_where_only_a_stream_ends_and_until_it_is_replaced() {
+    let second = Duration::from_secs(1);
+    for (parting, replaced, lasts) in [
+        (None, None, Duration::ZERO),
+        (Some(30 * second), None, 30 * second),
+        (Some(30 * second), Some(2 * second), 2 * second),
+    ] {
+        let started = tokio::time::Instant::now();
+        let replacing = async {
+            match replaced {
+                Some(after) => tokio::time::sleep(after).await,
+                None => std::future::pending().await,
+            }
+        };
+        let patience = Patience { parting, ..PATIENCE };
+        let (_worker, relayed) =
+            between_until(patience, replacing, &Scope::new(), 1000, async |client, mut worker| {
+                drop(client);
+                worker.write_all(&[0x81, 1, b'a']).await.expect("open");
+                // It says nothing, and does not end.
+                worker
+            })
+            .await;
+        assert!(matches!(relayed.end, End::ClientGone(_)), "{relayed:?}");
+        let took = started.elapsed();
+        assert!(took >= lasts && took <= lasts + 2 * second, "{parting:?} {replaced:?}: {took:?}");
+    }
 }
