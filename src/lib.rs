@@ -64,6 +64,7 @@
 //!   backoff.rs             P  growing delays between restarts
 //!   report.rs              P  one error chain on one line
 //!   clock.rs                  wall time as a seam
+//!   complaint.rs              trouble that may come often and is told once
 //!   deadline.rs               time-outs of the request path without a timer each
 //!   boxed.rs               P  futures in memory of their own, made there
 //!   inflow.rs                 reading without a buffer for each connection
@@ -272,7 +273,7 @@
 //!   listen/outflow.rs         what answers have handed on to a client's HTTP/2 connection   ← proxy, upstream
 //!   listen/stream.rs          one request on a client's HTTP/2 connection, and its answer   ← proxy, upstream
 //!   listen/http2.rs           a client's HTTP/2 connection   ← proxy
-//!   listen/complaint.rs       trouble that may come often and is told once
+//!   listen/complaint.rs       what clients do that operators are told of
 //!   listen/proxy_header.rs P  the PROXY protocol: for whom a load balancer connects
 //!   listen/introduction.rs    that header read off a connection, and nothing more
 //!   listen/handshakes.rs      how many handshakes are under way, and who makes room
@@ -311,6 +312,7 @@
 pub mod backoff;
 pub mod boxed;
 pub mod clock;
+pub mod complaint;
 pub mod deadline;
 pub mod durable;
 pub mod inflow;

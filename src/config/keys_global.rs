@@ -196,7 +196,7 @@ pub(super) const GLOBAL: &[Key] = &[
         "limits.connections",
         Is("auto"),
         Global,
-        "Client connections at once; `auto` is half of the files that may be open, at most 20000. Idle ones go first.",
+        "Client connections at once; `auto` is half of the files that may be open, at most 20000. Idle ones go first. What requests hold that wait for their answers to begin is bounded by one of the longest for each, as `head_size` and `header_fields` allow it, reckoned at 8 KB, 160 bytes a field and its own bytes; 503 beyond, largest first.",
     ),
     key(
         "limits.connections_per_client",

@@ -10,8 +10,9 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::complaint::Complaint;
 use crate::deadline::{Deadline, Spare};
-use crate::listen::complaint::{Complaint, Complaints};
+use crate::listen::complaint::Complaints;
 use crate::listen::handshakes::{Handshake, Handshakes};
 use crate::listen::http1::serve_http1;
 use crate::listen::http2::serve_http2;

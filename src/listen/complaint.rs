@@ -1,36 +1,11 @@
-//! Trouble that may come thousands of times a second and is told once.
+//! What clients do that operators are told of.
 
-use std::cell::Cell;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 use h2::Reason;
 
+use crate::complaint::Complaint;
 use crate::report::Report;
-
-/// Between two lines in the log about the same trouble.
-const EVERY: Duration = Duration::from_secs(1);
-
-/// One kind of trouble of one thread.
-#[derive(Default)]
-pub struct Complaint {
-    told: Cell<Option<Instant>>,
-    untold: Cell<u64>,
-}
-
-impl Complaint {
-    /// It came `times` more; returns how often since it was told last, where it is time to tell.
-    pub fn is_due(&self, times: u64) -> Option<u64> {
-        let untold = self.untold.get() + times;
-        if self.told.get().is_some_and(|told| told.elapsed() < EVERY) {
-            self.untold.set(untold);
-            return None;
-        }
-        self.told.set(Some(Instant::now()));
-        self.untold.set(0);
-        Some(untold)
-    }
-}
 
 /// What a thread's doors and connections may have to complain of.
 #[derive(Default)]

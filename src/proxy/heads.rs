@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 
+use crate::complaint::Complaint;
 use crate::config::limits::Limits;
 
 /// What a request holds while it waits, and what each of its fields adds: as measured, whatever its client sent for it. A field
@@ -10,8 +11,8 @@ use crate::config::limits::Limits;
 const REQUEST: usize = 8 << 10;
 const FIELD: usize = 160;
 
-/// So many heads of one size must still fit: the less room there is, the smaller is the largest that may come, so that those of
-/// browsers pass long after those made to be large do not.
+/// One more is let in where so many of its size fit: the less room there is, the smaller is the largest that may come, so that
+/// those of browsers pass long after those made to be large do not.
 const RESERVE: usize = 128;
 
 /// The least that a thread has for heads.
@@ -22,6 +23,7 @@ const LEAST: usize = 16 << 20;
 pub struct Heads {
     threads: usize,
     held: Cell<usize>,
+    refused: Complaint,
 }
 
 /// The head of a request that waits, until it is dropped.
@@ -34,21 +36,40 @@ pub struct Held<'a> {
 impl Heads {
     /// None yet, in one of so many threads.
     pub fn new(threads: u32) -> Self {
-        Self { threads: threads.max(1) as usize, held: Cell::new(0) }
+        Self { threads: threads.max(1) as usize, held: Cell::new(0), refused: Complaint::default() }
     }
 
-    /// Room for one of so many fields and bytes, where there is enough. All threads together have room for one of the longest for
-    /// each connection that there may be.
+    /// Room for one of so many fields and bytes, where there is enough.
     pub fn hold(&self, fields: usize, bytes: usize, limits: &Limits) -> Option<Held<'_>> {
-        let size = REQUEST + fields * FIELD + bytes;
-        let most = (limits.connections as usize).saturating_mul(limits.head_size) / self.threads;
+        let size = size(fields, bytes);
         let held = self.held.get();
-        if held + size * RESERVE > most.max(LEAST) {
+        if held + size * RESERVE > self.most(limits) {
+            self.tell_refused();
             return None;
         }
         self.held.set(held + size);
         Some(Held { heads: self, size })
     }
+
+    /// What this thread may hold: its share of one of the longest that are allowed for each connection that there may be.
+    fn most(&self, limits: &Limits) -> usize {
+        let longest = size(limits.header_fields, limits.head_size);
+        ((limits.connections as usize).saturating_mul(longest) / self.threads).max(LEAST)
+    }
+
+    fn tell_refused(&self) {
+        if let Some(times) = self.refused.is_due(1) {
+            tracing::warn!(
+                refused = times,
+                "the heads of requests that wait take all the room that `limits.connections`, `limits.head_size` and `limits.header_fields` give them: more are answered 503"
+            );
+        }
+    }
+}
+
+/// At how much one of so many fields and bytes is reckoned.
+fn size(fields: usize, bytes: usize) -> usize {
+    REQUEST + fields * FIELD + bytes
 }
 
 impl Drop for Held<'_> {
@@ -66,7 +87,7 @@ mod tests {
     fn f03_the_less_room_there_is_the_smaller_is_the_largest_head_that_may_wait() {
         let limits = Limits { connections: 4096, ..presets().1 };
         let heads = Heads::new(2);
-        let most = 4096 * limits.head_size / 2;
+        let most = heads.most(&limits);
         let full = |fields, bytes| {
             let held: Vec<_> = std::iter::from_fn(|| heads.hold(fields, bytes, &limits)).collect();
             assert!(heads.held.get() <= most);
@@ -80,6 +101,16 @@ mod tests {
         assert!(heads.hold(100, 500, &limits).is_some(), "there is room again");
         drop(browsers);
         assert_eq!(heads.held.get(), 0);
+    }
+
+    #[test]
+    fn each_connection_may_have_a_request_that_waits_with_a_head_of_a_browser() {
+        let limits = presets().1;
+        let heads = Heads::new(2);
+        // One thread may have more of the connections than the other.
+        let mine = limits.connections as usize * 3 / 5;
+        let held: Vec<_> = std::iter::from_fn(|| heads.hold(40, 4000, &limits)).take(mine).collect();
+        assert_eq!(held.len(), mine);
     }
 
     #[test]
