@@ -111,7 +111,9 @@ fn app_row(name: &str, app: &AppStatus, now: OffsetDateTime, palette: Palette) -
 fn worker_row(worker: &WorkerStatus, now: OffsetDateTime, palette: Palette) -> Vec<Cell> {
     let well = worker.state == WorkerState::Ready;
     let remark = match last_exit(worker, now) {
-        Some(exit) if well => format!("last exit {exit}"),
+        Some(exit) if well => {
+            format!("last {} {exit}", if was_asked(&worker.past) { "failure" } else { "exit" })
+        }
         Some(_) | None => safe(&worker.address),
     };
     vec![
@@ -138,19 +140,30 @@ fn restarts<'a>(pasts: impl Iterator<Item = &'a PastStatus> + Clone, now: Offset
     }
 }
 
-/// How the worker before ended, and when: while it is news, and not where it was asked to go.
+/// How the worker before ended, and when, while it is news; where that was asked to go, how the last one did that failed.
 fn last_exit(worker: &WorkerStatus, now: OffsetDateTime) -> Option<String> {
     let past = &worker.past;
-    let how = past.last_exit.as_deref().filter(|_| past.last_exit_reason.as_deref() != Some("asked"))?;
+    let (how, at) = if was_asked(past) {
+        (&past.last_failure_text, &past.last_failure)
+    } else {
+        (&past.last_exit, &past.last_exit_at)
+    };
+    let how = how.as_deref()?;
     let waits = match worker.state {
         WorkerState::Backoff | WorkerState::Starting => true,
         WorkerState::Suspect | WorkerState::Stopping | WorkerState::Draining | WorkerState::Ready => false,
     };
-    match age(past.last_exit_at.as_deref(), now) {
-        Some(seconds) if waits || seconds < NEWS => Some(format!("{} ago: {}", span(seconds), safe(how))),
+    match age(at.as_deref(), now) {
+        Some(seconds) if (waits && !was_asked(past)) || seconds < NEWS => {
+            Some(format!("{} ago: {}", span(seconds), safe(how)))
+        }
         Some(_) => None,
         None => Some(safe(how)),
     }
+}
+
+fn was_asked(past: &PastStatus) -> bool {
+    past.last_exit_reason.as_deref() == Some("asked")
 }
 
 /// Seconds since a moment; 0 where the clock was set back.
@@ -249,9 +262,11 @@ mod tests {
     fn failed(restarts: u64, seconds_ago: i64, how: &str) -> PastStatus {
         let at = (NOW - time::Duration::seconds(seconds_ago)).format(&Rfc3339).ok();
         PastStatus {
+            after_first: restarts + 2,
             restarts,
             replacements: 2,
             last_failure: at.clone(),
+            last_failure_text: Some(how.to_owned()),
             last_exit: Some(how.to_owned()),
             last_exit_at: at,
             last_exit_reason: Some("exit".to_owned()),
@@ -310,13 +325,26 @@ api   up                           1      1200       64M            0  1 of 1 re
     }
 
     #[test]
-    fn an_end_is_told_while_it_is_news_and_never_where_it_was_asked_for() {
+    fn a_failure_is_told_while_it_is_news_also_after_a_deploy_and_what_was_asked_for_never_is() {
         let ready = |past| last_exit(&WorkerStatus { past, ..worker(0, WorkerState::Ready) }, NOW);
         assert_eq!(ready(failed(1, 3599, "SIGKILL")).as_deref(), Some("59m ago: SIGKILL"));
         assert_eq!(ready(failed(1, 3600, "SIGKILL")), None);
-        let asked =
-            PastStatus { last_exit_reason: Some("asked".to_owned()), ..failed(1, 3, "exit status 0") };
-        assert_eq!(ready(asked), None);
+        let asked = |past| PastStatus {
+            last_exit: Some("exit status 0 after it was asked to stop".to_owned()),
+            last_exit_at: NOW.format(&Rfc3339).ok(),
+            last_exit_reason: Some("asked".to_owned()),
+            ..past
+        };
+        assert_eq!(ready(asked(PastStatus::default())), None);
+        assert_eq!(ready(asked(failed(9, 25, "SIGKILL"))).as_deref(), Some("25s ago: SIGKILL"));
+        assert_eq!(ready(asked(failed(9, 3600, "SIGKILL"))), None);
+        let started = |past| last_exit(&WorkerStatus { past, ..worker(0, WorkerState::Starting) }, NOW);
+        assert_eq!(started(asked(failed(9, 3600, "SIGKILL"))), None, "it starts for another reason");
+        let deployed =
+            WorkerStatus { past: asked(failed(9, 25, "SIGKILL")), ..worker(0, WorkerState::Ready) };
+        let one = app(AppState::Up, vec![deployed]);
+        let text = status(&Status { apps: [("api".to_owned(), one)].into(), ..example() }, NOW, false);
+        assert!(text.contains("  last failure 25s ago: SIGKILL\n"), "{text}");
         let past = failed(1, 7200, "SIGKILL");
         let waiting = WorkerStatus { past: past.clone(), ..worker(0, WorkerState::Backoff) };
         assert_eq!(last_exit(&waiting, NOW).as_deref(), Some("2h ago: SIGKILL"), "there is nothing newer");

@@ -92,7 +92,7 @@ struct Place<'a> {
 /// The places of an app's workers, in which a worker and its successor stand beside each other while one replaces the other.
 fn places(workers: &[WorkerStatus]) -> Vec<Place<'_>> {
     let mut places: BTreeMap<u32, Place<'_>> = BTreeMap::new();
-    let rank = |one: &WorkerStatus| (one.state == WorkerState::Ready, one.past.after_first());
+    let rank = |one: &WorkerStatus| (one.state == WorkerState::Ready, one.past.after_first);
     for one in workers {
         let place = places.entry(one.slot).or_insert(Place { worker: one, in_flight: 0 });
         place.in_flight += one.in_flight;
@@ -189,7 +189,7 @@ impl Page {
         for (app, scale) in apps.iter().filter_map(|(app, status)| Some((app, status.scale?))) {
             self.line("workers_desired", &[("app", app)], scale.target);
         }
-        self.head("worker_exits_total", "counter", "Workers that ended, by reason.");
+        self.head("worker_exits_total", "counter", "Workers that ended or could not be started, by reason.");
         for (app, status) in apps {
             for (reason, count) in &status.worker_exits {
                 self.line("worker_exits_total", &[("app", app), ("reason", reason)], count);
@@ -221,9 +221,21 @@ impl Page {
         for (app, slot, one) in shown() {
             self.line("worker_requests_total", &[("app", app), ("worker", slot)], one.requests);
         }
-        self.head("worker_restarts_total", "counter", "Workers after the first in this place.");
+        self.head(
+            "worker_restarts_total",
+            "counter",
+            "Workers after the first in this place, whatever for: a failure, a deploy, recycling.",
+        );
         for (app, slot, one) in shown() {
-            self.line("worker_restarts_total", &[("app", app), ("worker", slot)], one.past.after_first());
+            self.line("worker_restarts_total", &[("app", app), ("worker", slot)], one.past.after_first);
+        }
+        self.head(
+            "worker_failures_total",
+            "counter",
+            "Workers of this place that failed and were followed by another: RESTARTS of `edge status`.",
+        );
+        for (app, slot, one) in shown() {
+            self.line("worker_failures_total", &[("app", app), ("worker", slot)], one.past.restarts);
         }
         self.head("worker_memory_bytes", "gauge", "Memory of the worker and all it started.");
         for (app, slot, one) in shown().filter(|(_, _, one)| one.pid.is_some()) {
@@ -309,7 +321,7 @@ mod tests {
     use super::*;
     use crate::telemetry::status::{OrderCounts, PastStatus, ScaleStatus};
 
-    fn worker(slot: u32, state: WorkerState, restarts: u64) -> WorkerStatus {
+    fn worker(slot: u32, state: WorkerState, after_first: u64) -> WorkerStatus {
         WorkerStatus {
             slot,
             pid: Some(7),
@@ -321,7 +333,7 @@ mod tests {
             age_s: 5,
             started: Some(105),
             address: "unix:/x".to_owned(),
-            past: PastStatus { restarts, ..PastStatus::default() },
+            past: PastStatus { after_first, restarts: 1, ..PastStatus::default() },
         }
     }
 
@@ -378,6 +390,8 @@ mod tests {
             "edge_http_request_duration_seconds_bucket{app=\"a\",le=\"+Inf\"} 3",
             "edge_http_request_duration_seconds_sum{app=\"a\"} 61.5",
             "edge_worker_exits_total{app=\"a\",reason=\"hang\"} 2",
+            "edge_worker_restarts_total{app=\"a\",worker=\"0\"} 2",
+            "edge_worker_failures_total{app=\"a\",worker=\"0\"} 1",
             "edge_worker_start_timestamp_seconds{app=\"a\",worker=\"0\"} 105",
             "edge_certificate_not_after_timestamp_seconds{certificate=\"*.a.example\"} 86400",
             "edge_certificate_orders_total{certificate=\"*.a.example\",outcome=\"failed\"} 2",
@@ -410,7 +424,7 @@ mod tests {
             let places = places(&workers);
             assert_eq!(places.iter().map(|place| place.worker.slot).collect::<Vec<_>>(), [0, 1]);
             let place = &places[1];
-            assert_eq!((place.worker.state, place.worker.past.restarts), shown, "{there:?}");
+            assert_eq!((place.worker.state, place.worker.past.after_first), shown, "{there:?}");
             assert_eq!(place.in_flight, there.len() as u64, "{there:?}");
         }
     }

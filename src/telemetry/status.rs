@@ -46,7 +46,7 @@ pub struct AppStatus {
     /// Its workers by slot.
     pub workers: Vec<WorkerStatus>,
     /// How many workers have ended since edge was started, by reason: `asked`, `exit`, `signal`, `out_of_memory`,
-    /// `hang`, `start_timeout`.
+    /// `hang`, `start_timeout`, `unwell`; as `not_started`, how many could not be started at all.
     pub worker_exits: BTreeMap<String, u64>,
 }
 
@@ -115,6 +115,9 @@ pub struct WorkerStatus {
 /// What a slot remembers of the workers before.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PastStatus {
+    /// Workers that were launched in its place before it. Not printed: the next two tell of those that took over.
+    #[serde(skip)]
+    pub after_first: u64,
     /// Workers that were started because the one before had failed.
     pub restarts: u64,
     /// Workers that took the place of one that was asked to go: deploys, recycling, another number of workers.
@@ -123,21 +126,17 @@ pub struct PastStatus {
     /// When a worker last failed, RFC 3339, also if others were asked to go since.
     #[serde(default)]
     pub last_failure: Option<String>,
+    /// How it did, in words.
+    #[serde(default)]
+    pub last_failure_text: Option<String>,
     /// How the last one ended, in words, or why it could not be started.
     pub last_exit: Option<String>,
     /// When that was, RFC 3339.
     #[serde(default)]
     pub last_exit_at: Option<String>,
-    /// The same in one word of [`AppStatus::worker_exits`], or `not_started`.
+    /// The same in one word of [`AppStatus::worker_exits`].
     #[serde(default)]
     pub last_exit_reason: Option<String>,
-}
-
-impl PastStatus {
-    /// How many workers came after the first.
-    pub fn after_first(&self) -> u64 {
-        self.restarts + self.replacements
-    }
 }
 
 /// State of a worker.

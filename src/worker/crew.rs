@@ -233,7 +233,7 @@ impl Crew {
     }
 
     fn worker(&self, seat: Seat, worker: &Member) -> WorkerStatus {
-        let past = self.past.get(&seat.slot).map(|past| past.status(Some(seat.incarnation)));
+        let past = self.past.get(&seat.slot).map(|past| past.status(Some(worker.count)));
         worker.status(past.unwrap_or_default())
     }
 

@@ -17,6 +17,7 @@ use crate::worker::child::{Child, Exit};
 use crate::worker::lifecycle::{State, Why};
 use crate::worker::listening;
 use crate::worker::output::{self, Tail};
+use crate::worker::past::Count;
 use crate::worker::probe::NotReady;
 use crate::worker::setup::Setup;
 use crate::worker::slot::Slot;
@@ -25,6 +26,8 @@ use crate::worker::usage;
 /// One worker of a crew, from spawn to burial.
 pub(super) struct Member {
     pub(super) id: WorkerId,
+    /// Which one it is in its slot, by kinds.
+    pub(super) count: Count,
     pub(super) state: State,
     pub(super) child: Rc<Child>,
     pub(super) address: Address,

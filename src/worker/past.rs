@@ -8,15 +8,25 @@ use crate::telemetry::status::PastStatus;
 /// The past of one slot.
 #[derive(Debug, Default)]
 pub(super) struct Past {
-    incarnations: u64,
-    failures: u64,
-    /// In seconds since 1970.
-    last_failure: Option<u64>,
+    so_far: Count,
+    /// A worker failed, and nobody was launched since.
+    owes_restart: bool,
+    /// The newest worker was launched to take the place of one that did not fail.
+    replaces: bool,
+    last_failure: Option<End>,
     last: Option<End>,
 }
 
+/// How many workers of a slot came before one of them, and why it was launched and they were.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    after_first: u64,
+    restarts: u64,
+    replacements: u64,
+}
+
 /// How a worker ended, or why it did not begin.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct End {
     how: String,
     /// In seconds since 1970.
@@ -36,35 +46,48 @@ pub(super) enum Blame {
 }
 
 impl Past {
-    /// A worker is launched.
-    pub(super) fn launched(&mut self, incarnation: u64) {
-        self.incarnations = incarnation;
+    /// A worker is launched; its count.
+    pub(super) fn launched(&mut self, incarnation: u64) -> Count {
+        self.so_far.after_first = incarnation.saturating_sub(1);
+        // What failed before there was a worker is no restart: nobody is started again.
+        let follows = self.so_far.after_first > 0;
+        let restarts = std::mem::take(&mut self.owes_restart) && follows;
+        self.replaces = follows && !restarts;
+        self.so_far.restarts += u64::from(restarts);
+        self.so_far.replacements += u64::from(self.replaces);
+        self.so_far
     }
 
     /// A worker has ended, or none could be started.
     pub(super) fn ended(&mut self, how: String, reason: &'static str, at: u64, blame: Blame) {
+        let end = End { how, at, reason };
         match blame {
-            Blame::Nobody | Blame::Candidate => {}
+            Blame::Nobody => {}
             Blame::Slot => {
-                self.failures += 1;
-                self.last_failure = Some(at);
+                self.owes_restart = true;
+                self.last_failure = Some(end.clone());
+            }
+            // It took nobody's place.
+            Blame::Candidate => {
+                self.so_far.replacements -= u64::from(std::mem::take(&mut self.replaces));
             }
         }
-        self.last = Some(End { how, at, reason });
+        self.last = Some(end);
     }
 
-    /// Past and present as operators see them, for the slot's worker with this number or, without one, the slot.
-    pub(super) fn status(&self, incarnation: Option<u64>) -> PastStatus {
-        let after_first = incarnation.unwrap_or(self.incarnations).saturating_sub(1);
-        // Where the next worker is not there yet, there is one failure more than restarts.
-        let restarts = self.failures.min(after_first);
+    /// Past and present as operators see them, for the slot's worker with this count or, without one, the slot.
+    pub(super) fn status(&self, count: Option<Count>) -> PastStatus {
+        let count = count.unwrap_or(self.so_far);
+        let (last, failure) = (self.last.as_ref(), self.last_failure.as_ref());
         PastStatus {
-            restarts,
-            replacements: after_first - restarts,
-            last_failure: self.last_failure.and_then(moment),
-            last_exit: self.last.as_ref().map(|end| end.how.clone()),
-            last_exit_at: self.last.as_ref().and_then(|end| moment(end.at)),
-            last_exit_reason: self.last.as_ref().map(|end| end.reason.to_owned()),
+            after_first: count.after_first,
+            restarts: count.restarts,
+            replacements: count.replacements,
+            last_failure: failure.and_then(|end| moment(end.at)),
+            last_failure_text: failure.map(|end| end.how.clone()),
+            last_exit: last.map(|end| end.how.clone()),
+            last_exit_at: last.and_then(|end| moment(end.at)),
+            last_exit_reason: last.map(|end| end.reason.to_owned()),
         }
     }
 }
@@ -80,25 +103,49 @@ fn moment(at: u64) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn counted(status: &PastStatus) -> (u64, u64) {
+        (status.restarts, status.replacements)
+    }
+
     #[test]
     fn what_was_asked_for_is_no_restart_and_neither_is_a_candidate_that_failed() {
         let mut past = Past::default();
-        past.launched(1);
+        let first = past.launched(1);
         assert_eq!(past.status(None), PastStatus::default());
         past.ended("SIGKILL while it served".to_owned(), "signal", 60, Blame::Slot);
         assert_eq!(past.status(None).restarts, 0, "nobody was started in its place yet");
-        past.launched(2);
-        let status = past.status(Some(2));
-        assert_eq!((status.restarts, status.replacements), (1, 0));
+        let second = past.launched(2);
+        let status = past.status(Some(second));
+        assert_eq!(counted(&status), (1, 0));
         assert_eq!(status.last_failure.as_deref(), Some("1970-01-01T00:01:00Z"));
-        past.launched(3);
+        assert_eq!(counted(&past.status(Some(first))), (0, 0), "of before, while it is still there");
+        let candidate = past.launched(3);
         past.ended("exit status 3 before it was ready".to_owned(), "exit", 120, Blame::Candidate);
-        past.launched(4);
+        assert_eq!(counted(&past.status(None)), (1, 0), "it took nobody's place");
+        let fourth = past.launched(4);
         past.ended("exit status 0 after it was asked to stop".to_owned(), "asked", 180, Blame::Nobody);
-        let status = past.status(Some(4));
-        assert_eq!((status.restarts, status.replacements), (1, 2));
+        let status = past.status(Some(fourth));
+        assert_eq!((counted(&status), status.after_first), ((1, 1), 3));
+        assert_eq!(past.status(Some(candidate)).after_first, 2, "each has its place in the order");
         assert_eq!(status.last_failure.as_deref(), Some("1970-01-01T00:01:00Z"));
+        assert_eq!(status.last_failure_text.as_deref(), Some("SIGKILL while it served"));
         assert_eq!(status.last_exit_at.as_deref(), Some("1970-01-01T00:03:00Z"));
         assert_eq!(status.last_exit_reason.as_deref(), Some("asked"));
+    }
+
+    #[test]
+    fn what_failed_before_there_was_a_worker_makes_no_later_one_a_restart() {
+        let mut past = Past::default();
+        for at in 0..3 {
+            past.ended("`sh` of `before_start` failed".to_owned(), NOT_STARTED, at, Blame::Slot);
+        }
+        past.launched(1);
+        assert_eq!(counted(&past.status(None)), (0, 0));
+        past.launched(2);
+        past.ended("exit status 0 after it was asked to stop".to_owned(), "asked", 9, Blame::Nobody);
+        assert_eq!(counted(&past.status(None)), (0, 1), "a deploy");
+        past.ended("SIGKILL while it served".to_owned(), "signal", 10, Blame::Slot);
+        past.launched(3);
+        assert_eq!(counted(&past.status(None)), (1, 1));
     }
 }

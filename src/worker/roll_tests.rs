@@ -118,6 +118,9 @@ async fn a_cold_start_waits_for_what_comes_before_it_however_often_it_fails() {
             .await;
             assert!(matches!(app.status().state, AppState::Starting | AppState::Failed));
             stage.ready(0).await;
+            app.restart().await.expect("restarted");
+            let past = app.status().workers.remove(0).past;
+            assert_eq!((past.restarts, past.replacements), (0, 1), "nobody had failed who was there");
             app.stop().await;
             stage.leaves_nothing();
         })

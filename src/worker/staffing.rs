@@ -93,13 +93,14 @@ impl Crew {
         self.headcount.failed();
         let cause = Report(&error).to_string();
         tracing::error!(app = %self.app().name, worker = seat.slot, error = %cause, "cannot start a worker");
+        *self.exits.entry(past::NOT_STARTED).or_default() += 1;
         self.failed(seat, cause.clone(), past::NOT_STARTED);
         self.changes.failed(seat, RollError::because(cause));
         Some(rollout::Input::Died(seat))
     }
 
     fn try_launch(&mut self, seat: Seat, generation: u64) -> Result<(), LaunchError> {
-        self.past.entry(seat.slot).or_default().launched(seat.incarnation);
+        let count = self.past.entry(seat.slot).or_default().launched(seat.incarnation);
         // Only generations that have one are launched.
         let Some(setup) = self.setups.get(&generation).cloned() else { return Ok(()) };
         let id = WorkerId { app: setup.app.name.clone(), slot: seat.slot, incarnation: seat.incarnation };
@@ -111,6 +112,7 @@ impl Crew {
         tracing::info!(app = %id.app, worker = seat.slot, pid = child.pid(), %address, generation, "worker started");
         let tail = Tail::default();
         let worker = Member {
+            count,
             state: lifecycle::begin(now(), &setup.patience),
             followers: self.follow(&id, &child, &tail),
             tasks: self.tasks.child(),
@@ -282,7 +284,7 @@ impl Crew {
             let seconds = worker.setup.spec.start_timeout.as_secs_f64();
             tracing::error!(%app, worker = at.slot, pid, %reason, seconds, "worker was not ready in time");
             let reason = format!("not ready in {seconds} s: {reason}");
-            let (word, last_lines) = (word(Why::NeverReady, worker.exit), worker.tail.last(output::REPORTED));
+            let (word, last_lines) = (word(Why::NeverReady, worker), worker.tail.last(output::REPORTED));
             self.failed(at, reason.clone(), word);
             self.changes.failed(at, RollError { reason, last_lines });
         }
@@ -334,7 +336,7 @@ impl Crew {
         let Some(worker) = self.workers.remove(&at) else { return };
         let State::Dead { why } = worker.state else { return };
         worker.tasks.abort();
-        let word = word(why, worker.exit);
+        let word = word(why, &worker);
         *self.exits.entry(word).or_default() += 1;
         match why {
             Why::Retired if worker.unwell => {
@@ -374,8 +376,9 @@ impl Crew {
 }
 
 /// Why a worker ended, in one word of a closed list.
-fn word(why: Why, exit: Exit) -> &'static str {
-    match (why, exit) {
+fn word(why: Why, worker: &Member) -> &'static str {
+    match (why, worker.exit) {
+        (Why::Retired, _) if worker.unwell => "unwell",
         (Why::Retired, _) => "asked",
         (Why::NeverReady, _) => "start_timeout",
         (Why::Hung, _) => "hang",

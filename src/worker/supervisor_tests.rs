@@ -49,7 +49,8 @@ print('listening', flush=True)
 while True:
     client, _ = server.accept()
     client.recv(65536)
-    client.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
+    ill = os.path.exists('ill') and open('ill').read() == str(os.getpid())
+    client.sendall(b'HTTP/1.1 ' + (b'500' if ill else b'200') + b' OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
     client.close()
 "#;
 
@@ -214,6 +215,34 @@ async fn a_worker_that_is_killed_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_worker_that_fails_its_health_checks_ends_with_a_word_of_its_own() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let healthcheck = HealthCheck {
+                interval: Duration::from_millis(20),
+                timeout: Duration::from_secs(5),
+                retries: 2,
+            };
+            let server = stage.server(&[]);
+            let app = stage.start(WorkerSpec { healthcheck_path: Some("/".into()), healthcheck, ..server });
+            let first = stage.ready(0).await;
+            std::fs::write(stage.root.path().join("ill"), first.pid.to_string()).expect("writable");
+            stage.ready(first.pid).await;
+            eventually("it is gone", || !app.status().worker_exits.is_empty()).await;
+            let status = app.status();
+            assert_eq!(status.worker_exits, [("unwell".to_owned(), 1)].into());
+            let past = &status.workers[0].past;
+            assert_eq!(past.last_exit_reason.as_deref(), Some("unwell"));
+            let how = past.last_exit.as_deref().unwrap_or_default();
+            assert!(how.ends_with("after it failed its health checks"), "{how}");
+            assert_eq!(past.last_failure_text, past.last_exit);
+            app.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn stopping_ends_everything_a_worker_started_however_stubborn() {
     LocalSet::new()
         .run_until(async {
@@ -315,6 +344,7 @@ async fn workers_that_never_start_are_tried_for_ever_and_explained() {
                 said.starts_with("cannot run `no-such-program`: `no-such-program` is not in PATH ("),
                 "{said}"
             );
+            assert!(app.status().worker_exits["not_started"] > 0);
             app.stop().await;
             stage.leaves_nothing();
         })
