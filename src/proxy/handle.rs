@@ -1,6 +1,7 @@
 //! A request's way, whatever version of HTTP it came by: checked, routed, forwarded, answered. Infallible, because a client
 //! always gets an answer; if it goes away, the future is dropped and the request ends everywhere.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -270,15 +271,21 @@ impl<'a> Passage<'a> {
         let record = &mut self.entry.record;
         let has_body = body.is_some();
         let prompt = body.as_ref().is_none_or(RequestBody::is_short);
-        // A client that belongs to a worker is better off waiting for it.
-        let relief = |slot: &Slot, now| site.pool.relieves(slot, now);
+        // The lease of the worker that is asked next: it was seen to have room, and another request would take that.
+        let relieved = Cell::new(None);
+        let relief = |slot: &Slot, now| {
+            let lease = site.pool.relieve(slot, now);
+            let found = lease.is_some();
+            relieved.set(lease);
+            found
+        };
         let mut tried = [(0, 0); attempt::ATTEMPTS];
         let mut failed: Option<SendError> = None;
         let (mut made, mut fatal) = (0, 0);
         loop {
             let began = Instant::now();
             let wish = Wish { tried: &tried[..made], home, queue: site.app.queue, now: began };
-            let (lease, asked) = match site.pool.at_once(&wish) {
+            let (lease, asked) = match relieved.take().or_else(|| site.pool.at_once(&wish)) {
                 Some(lease) => (lease, began),
                 // Boxed: most requests find a worker at once.
                 None => match Box::pin(site.pool.acquire(&wish)).await {
@@ -288,12 +295,15 @@ impl<'a> Passage<'a> {
                 },
             };
             record.queued += asked - began;
+            // Now that there is another: where none is, the client gets the first one's failure.
+            record.retries += u32::from(made > 0);
             record.worker = Some((lease.slot().id.slot, lease.slot().pid));
             tried[made] = (lease.slot().id.slot, lease.slot().id.incarnation);
 
             let answer = match lease.slot().protocol {
                 Protocol::Http1 => {
-                    // Once: what nobody reads soon would go from worker to worker.
+                    // Once: what nobody reads soon would go from worker to worker. And a client that belongs to a worker is
+                    // better off waiting for it.
                     let once = made == 0 && home == Home::Anywhere;
                     let elsewhere: Elsewhere<'_> = if once { Some(&relief) } else { None };
                     exchange(&self.plane.reach, lease, &head, body, early, elsewhere).await
@@ -320,7 +330,6 @@ impl<'a> Passage<'a> {
                 Verdict::GiveUp => return Err(ProxyError::Send(error)),
                 Verdict::Retry => {
                     tracing::debug!(app = %site.app.name, worker = tried[made - 1].0, %error, "asking another worker");
-                    record.retries += 1;
                     failed = Some(error);
                 }
             }

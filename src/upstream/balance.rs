@@ -48,20 +48,19 @@ pub struct Candidate {
 pub fn choose(candidates: &[Candidate], turn: usize) -> Option<usize> {
     let candidates = &candidates[..candidates.len().min(COMPARED)];
     let start = turn.checked_rem(candidates.len())?;
-    // Who has not answered yet is taken for as quick as the quickest.
-    let unknown = quickest(candidates.iter().map(|one| one.latency)).unwrap_or(SHORT);
-    let usual = |one: &Candidate| if one.latency > 0.0 { one.latency.max(SHORT) } else { unknown.max(SHORT) };
+    let quickest = quickest(candidates.iter().map(|one| one.latency));
     let mut weights = [0.0; COMPARED];
     let mut lightest = f32::INFINITY;
     for (weight, one) in weights.iter_mut().zip(candidates) {
-        *weight = usual(one) * slow_start(one.age);
+        *weight = usual(one.latency, quickest) * slow_start(one.age);
         lightest = lightest.min(*weight);
     }
     let alike = lightest * ALIKE;
     let mut best = (f32::INFINITY, start);
     for place in (start..candidates.len()).chain(0..start) {
         let one = &candidates[place];
-        let late = if is_late(one.silent, usual(one)) { one.silent.min(SILENCE) } else { 0.0 };
+        let late =
+            if is_late(one.silent, usual(one.latency, quickest)) { one.silent.min(SILENCE) } else { 0.0 };
         let load =
             (weights[place].max(alike) + late) * (one.in_flight + 1) as f32 + one.silent.min(SILENCE) * HINT;
         if load < best.0 {
@@ -71,9 +70,15 @@ pub fn choose(candidates: &[Candidate], turn: usize) -> Option<usize> {
     Some(best.1)
 }
 
-/// Whether who has owed an answer for so long takes longer than usual; both in seconds.
+/// What an answer of a slot takes, in seconds: of one that has not answered yet, as long as the `quickest` of the others'.
+pub fn usual(latency: f32, quickest: Option<f32>) -> f32 {
+    let known = if latency > 0.0 { latency } else { quickest.unwrap_or(SHORT) };
+    known.max(SHORT)
+}
+
+/// Whether who has owed an answer for so long takes longer than [`usual`]; both in seconds.
 pub fn is_late(silent: f32, usual: f32) -> bool {
-    silent > usual.max(SHORT) * LATE
+    silent > usual * LATE
 }
 
 /// The least of these latencies that is known.
@@ -209,15 +214,36 @@ mod tests {
             latency = heard(latency, ms(5000 - step), ms(6200 + step));
         }
         assert!(latency.at(ms(6210)) < 0.025, "{latency:?}");
-        // Asked again, it was slow again.
-        for step in 1..9 {
-            latency = heard(latency, ms(500), ms(6210 + step * 510));
-        }
-        assert!(latency.at(ms(10_290)) > 0.4, "{latency:?}");
-        assert!(latency.at(ms(40_290)) < 0.005, "it fades: {latency:?}");
         let (word, risen) = latency.pack();
         assert_eq!(Latency::unpack(word, risen), latency);
         assert_eq!(Latency::unpack(0, 0).at(OLD), 0.0);
+    }
+
+    #[test]
+    fn a_worker_that_became_slow_is_unlike_the_others_after_three_answers_known_after_seven_and_asked_again_later()
+     {
+        let ms = Duration::from_millis;
+        let usual = heard(Latency::default(), ms(5), ms(1000));
+        let mut latency = usual;
+        // Each may double the estimate: 5 ms are 40 after three, more than four times as much even faded, and 500 after seven.
+        let after: Vec<f32> = (1..=7)
+            .map(|nth| {
+                latency = heard(latency, ms(500), ms(1000 + nth * 510));
+                latency.at(ms(1000 + nth * 510))
+            })
+            .collect();
+        let alike = usual.at(ms(1000)) * ALIKE;
+        assert_eq!(after.iter().position(|slow| *slow > alike), Some(2), "{after:?}");
+        assert_eq!(after.iter().position(|slow| *slow > 0.25), Some(6), "{after:?}");
+        assert!(latency.at(ms(34_570)) < 0.005, "it fades: {latency:?}");
+    }
+
+    #[test]
+    fn who_has_not_answered_yet_is_late_by_the_answers_of_the_quickest() {
+        assert_eq!(usual(0.2, Some(0.1)), 0.2);
+        assert_eq!(usual(0.0, Some(0.1)), 0.1);
+        assert_eq!(usual(0.0, None), SHORT);
+        assert_eq!(usual(SHORT / 2.0, Some(SHORT / 4.0)), SHORT, "below that all are as good");
     }
 
     #[test]

@@ -39,7 +39,8 @@ use crate::worker::slot::Slot;
 
 /// How often a request that waits for a worker looks whether to wait any longer …
 const LOOK: Duration = Duration::from_secs(1);
-/// … and when first, where it may be asked of another.
+/// … and when first, where it may be asked of another. Deadlines pass with a clock that ticks every 100 ms, and begin as if the
+/// present tick were over: so this is the second tick from now, 100 to 200 ms after the worker was first waited for.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 
 /// What one data-plane thread needs to reach workers. Cheap to clone.

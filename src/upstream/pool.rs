@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::config::model::Queue;
 use crate::name::AppName;
 use crate::upstream::affinity::Home;
-use crate::upstream::balance::{COMPARED, Candidate, Latency, choose, is_late, quickest};
+use crate::upstream::balance::{COMPARED, Candidate, Latency, choose, is_late, quickest, usual};
 use crate::upstream::error::AcquireError;
 use crate::upstream::lease::{Freed, Lease};
 use crate::upstream::queue::{Line, Terms, Ticket};
@@ -146,14 +146,25 @@ impl Pool {
         if let Some(slot) = at_home.filter(|slot| slot.is_open() && untried(slot)) {
             return self.take(slot, u64::MAX, now);
         }
-        // Threads that look at the same moment see the same: who comes second looks again.
-        let (place, seen) = pick(slots, now, &untried)?;
+        let best = pick(slots, now, &untried)?;
+        self.take_or_look_again(slots, now, &untried, best)
+    }
+
+    /// A lease on the slot that [`pick`] found best, or on another. Threads that look at the same moment see the same: who comes
+    /// second looks again.
+    fn take_or_look_again(
+        self: &Arc<Self>,
+        slots: &[Arc<Slot>],
+        now: Instant,
+        wanted: &impl Fn(&Slot) -> bool,
+        (place, seen): (usize, u64),
+    ) -> Option<Lease> {
         if let Some(lease) = self.take(&slots[place], seen, now) {
             return Some(lease);
         }
         // Ends: a slot that fills or closes between the look and the lease has no room at the next look.
         loop {
-            let (place, _) = pick(slots, now, &untried)?;
+            let (place, _) = pick(slots, now, wanted)?;
             if let Some(lease) = self.take(&slots[place], u64::MAX, now) {
                 return Some(lease);
             }
@@ -184,24 +195,28 @@ impl Pool {
         });
     }
 
-    /// Whether a request that the worker of `slot` has left unread is to be asked of another: nobody is answered there, and one
-    /// with room for it answers as usual. A yes is one of those that [`Allowance`] grants.
-    pub fn relieves(&self, slot: &Slot, now: Instant) -> bool {
-        let late = |slot: &Slot| {
-            let (age, latency) = (age(slot, now), latency_of(slot));
-            slot.unanswered() > 0 && is_late(latency.silent(age), latency.at(age))
-        };
+    /// A lease on another worker for a request that the worker of `slot` has left unread: where nobody is answered there, another
+    /// has room and answers as usual, nobody waits in line for it, and [`Allowance`] grants it.
+    pub fn relieve(self: &Arc<Self>, slot: &Slot, now: Instant) -> Option<Lease> {
         let slots = self.roster.load();
-        let relieved = late(slot)
-            && pick(&slots, now, &|other| other.id != slot.id).is_some_and(|(place, _)| !late(&slots[place]))
-            && {
-                let requests = slots.iter().map(|slot| slot.requests()).sum();
-                self.relief.lock().unwrap_or_else(PoisonError::into_inner).take(requests)
-            };
-        if relieved {
-            slot.doubt(now);
+        let known = |slot: &Slot| latency_of(slot).at(age(slot, now));
+        let quickest = quickest(slots.iter().map(|slot| known(slot)));
+        let late = |slot: &Slot| {
+            let silent = latency_of(slot).silent(age(slot, now));
+            slot.unanswered() > 0 && is_late(silent, usual(known(slot), quickest))
+        };
+        if !late(slot) || self.waiting() > 0 {
+            return None;
         }
-        relieved
+        let (place, _) = pick(&slots, now, &|other| other.id != slot.id)?;
+        let (other, requests) = (&slots[place], slots.iter().map(|slot| slot.requests()).sum());
+        if late(other) || !self.relief.lock().unwrap_or_else(PoisonError::into_inner).take(requests) {
+            return None;
+        }
+        // Last, because each counts as a request. What was granted is lost where another thread has taken the room meanwhile.
+        let lease = self.take(other, u64::MAX, now)?;
+        slot.doubt(now);
+        Some(lease)
     }
 
     fn lock(&self) -> MutexGuard<'_, Line<Waiter>> {

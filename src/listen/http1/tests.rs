@@ -56,6 +56,7 @@ pub(crate) struct World {
     pub(crate) plane: Rc<Plane>,
     pub(crate) lines: Rc<Lines>,
     workers: Vec<TcpListener>,
+    roster: Arc<Roster>,
     tasks: Scope,
 }
 
@@ -103,7 +104,7 @@ pub(crate) async fn world(count: u32) -> World {
         workers.push(listener);
     }
     roster.publish(slots);
-    let site = Site::new(Arc::new(app), Pool::new(name, roster), Arc::new(Tally::new(1)));
+    let site = Site::new(Arc::new(app), Pool::new(name, Arc::clone(&roster)), Arc::new(Tally::new(1)));
     let lines = Rc::new(Lines::default());
     let tasks = Scope::new();
     let plane = Rc::new(Plane {
@@ -127,7 +128,7 @@ pub(crate) async fn world(count: u32) -> World {
         proxy_protocol: Default::default(),
         clock: Arc::new(SystemClock),
     });
-    World { plane, lines, workers, tasks }
+    World { plane, lines, workers, roster, tasks }
 }
 
 impl World {
@@ -255,6 +256,24 @@ async fn h03_a_worker_that_dies_before_it_answers_is_replaced_by_a_sibling_for_a
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_request_for_which_no_other_worker_is_found_is_no_retry() {
+    play(1, async |world| {
+        let mut client = world.client().await;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await.expect("open");
+        let (worker, _) = world.asked(0).await;
+        world.roster.publish(Vec::new());
+        drop(worker);
+        while world.roster.waiting.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(client);
+        let line = world.lines.next().await;
+        assert_eq!((line.status.as_u16(), line.retries), (499, 0));
+    })
+    .await;
 }
 
 #[tokio::test]
