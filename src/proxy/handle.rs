@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{HOST, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
@@ -287,14 +287,16 @@ impl<'a> Passage<'a> {
             let wish = Wish { tried: &tried[..made], home, queue: site.app.queue, now: began };
             let (lease, asked) = match relieved.take().or_else(|| site.pool.at_once(&wish)) {
                 Some(lease) => (lease, began),
-                // Boxed: most requests find a worker at once.
-                None => match Box::pin(site.pool.acquire(&wish)).await {
-                    Ok(lease) => (lease, Instant::now()),
-                    // What the worker did tells more than that there is no other.
-                    Err(none) => return Err(failed.map_or_else(|| none.into(), ProxyError::Send)),
-                },
+                None => {
+                    let _wait = Wait { queued: &mut record.queued, began };
+                    // Boxed: most requests find a worker at once.
+                    match Box::pin(site.pool.acquire(&wish)).await {
+                        Ok(lease) => (lease, Instant::now()),
+                        // What the worker did tells more than that there is no other.
+                        Err(none) => return Err(failed.map_or_else(|| none.into(), ProxyError::Send)),
+                    }
+                }
             };
-            record.queued += asked - began;
             // Now that there is another: where none is, the client gets the first one's failure.
             record.retries += u32::from(made > 0);
             record.worker = Some((lease.slot().id.slot, lease.slot().pid));
@@ -364,6 +366,18 @@ impl<'a> Passage<'a> {
         }
         entry.record.status = response.status();
         Reply { response: response.map(|content| Body::new(content, entry)), switch: None }
+    }
+}
+
+/// A wait for a worker, which counts also where it ends with a refusal, or because the client went away.
+struct Wait<'a> {
+    queued: &'a mut Duration,
+    began: Instant,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        *self.queued += self.began.elapsed();
     }
 }
 

@@ -71,10 +71,17 @@ async fn a_request_waits_as_long_as_the_queue_allows() {
     let first = asking(&edge, "/slow/2000").await;
     until_in_flight(&edge, "a", 1).await;
     let begun = Instant::now();
-    let refused = asking(&edge, "/").await.await.unwrap();
+    let refused = asking(&edge, "/refused").await.await.unwrap();
     assert_eq!(refused.status, 503);
     assert!(!refused.header("retry-after").is_empty());
     assert!((Duration::from_millis(300)..Duration::from_millis(1500)).contains(&begun.elapsed()));
+    let line = edge.wait_for_access("/refused").await;
+    assert!(line["status"] == 503 && line["queue_ms"].as_f64() >= Some(300.0), "{line}");
+    let gone = asking(&edge, "/gone").await;
+    until_queued(&edge, 1).await;
+    gone.abort();
+    let line = edge.wait_for_access("/gone").await;
+    assert!(line["status"] == 499 && line["queue_ms"].as_f64() > Some(0.0), "{line}");
     assert_eq!(first.await.unwrap().status, 200);
     until_queued(&edge, 0).await;
     edge.stop().await;
