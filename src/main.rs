@@ -2,12 +2,15 @@
 
 use std::error::Error;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use edge::config::load;
 use edge::config::problem::Problems;
 use edge::config::surroundings::Surroundings;
+use edge::daemon::ask::AskError;
 use edge::daemon::cli::{self, Call, CertsAction, Command};
+use edge::daemon::command::CommandError;
 use edge::daemon::{check_names, command, hello, import, run};
 use edge::report::Report;
 
@@ -31,6 +34,8 @@ static OPTIONS: Option<&u8> = MEMORY.first();
 enum Failure {
     /// The configuration is at fault: every problem, a line each.
     Config(Problems),
+    /// The running edge was not found, and the configuration is at fault, perhaps for that, too.
+    Lost(Problems, String),
     /// Anything else.
     Failed(Box<dyn Error>),
 }
@@ -53,11 +58,31 @@ fn main() -> ExitCode {
     perform(&call).unwrap_or_else(|failure| {
         let (text, status) = match failure {
             Failure::Config(problems) => (problems.to_string(), ExitCode::from(cli::CONFIG)),
+            Failure::Lost(problems, whose) => (format!("{problems}\n{whose}"), ExitCode::from(cli::CONFIG)),
             Failure::Failed(error) => (format!("edge: {}", Report(&*error)), ExitCode::FAILURE),
         };
         let _ = writeln!(io::stderr(), "{text}");
         status
     })
+}
+
+/// Whoever does not find the running edge is told first what is wrong with the file: a mistyped `runtime_dir` leads nowhere.
+fn found<T>(asked: Result<T, CommandError>, file: &Path, around: &Surroundings) -> Result<T, Failure> {
+    let whose = match &asked {
+        Err(CommandError::Ask(AskError::NotRunning { admin, .. })) => {
+            format!("edge: no edge answers at {}", admin.display())
+        }
+        Err(CommandError::Ask(AskError::Elsewhere { admin, elsewhere, pid, .. })) => format!(
+            "edge: no edge answers at {}, but one that was started with this file does at {} (process {pid})",
+            admin.display(),
+            elsewhere.display()
+        ),
+        Ok(_) | Err(_) => return Ok(asked?),
+    };
+    match load::load(file, around) {
+        Ok(_) => Ok(asked?),
+        Err(problems) => Err(Failure::Lost(problems, whose)),
+    }
 }
 
 fn perform(call: &Call) -> Result<ExitCode, Failure> {
@@ -71,7 +96,8 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
     let text = match &call.command {
         Command::Hello | Command::Run => return Ok(run::run(config()?)),
         Command::Operate(call) => {
-            let status = command::operate(&place()?, &command::operation(call)?)?;
+            let asked = command::operate(&place()?, &command::operation(call)?);
+            let status = found(asked, &file, &around)?;
             return Ok(ExitCode::from(status));
         }
         Command::Check { dns: false } => command::check(&config()?),
@@ -83,16 +109,17 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
             return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Explain { app } => command::explain(&config()?, app)?,
-        Command::Status { json } => command::status(&place()?, *json)?,
+        Command::Status { json } => found(command::status(&place()?, *json), &file, &around)?,
         Command::Certs { action: Some(CertsAction::Renew { name }), .. } => {
-            let status = command::operate(&place()?, &command::renewal(name)?)?;
+            let asked = command::operate(&place()?, &command::renewal(name)?);
+            let status = found(asked, &file, &around)?;
             return Ok(ExitCode::from(status));
         }
         Command::Certs { action: Some(CertsAction::Import { dir }), .. } => {
             return Ok(ExitCode::from(import::import(&config()?, dir)?));
         }
         Command::Certs { json, check, action: None } => {
-            let (text, healthy) = command::certs(&place()?, *json)?;
+            let (text, healthy) = found(command::certs(&place()?, *json), &file, &around)?;
             command::print(&text)?;
             return Ok(if healthy || !check { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }

@@ -33,6 +33,12 @@ pub enum AskError {
         .admin.display(), .elsewhere.display(), .config.display()
     )]
     Elsewhere { admin: PathBuf, config: PathBuf, elsewhere: PathBuf, pid: u32 },
+    #[error(
+        "the running edge uses {}, not {}: nothing was changed; name its file with `--config {}`, or give the other one a \
+         `runtime_dir` of its own",
+        .its.display(), .config.display(), .its.display()
+    )]
+    AnotherFile { its: PathBuf, config: PathBuf },
     #[error("the admin socket {} is open to root and to edge's own user only: try again as one of them", .admin.display())]
     Denied { admin: PathBuf },
     #[error("cannot reach the admin socket {}", .admin.display())]
@@ -77,6 +83,20 @@ impl Running<'_> {
     /// The answer to `GET path`, read as JSON.
     pub fn ask_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
         serde_json::from_slice(&self.ask(path)?).map_err(AskError::Foreign)
+    }
+
+    /// Whether the running edge uses this configuration file, which is asked before it is changed: two files may name the same
+    /// admin socket.
+    pub fn uses_this_file(&self) -> Result<(), AskError> {
+        let status: serde_json::Value = self.ask_json("/status")?;
+        // An edge that does not tell is older than this.
+        let Some(its) = status["config_file"].as_str().filter(|its| !its.is_empty()).map(Path::new) else {
+            return Ok(());
+        };
+        if elsewhere::real(its) == elsewhere::real(self.config) {
+            return Ok(());
+        }
+        Err(AskError::AnotherFile { its: its.to_owned(), config: self.config.to_owned() })
     }
 
     /// Asks for an operation and hands on what is said, until it has ended; returned is its exit status. Waits as long as the

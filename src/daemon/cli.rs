@@ -247,6 +247,8 @@ mod tests {
             ("edge --config", 64),
             ("edge scale api", 64),
             ("edge scale api many", 64),
+            ("edge scale api 0", 64),
+            ("edge scale api 1001", 64),
             ("edge maintenance api", 64),
             ("edge --help", 0),
             ("edge help", 0),

@@ -209,7 +209,11 @@ pub fn operate(place: &Whereabouts, operation: &Operation) -> Result<u8, Command
         Said::Complaint(text) => writeln!(io::stderr().lock(), "{text}"),
         Said::End(_) => Ok(()),
     };
-    Ok(running(place).operate(operation, hear)?)
+    let running = running(place);
+    if !operation.is_reading() {
+        running.uses_this_file()?;
+    }
+    Ok(running.operate(operation, hear)?)
 }
 
 /// Prints to standard output. A reader that has gone, as `head` does, wants no more and is no error.

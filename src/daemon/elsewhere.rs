@@ -23,6 +23,11 @@ pub(super) fn find(file: &Path, ask: impl Fn(&Path) -> Option<Status>) -> Option
     })
 }
 
+/// A path without links, or as it is written where it leads nowhere.
+pub(super) fn real(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// The paths of listening sockets that are named like edge's, from the kernel's table.
 fn listening(table: &str) -> Vec<PathBuf> {
     // Number, references, protocol, flags, type, state, inode, path; of the flags this one is for listening.

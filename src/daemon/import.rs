@@ -172,8 +172,8 @@ const LEFT: &str = "left: ";
 impl<'a> Goal<'a> {
     fn find(config: &'a Config, provider: &Arc<CryptoProvider>) -> Result<Self, ImportError> {
         let running = Running { admin: &config.admin, config: &config.file };
-        match running.ask("/status") {
-            Ok(_) => return Ok(Self::Edge(running)),
+        match running.uses_this_file() {
+            Ok(()) => return Ok(Self::Edge(running)),
             Err(AskError::NotRunning { .. }) => {}
             Err(other) => return Err(other.into()),
         }

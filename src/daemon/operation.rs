@@ -99,7 +99,10 @@ impl FromStr for Number {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "auto" => Ok(Self::Auto),
-            text => text.parse().map(Self::Held).map_err(|_| "it is neither `auto` nor a whole number"),
+            text => match text.parse() {
+                Ok(workers) if (1..=MOST_WORKERS).contains(&workers) => Ok(Self::Held(workers)),
+                Ok(_) | Err(_) => Err("it is neither `auto` nor a whole number from 1 to 1000"),
+            },
         }
     }
 }
@@ -113,6 +116,9 @@ impl fmt::Display for Number {
     }
 }
 
+/// As many as a configuration may name.
+const MOST_WORKERS: u32 = 1000;
+
 /// The longest text for visitors, in bytes.
 pub const LONGEST_TEXT: usize = 4096;
 
@@ -123,6 +129,20 @@ pub fn longest(path: &str) -> usize {
 }
 
 impl Operation {
+    /// Whether edge goes on afterwards as it did before.
+    pub fn is_reading(&self) -> bool {
+        match self {
+            Self::Logs { .. } | Self::Answer { .. } => true,
+            Self::Reload(_)
+            | Self::Restart(_)
+            | Self::Scale(..)
+            | Self::Maintain(..)
+            | Self::Resume(_)
+            | Self::Renew(_)
+            | Self::Import(_) => false,
+        }
+    }
+
     /// Path, query and body of the request.
     pub fn written(&self) -> (String, String) {
         match self {
@@ -221,6 +241,8 @@ mod tests {
             "/restart",
             "/scale/a",
             "/scale/a/x",
+            "/scale/a/0",
+            "/scale/a/1001",
             "/logs/..",
             "/stop",
             "reload",

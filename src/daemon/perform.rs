@@ -84,12 +84,20 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
             Ok(())
         }
         Operation::Resume(app) => {
+            let was = live.app(&app).is_some_and(|live| live.maintenance.is_some());
             maintain(live, &app, None)?;
-            told.say(format!("{app}: in service again"));
+            told.say(if was {
+                format!("{app}: in service again")
+            } else {
+                format!("{app}: was not under maintenance")
+            });
             Ok(())
         }
         Operation::Renew(name) => {
-            told.say(format!("{name}: ordering a certificate"));
+            // What is refused at once is not said to begin.
+            if live.manager.status().iter().any(|certificate| certificate.name == name) {
+                told.say(format!("{name}: ordering a certificate"));
+            }
             live.manager.renew(&name).await.map_err(Failed::because)?;
             told.say(format!("{name}: a new certificate is served"));
             Ok(())
@@ -106,8 +114,7 @@ async fn scale(
     told: &Progress,
 ) -> Result<(), Failed> {
     let held = match number {
-        Number::Held(workers) if (1..=MOST_WORKERS).contains(&workers) => Some(workers),
-        Number::Held(_) => return Err(Failed::because(format!("an app has 1 to {MOST_WORKERS} workers"))),
+        Number::Held(workers) => Some(workers),
         Number::Auto => None,
     };
     told.say(match number {
@@ -215,6 +222,3 @@ async fn any(futures: Vec<impl Future<Output = ()> + Unpin>) {
 }
 
 const LOOK_FOR_APPS: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// As many as a configuration may name.
-const MOST_WORKERS: u32 = 1000;

@@ -62,8 +62,16 @@ impl Failed {
 #[derive(Debug, Default)]
 pub struct Turn {
     lock: Mutex<()>,
-    /// What is under way, and since when.
-    holder: RefCell<Option<(String, Instant)>>,
+    holder: RefCell<Option<Holder>>,
+}
+
+/// Who has the turn.
+#[derive(Debug)]
+struct Holder {
+    what: String,
+    since: Instant,
+    /// What it is at, if it said so.
+    at: Option<String>,
 }
 
 /// One's turn, until it is dropped.
@@ -71,6 +79,15 @@ pub struct Turn {
 pub struct Taken<'a> {
     turn: &'a Turn,
     _lock: MutexGuard<'a, ()>,
+}
+
+impl Taken<'_> {
+    /// What is done now, for those who wait.
+    pub fn is_at(&self, text: &str) {
+        if let Some(holder) = self.turn.holder.borrow_mut().as_mut() {
+            holder.at = Some(text.to_owned());
+        }
+    }
 }
 
 impl Drop for Taken<'_> {
@@ -98,8 +115,10 @@ impl Progress {
         let lock = match turn.lock.try_lock() {
             Ok(lock) => lock,
             Err(_) => {
-                if let Some((holder, since)) = &*turn.holder.borrow() {
-                    self.say(format!("waiting for {holder}, under way for {} s", since.elapsed().as_secs()));
+                if let Some(Holder { what, since, at }) = &*turn.holder.borrow() {
+                    let at = at.as_ref().map(|at| format!(" ({at})")).unwrap_or_default();
+                    let seconds = since.elapsed().as_secs();
+                    self.say(format!("waiting for {what}, under way for {seconds} s{at}"));
                 }
                 tokio::select! {
                     lock = turn.lock.lock() => lock,
@@ -107,7 +126,7 @@ impl Progress {
                 }
             }
         };
-        turn.holder.replace(Some((what.to_owned(), Instant::now())));
+        turn.holder.replace(Some(Holder { what: what.to_owned(), since: Instant::now(), at: None }));
         Some(Taken { turn, _lock: lock })
     }
 
@@ -126,13 +145,19 @@ impl Progress {
         self.tell(Said::Word(text));
     }
 
+    /// Something failed, and there is more to say than that.
+    pub fn complain(&self, text: impl Into<String>) {
+        let text = text.into();
+        tracing::error!("{text}");
+        self.tell(Said::Complaint(text));
+    }
+
     /// The end.
     pub async fn end(self, outcome: Result<(), Failed>) {
         let status = match outcome {
             Ok(()) => 0,
             Err(Failed { text, status }) => {
-                tracing::error!("{text}");
-                self.tell(Said::Complaint(text));
+                self.complain(text);
                 status
             }
         };
@@ -170,6 +195,17 @@ mod tests {
         let (taken, said) = tokio::join!(waits, ends);
         let words = "waiting for `edge reload`, under way for 0 s".to_owned();
         assert_eq!((taken, said), (true, Some(Said::Word(words))));
+
+        let another = Progress::default().take(&turn, "one").await.expect("its turn");
+        another.is_at("a: starting");
+        let waits = async { told.take(&turn, "another").await.is_some() };
+        let ends = async {
+            let said = hears.recv().await;
+            drop(another);
+            said
+        };
+        let words = "waiting for one, under way for 0 s (a: starting)".to_owned();
+        assert_eq!(tokio::join!(waits, ends), (true, Some(Said::Word(words))));
 
         let _another = Progress::default().take(&turn, "one that takes long").await;
         let waits = async { told.take(&turn, "another").await.is_none() };

@@ -1,6 +1,7 @@
 //! A changed configuration put in force: everything that can fail is done first and can be undone, so that a failure leaves
 //! the old configuration whole; what nothing says about is not touched.
 
+use std::cmp::Ordering;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::config::problem::Problems;
 use crate::config::surroundings::Surroundings;
 use crate::daemon::cli;
 use crate::daemon::live::{Live, LiveApp};
-use crate::daemon::progress::{Failed, Progress};
+use crate::daemon::progress::{Failed, Progress, Taken};
 use crate::name::AppName;
 use crate::report::Report;
 use crate::telemetry::status::AppState;
@@ -45,7 +46,7 @@ pub async fn reload(live: &Live, app: Option<&AppName>, told: &Progress) -> Resu
         Some(name) => format!("`edge reload {name}`"),
         None => "a reload".to_owned(),
     };
-    let Some(_turn) = told.take(&live.turn, &what).await else {
+    let Some(turn) = told.take(&live.turn, &what).await else {
         return Err(Failed::because(format!("{what} was given up before its turn came")));
     };
     live.reload_waits.set(false);
@@ -64,9 +65,18 @@ pub async fn reload(live: &Live, app: Option<&AppName>, told: &Progress) -> Resu
         told.say("nothing has changed");
         return Ok(());
     }
-    Attempt { live, old, new, told, made: Vec::new(), prepared: Vec::new(), rolled: Vec::new() }
-        .run(&changes)
-        .await
+    let attempt = Attempt {
+        live,
+        old,
+        new,
+        told,
+        turn: &turn,
+        made: Vec::new(),
+        to_prepare: Vec::new(),
+        prepared: 0,
+        rolled: Vec::new(),
+    };
+    attempt.run(&changes).await
 }
 
 /// Off the event loop: files and the system's databases of users and hosts may be slow.
@@ -148,10 +158,13 @@ struct Attempt<'a> {
     old: Arc<Config>,
     new: Arc<Config>,
     told: &'a Progress,
+    turn: &'a Taken<'a>,
     /// Apps that were started and are not routed to yet.
     made: Vec<LiveApp>,
-    /// Apps whose `before_start` has been run for the new configuration.
-    prepared: Vec<AppName>,
+    /// Apps whose `before_start` is run for the new configuration, in this order.
+    to_prepare: Vec<AppName>,
+    /// How many of them it has been run for.
+    prepared: usize,
     /// Apps whose workers are of the new configuration already, as they were before.
     rolled: Vec<Rolled>,
 }
@@ -192,8 +205,7 @@ impl Attempt<'_> {
         };
         if let Err(failed) = self.start_and_roll(changes).await {
             drop((reserved, endpoint));
-            self.undo().await;
-            return Err(failed);
+            return Err(self.undo(failed).await);
         }
 
         // Nothing below can fail. Certificates come before the names that need them, names before the doors.
@@ -218,7 +230,7 @@ impl Attempt<'_> {
         closing.await;
         for app in gone {
             if let Some(supervisor) = &app.supervisor {
-                self.told.say(format!("{}: stopping its workers", app.app.name));
+                self.say(format!("{}: stopping its workers", app.app.name));
                 supervisor.stop().await;
             }
             let name = &app.app.name;
@@ -251,7 +263,7 @@ impl Attempt<'_> {
             }
         }
         for made in &self.made {
-            self.told.say(format!("{}: starting", made.app.name));
+            self.say(format!("{}: starting", made.app.name));
             ready(made).await?;
         }
         let workers = changes.iter().filter_map(|change| match change {
@@ -267,6 +279,7 @@ impl Attempt<'_> {
             | Change::Opened(_)
             | Change::Closed(_) => None,
         });
+        self.to_prepare = workers.clone().filter(|app| prepares(app)).map(|app| app.name.clone()).collect();
         for app in workers.clone() {
             self.prepare(app).await?;
         }
@@ -299,10 +312,10 @@ impl Attempt<'_> {
         let Some(supervisor) = live.supervisor.filter(|_| !spec.before_start.is_empty()) else {
             return Ok(());
         };
-        self.told.say(format!("{}: running its `before_start`", app.name));
+        self.say(format!("{}: running its `before_start`", app.name));
         let prepared = supervisor.prepare(Arc::clone(app), (**spec).clone()).await;
         prepared.map_err(|error| not_rolled(&app.name, &error))?;
-        self.prepared.push(app.name.clone());
+        self.prepared += 1;
         Ok(())
     }
 
@@ -329,7 +342,7 @@ impl Attempt<'_> {
         let (Some(known), Backend::Workers(spec)) = (self.known(app, Done::Rolled), &app.backend) else {
             return Err(no_workers(&app.name));
         };
-        self.told.say(format!("{}: replacing its workers", app.name));
+        self.say(format!("{}: replacing its workers", app.name));
         tell_of_memory(&app.name, &known.supervisor, self.told);
         let rolled = known.supervisor.take_over(Arc::clone(app), (**spec).clone()).await;
         rolled.map_err(|error| not_rolled(&app.name, &error))?;
@@ -340,7 +353,7 @@ impl Attempt<'_> {
 
     async fn scale(&mut self, app: &Arc<App>, workers: WorkerCount) -> Result<(), Failed> {
         let Some(known) = self.known(app, Done::Scaled) else { return Err(no_workers(&app.name)) };
-        self.told.say(format!("{}: scaling to {workers} workers", app.name));
+        self.say(format!("{}: scaling to {workers} workers", app.name));
         let scaled = known.supervisor.resize(workers).await;
         // Also where it failed: the number has changed.
         self.rolled.push(known);
@@ -384,33 +397,76 @@ impl Attempt<'_> {
         gone
     }
 
-    async fn undo(self) {
+    fn say(&self, text: String) {
+        self.turn.is_at(&text);
+        self.told.say(text);
+    }
+
+    /// Goes back after `failed` was told; returned is how it ends.
+    async fn undo(self, failed: Failed) -> Failed {
+        self.told.complain(failed.text);
+        let mut as_before = true;
         for made in &self.made {
             if let Some(supervisor) = &made.supervisor {
                 supervisor.kill_now().await;
             }
         }
-        for Rolled { supervisor, before, held, done } in self.rolled.into_iter().rev() {
+        for Rolled { supervisor, before, held, done } in self.rolled.iter().rev() {
             if let Backend::Workers(spec) = &before.backend {
-                self.told.say(format!("{}: going back to the workers it had", before.name));
+                self.say(format!("{}: going back to the workers it had", before.name));
                 let mut back = match done {
                     // Its `before_start` was run when this was new.
-                    Done::Rolled => supervisor.take_over(Arc::clone(&before), (**spec).clone()).await,
+                    Done::Rolled => supervisor.take_over(Arc::clone(before), (**spec).clone()).await,
                     Done::Scaled => supervisor.resize(spec.workers).await,
                 };
                 if back.is_ok() && held.is_some() {
-                    back = supervisor.scale(held).await;
+                    back = supervisor.scale(*held).await;
                 }
+                as_before &= back.is_ok();
                 self.told.say(match back {
                     Ok(()) => format!("{}: workers of the configuration in force serve again", before.name),
                     Err(error) => not_rolled(&before.name, &error).text,
                 });
             }
         }
-        for name in &self.prepared {
-            self.told.say(format!("{name}: its new `before_start` was run, and what that did is not undone"));
+        let hooks = self.hooks();
+        let changed = match (as_before, hooks.is_empty()) {
+            (true, true) => "; nothing was changed",
+            (true, false) => "; nothing else was changed",
+            (false, _) => "",
+        };
+        for text in hooks {
+            self.told.say(text);
         }
-        self.told.say(format!("{}: the configuration in force stays", self.old.file.display()));
+        let text = format!("{}: the configuration in force stays{changed}", self.old.file.display());
+        Failed { text, status: failed.status }
+    }
+
+    /// What became of each `before_start`, whose doings cannot be undone.
+    fn hooks(&self) -> Vec<String> {
+        let made = self
+            .made
+            .iter()
+            .filter(|made| prepares(&made.app))
+            .map(|made| format!("{}: what its `before_start` has done is not undone", made.app.name));
+        let known = self.to_prepare.iter().enumerate().map(|(at, name)| match at.cmp(&self.prepared) {
+            Ordering::Less => {
+                format!("{name}: its new `before_start` was run, and what that did is not undone")
+            }
+            Ordering::Equal => {
+                format!("{name}: its new `before_start` failed, and what it did until then is not undone")
+            }
+            Ordering::Greater => format!("{name}: its new `before_start` was not run"),
+        });
+        made.chain(known).collect()
+    }
+}
+
+/// Whether something is run before the app's first worker.
+fn prepares(app: &App) -> bool {
+    match &app.backend {
+        Backend::Workers(spec) => !spec.before_start.is_empty(),
+        Backend::Upstream(_) => false,
     }
 }
 

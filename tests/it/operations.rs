@@ -81,13 +81,20 @@ async fn an_app_that_is_not_there_is_told_with_those_that_are() {
         &["logs", "b"],
         &["maintenance", "on", "b"],
         &["reload", "b"],
-        &["scale", "a", "0"],
     ] {
         let (status, errors) = edge.failing(call).await;
         assert_eq!(status, 1, "{call:?}: {errors}");
         assert!(!errors.is_empty(), "{call:?}");
     }
     assert!(edge.failing(&["restart", "b"]).await.1.contains("there is a"));
+    let (status, errors) = edge.failing(&["scale", "a", "0"]).await;
+    assert!(status == 64 && errors.contains("a whole number from 1 to 1000"), "{status}: {errors}");
+    assert_eq!(edge.done(&["maintenance", "off", "a"]).await, "a: was not under maintenance\n");
+    edge.done(&["maintenance", "on", "a"]).await;
+    assert_eq!(edge.done(&["maintenance", "off", "a"]).await, "a: in service again\n");
+    let renewal = edge.command(&["certs", "renew", "nosuch.example"]).await;
+    assert!(renewal.status.code() == Some(1) && renewal.stdout.is_empty(), "{renewal:?}");
+    assert!(String::from_utf8_lossy(&renewal.stderr).contains("nosuch.example"), "{renewal:?}");
     edge.stop().await;
 }
 
@@ -179,6 +186,7 @@ async fn while_one_apps_change_hangs_others_are_operated_and_who_waits_may_go_aw
     let mut lines = BufReader::new(waiting.stdout.take().unwrap()).lines();
     let said = within(PATIENCE, "a line", lines.next_line()).await.unwrap().unwrap();
     assert!(said.starts_with("waiting for a reload, under way for "), "{said}");
+    assert!(said.ends_with(" (a: running its `before_start`)"), "{said}");
     crate::support::processes::signal(waiting.id().unwrap(), nix::sys::signal::Signal::SIGINT);
     edge.wait_for_log("that it was given up", |line| line.to_string().contains("given up before its turn"))
         .await;
@@ -208,5 +216,54 @@ async fn what_comes_before_a_worker_has_its_time_and_may_tidy_up() {
         assert!(errors.contains(words), "{words} is not in {errors}");
     }
     assert_eq!(edge.workers("a").await, before);
+    edge.stop().await;
+}
+
+/// Two files may name one `runtime_dir`; what is asked with the other one is not meant for this edge.
+#[tokio::test]
+async fn an_edge_is_changed_with_the_file_it_runs_with_alone() {
+    let edge = Setup::new().app("a", HELLO).start().await;
+    edge.wait_until_up("a").await;
+    let before = edge.workers("a").await;
+    let (own, other) = (edge.dir().join("edge.yaml"), edge.dir().join("other.yaml"));
+    let text = std::fs::read_to_string(&own).unwrap();
+    std::fs::write(&other, format!("{text}    wrokers: 3\n")).unwrap();
+    let asked = async |file: &std::path::Path, words: &[&str]| {
+        let mut command = tokio::process::Command::new(BINARY);
+        let output = command.args(words).arg("--config").arg(file).output().await.unwrap();
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        (output.status.code(), said)
+    };
+    for words in [
+        &["reload"][..],
+        &["reload", "a"],
+        &["restart", "a"],
+        &["scale", "a", "2"],
+        &["maintenance", "on", "a"],
+        &["certs", "renew", "a.test"],
+    ] {
+        let (status, said) = asked(&other, words).await;
+        let names = format!("uses {}, not {}: nothing was changed", own.display(), other.display());
+        assert!(status == Some(1) && said.contains(&names), "{words:?}: {status:?} {said}");
+    }
+    assert_eq!(edge.workers("a").await, before);
+    assert_eq!(edge.status().await["apps"]["a"]["state"], "up");
+    for words in [&["status"][..], &["certs"], &["logs"]] {
+        assert_eq!(asked(&other, words).await.0, Some(0), "{words:?}");
+    }
+    // By another name it is the same file.
+    let link = edge.dir().join("link.yaml");
+    std::os::unix::fs::symlink(&own, &link).unwrap();
+    let (status, said) = asked(&link, &["reload"]).await;
+    assert!(status == Some(0) && said.contains("nothing has changed"), "{said}");
+
+    // A mistyped key leads elsewhere: that it is one is told, and nobody is sent to restart edge with such a file.
+    edge.edit("runtime_dir:", "runtime_dirr:");
+    let (status, said) = asked(&own, &["reload"]).await;
+    assert_eq!(status, Some(78), "{said}");
+    let (mistake, whose) = said.split_once("edge: no edge answers at ").expect("both are told");
+    assert!(mistake.contains("runtime_dirr") && whose.contains(&edge.pid().to_string()), "{said}");
+    assert!(!said.contains("restart"), "{said}");
+    edge.edit("runtime_dirr:", "runtime_dir:");
     edge.stop().await;
 }

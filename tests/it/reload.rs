@@ -283,6 +283,7 @@ async fn workers_that_do_not_start_leave_the_old_ones_and_are_explained() {
     let (status, errors) = edge.failing(&["reload"]).await;
     assert_eq!(status, 1);
     assert!(errors.contains("no database"), "{errors}");
+    assert!(errors.ends_with(": the configuration in force stays; nothing was changed\n"), "{errors}");
     assert_eq!(edge.workers("a").await, before);
     assert!(edge.certificate("b.test").await.is_null(), "half of the change came into force");
     edge.edit("command: [sh, -c, 'echo no database >&2; exit 3']", "command: edge hello");
@@ -303,18 +304,36 @@ async fn what_is_known_to_fail_of_one_app_is_known_before_another_is_touched() {
     edge.edit("domains: [a.test]", &hook);
     edge.edit("domains: [b.test]", "domains: [b.test]\n    before_start: sh -c 'echo locked >&2; exit 4'");
     let failed = async |words: &[&str]| {
-        let output = edge.command(&["reload"]).await;
+        // As on a terminal: what goes wrong between what goes on.
+        let output = tokio::process::Command::new("sh")
+            .args(["-c", "exec \"$0\" reload --config \"$1\" 2>&1", BINARY])
+            .arg(edge.dir().join("edge.yaml"))
+            .output()
+            .await
+            .unwrap();
         assert_eq!(output.status.code(), Some(1));
-        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let mut rest = said.as_str();
         for words in words {
-            assert!(said.contains(words), "{words} is not in {said}");
+            let Some((_, after)) = rest.split_once(words) else { panic!("{words} is not next in {said}") };
+            rest = after;
         }
         assert!(!said.contains("replacing its workers"), "{said}");
         assert_eq!((edge.workers("a").await, edge.workers("b").await), (a.clone(), b.clone()));
     };
-    failed(&["app \"b\": `sh` of `before_start` failed", "locked", "a: its new `before_start` was run"])
-        .await;
+    failed(&[
+        "app \"b\": `sh` of `before_start` failed",
+        "locked",
+        "a: its new `before_start` was run",
+        "b: its new `before_start` failed",
+        "the configuration in force stays; nothing else was changed",
+    ])
+    .await;
     assert!(ran.exists());
+    edge.edit(&hook, "domains: [a.test]\n    before_start: sh -c 'exit 5'");
+    failed(&["app \"a\": ", "a: its new `before_start` failed", "b: its new `before_start` was not run"])
+        .await;
+    edge.edit("domains: [a.test]\n    before_start: sh -c 'exit 5'", &hook);
     edge.edit("    before_start: sh -c 'echo locked >&2; exit 4'\n", "    environment: {PATH: /nowhere}\n");
     edge.edit("domains: [b.test]\n", "domains: [b.test]\n    before_start: /bin/true\n    nice: 1\n");
     let text = std::fs::read_to_string(edge.dir().join("edge.yaml")).unwrap();
