@@ -40,6 +40,12 @@ pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize
     if safe_to_repeat && replayable && made < ATTEMPTS { Verdict::Retry } else { Verdict::GiveUp }
 }
 
+/// Whether the worker asked after `made` attempts, the last of which failed with `failed`, may be left for another because it
+/// leaves the request unread: once, or it would go from worker to worker; and not at the last attempt, or it would end unanswered.
+pub fn may_leave(made: usize, failed: Option<&SendError>) -> bool {
+    made + 1 < ATTEMPTS && !matches!(failed, Some(SendError::Unread))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -101,6 +107,14 @@ mod tests {
             "the first could not be reached"
         );
         assert_eq!(verdict(&closed(true), &Method::GET, true, 2, 2), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn what_is_left_unread_is_left_once_and_not_at_the_last_attempt() {
+        assert!(may_leave(0, None));
+        assert!(may_leave(1, Some(&connect())));
+        assert!(!may_leave(1, Some(&SendError::Unread)));
+        assert!(!may_leave(2, Some(&connect())));
     }
 
     proptest! {

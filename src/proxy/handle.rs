@@ -274,7 +274,9 @@ impl<'a> Passage<'a> {
         // The lease of the worker that is asked next: it was seen to have room, and another request would take that.
         let relieved = Cell::new(None);
         let relief = |slot: &Slot, now| {
-            let lease = site.pool.relieve(slot, now);
+            // A client that belongs to a worker is better off waiting for it, unless it reads nothing.
+            let leaves = home == Home::Anywhere || slot.is_forsaken();
+            let lease = leaves.then(|| site.pool.relieve(slot, now)).flatten();
             let found = lease.is_some();
             relieved.set(lease);
             found
@@ -304,10 +306,8 @@ impl<'a> Passage<'a> {
 
             let answer = match lease.slot().protocol {
                 Protocol::Http1 => {
-                    // Once: what nobody reads soon would go from worker to worker. And a client that belongs to a worker is
-                    // better off waiting for it.
-                    let once = made == 0 && home == Home::Anywhere;
-                    let elsewhere: Elsewhere<'_> = if once { Some(&relief) } else { None };
+                    let may_leave = attempt::may_leave(made, failed.as_ref());
+                    let elsewhere: Elsewhere<'_> = if may_leave { Some(&relief) } else { None };
                     exchange(&self.plane.reach, lease, &head, body, early, elsewhere).await
                 }
                 // Boxed, so that requests of the other kind need no room for it.

@@ -112,6 +112,11 @@ impl Latency {
         if silent < FADE / 64.0 { self.seconds } else { self.seconds * (-silent / FADE).exp() }
     }
 
+    /// The estimate as it was when the slot was last heard of: what a silent one is held against, for that fades.
+    pub fn when_heard(self) -> f32 {
+        self.seconds
+    }
+
     /// The same estimate, heard of at `age`.
     #[must_use]
     pub fn heard(self, age: Duration) -> Self {

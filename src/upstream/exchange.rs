@@ -168,7 +168,6 @@ pub async fn exchange(
         limits: reach.limits.response,
         interim: 0,
         early,
-        may_leave,
         elsewhere,
         watch: Watch::new(deadline, first_look.min(reach.timeouts.first_byte)),
         first_byte: reach.timeouts.first_byte,
@@ -240,9 +239,7 @@ struct Attempt<'a> {
     interim: u32,
     /// Who takes them.
     early: Interim<'a>,
-    /// Another worker may be asked for the same.
-    may_leave: bool,
-    /// Who says whether it should be before the worker is known to hang.
+    /// Who says whether another worker is asked for the same, which may be.
     elsewhere: Elsewhere<'a>,
     /// Until the next look.
     watch: Watch,
@@ -306,10 +303,7 @@ impl Attempt<'_> {
             let since = *self.silent_since.get_or_insert(since);
             let silent = now - since;
             let leaves = |ask: &dyn Fn(&Slot, std::time::Instant) -> bool| ask(slot, now.into_std());
-            if self.may_leave
-                && self.connection.is_unread()
-                && (slot.is_forsaken() || self.elsewhere.is_some_and(leaves))
-            {
+            if self.connection.is_unread() && self.elsewhere.is_some_and(leaves) {
                 return Poll::Ready(SendError::Unread);
             }
             let left = self.first_byte.saturating_sub(silent);

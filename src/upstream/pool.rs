@@ -196,10 +196,11 @@ impl Pool {
     }
 
     /// A lease on another worker for a request that the worker of `slot` has left unread: where nobody is answered there, another
-    /// has room and answers as usual, nobody waits in line for it, and [`Allowance`] grants it.
+    /// has room and answers as usual, nobody waits in line for it, and [`Allowance`] grants it, unless the first is known to read
+    /// nothing.
     pub fn relieve(self: &Arc<Self>, slot: &Slot, now: Instant) -> Option<Lease> {
         let slots = self.roster.load();
-        let known = |slot: &Slot| latency_of(slot).at(age(slot, now));
+        let known = |slot: &Slot| latency_of(slot).when_heard();
         let quickest = quickest(slots.iter().map(|slot| known(slot)));
         let late = |slot: &Slot| {
             let silent = latency_of(slot).silent(age(slot, now));
@@ -210,7 +211,10 @@ impl Pool {
         }
         let (place, _) = pick(&slots, now, &|other| other.id != slot.id)?;
         let (other, requests) = (&slots[place], slots.iter().map(|slot| slot.requests()).sum());
-        if late(other) || !self.relief.lock().unwrap_or_else(PoisonError::into_inner).take(requests) {
+        let granted = || {
+            slot.is_forsaken() || self.relief.lock().unwrap_or_else(PoisonError::into_inner).take(requests)
+        };
+        if late(other) || !granted() {
             return None;
         }
         // Last, because each counts as a request. What was granted is lost where another thread has taken the room meanwhile.

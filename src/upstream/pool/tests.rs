@@ -123,6 +123,27 @@ async fn only_a_tenth_of_the_requests_is_given_away() {
     assert_eq!(given(100), 4);
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_reads_nothing_is_left_by_all_where_another_answers_as_usual() {
+    let slots = slots(2, 0);
+    let (pool, _) = pool(&slots);
+    let now = Instant::now() + Duration::from_secs(60);
+    slots.iter().for_each(|slot| pool.note_answer(slot, Some(Duration::from_secs(3)), now));
+    let at = |millis| now + Duration::from_millis(millis);
+    let stuck = Lease::take_after(&slots[0], 0, &pool).expect("room");
+    assert!(!relieves(&pool, &slots[0], at(3100)), "its answers take that long");
+    slots[0].suspend();
+    slots[0].forsake();
+    assert!(!relieves(&pool, &slots[0], at(5900)), "nor does it help to be asked for the same elsewhere");
+    let other = Lease::take_after(&slots[1], 0, &pool).expect("room");
+    assert!(!relieves(&pool, &slots[0], at(6100)), "the other is late too");
+    drop(other);
+    assert!((0..100).all(|_| relieves(&pool, &slots[0], at(6100))), "not a tenth of them only");
+    slots[0].resume();
+    assert!(!slots[0].is_forsaken());
+    drop(stuck);
+}
+
 #[test]
 fn who_is_overtaken_between_the_look_and_the_lease_goes_to_another_worker() {
     let slots = slots(4, 0);
