@@ -132,7 +132,7 @@ async fn answers_that_do_not_leave_hold_no_place_of_their_client_and_are_kept_fo
     const BATCH: u32 = 40;
     const BATCHES: u32 = 3;
     let edge = Setup::new()
-        .top(&format!("timeouts: {{write: 60s}}\nlimits: {{streams: {STREAMS}, in_flight_per_client: 60}}"))
+        .top(&format!("timeouts: {{write: 60s}}\nlimits: {{streams: {STREAMS}, in_flight_per_client: 45}}"))
         .app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1")
         .start()
         .await;
