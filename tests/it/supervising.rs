@@ -155,7 +155,7 @@ async fn an_app_that_leaks_is_held_near_its_limit_and_loses_no_request() {
         tally.slowest
     );
     assert!(tally.failed.is_empty(), "{:#?}", tally.failed);
-    edge.wait_for_log("why", |line| line.to_string().contains("more than 60000000")).await;
+    edge.wait_for_log("why", |line| line.to_string().contains("of memory, more than 60.0 MB")).await;
     // Each is looked at every five seconds, and has to be above twice; all requests may be one worker's meanwhile.
     let a_second = tally.good * 100 / tally.span().as_secs().max(1);
     assert!(largest < LIMIT / 1000 + a_second * 15, "{largest} KiB, by {a_second} each second");
