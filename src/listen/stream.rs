@@ -61,7 +61,6 @@ impl Streams {
     /// A connection's requests are read many at a time, and the head of each is worth a hundred times what it took to send. One
     /// that is refused for what it says, or because its client asks for too much, must not wait for a task with it.
     pub fn begin(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        // One that its client has reset already is asked of nobody, and counts.
         self.conn.count_request();
         self.standby.begin(Stream(Phase::Asking(boxed(|| self.ask(request, respond)))), &self.scope);
     }
