@@ -139,6 +139,7 @@ fn warnings(spec: &WorkerSpec, plan: &Plan) -> Vec<String> {
         let made = if spec.before_start.is_empty() { "" } else { ", unless `before_start` sees to that" };
         warnings.push(format!("{obstacle}{made}"));
     }
+    warnings.extend(plan.warnings.iter().cloned());
     warnings
 }
 

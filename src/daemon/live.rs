@@ -139,8 +139,12 @@ impl Live {
             Backend::Upstream(_) => (supervisor::fixed_roster(app), None),
             Backend::Workers(spec) => {
                 let runtime_dir = &self.config.borrow().runtime_dir;
-                for note in adapter::plan(&app.name, spec, 0, runtime_dir).notes {
+                let plan = adapter::plan(&app.name, spec, 0, runtime_dir);
+                for note in plan.notes {
                     tracing::info!(app = %app.name, "{note}");
+                }
+                for warning in plan.warnings {
+                    tracing::warn!(app = %app.name, "{warning}");
                 }
                 let tools = Tools {
                     launcher: Rc::clone(&self.hands.launcher),

@@ -38,8 +38,10 @@ pub struct Plan {
     pub synchronous: bool,
     /// Processes the command itself starts behind one address, where it says so.
     pub delegated: Option<u32>,
-    /// What the operator may want to know: something was replaced, or cannot work.
+    /// What the operator may want to know: something was replaced, or works otherwise than it looks.
     pub notes: Vec<String>,
+    /// Why such a worker will never serve.
+    pub warnings: Vec<String>,
 }
 
 /// What is executed.
@@ -106,7 +108,6 @@ pub fn plan_at(spec: &WorkerSpec, place: &Place) -> Plan {
     };
     draft.transport_notes(server, spec.transport);
     draft.shell_notes(&spec.command);
-    draft.notes.extend(background::told(&spec.command));
     draft.edge(place);
     match server {
         ServerKind::Uvicorn => draft.uvicorn(),
@@ -120,6 +121,7 @@ pub fn plan_at(spec: &WorkerSpec, place: &Place) -> Plan {
         ServerKind::Puma => draft.puma(),
         ServerKind::Generic | ServerKind::Auto => draft.generic(found.hello),
     }
+    draft.reloader_notes(server);
     draft.finish(spec, server, found.hello)
 }
 
@@ -312,6 +314,7 @@ impl Draft<'_> {
             synchronous: synchronous || spec.concurrency == Some(1),
             delegated,
             notes: self.notes,
+            warnings: background::told(&spec.command).into_iter().collect(),
         }
     }
 }

@@ -222,7 +222,13 @@ fn what_is_replaced_or_cannot_work_is_said() {
         ("gunicorn a:b -b :80", "`-b :80` is replaced"),
         ("uvicorn a:b --port 8000", "`--port 8000` is replaced"),
         ("granian a:b --port=8000", "`--port 8000` is replaced"),
-        ("uvicorn a:b --reload", "`--reload` is for development"),
+        ("uvicorn a:b --reload", "`--reload` is for development: edge runs it as it is"),
+        ("gunicorn --reload a:b", "in production leave it out, and `edge reload APP`"),
+        ("fastapi run --reload main.py", "`--reload` is for development"),
+        ("fastapi dev main.py", "`fastapi dev` is for development: edge runs it as it is"),
+        ("python -m fastapi dev main.py", "in production use `fastapi run`"),
+        ("hypercorn --reload a:b", "`--reload` is for development"),
+        ("node --watch server.js", "`--watch` is for development"),
         ("./serve --port $PORT", "write `{port}`"),
         ("hypercorn a:b", "serve `hypercorn.middleware.ProxyFixMiddleware(app)`"),
         ("granian a:b", "serve `granian.utils.proxies.wrap_asgi_with_proxy_headers(app"),
@@ -231,6 +237,7 @@ fn what_is_replaced_or_cannot_work_is_said() {
         let notes = planned(&spec(command)).notes.join("\n");
         assert!(notes.contains(part), "{command}: {notes}");
     }
+    assert!(planned(&spec("fastapi dev --no-reload main.py")).notes.is_empty());
     let unix = WorkerSpec { transport: Transport::Unix, ..spec("fastapi run") };
     assert!(planned(&unix).notes.join("\n").contains("cannot listen on a unix socket"));
 }

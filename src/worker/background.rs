@@ -1,6 +1,6 @@
 //! Which commands leave for the background, where edge would take them for dead.
 //!
-//! Must not do: judge what a shell runs, or a server's configuration file.
+//! Must not do: judge what a shell runs, but for a script whose last word sends it there, or a server's configuration file.
 
 use crate::worker::program;
 
@@ -38,6 +38,7 @@ const HABITS: &[Habit] = &[
     habit("docker", &["--detach", "-d"], &[], Instead::Without),
     habit("podman", &["--detach", "-d"], &[], Instead::Without),
     habit("docker-compose", &["--detach", "-d"], &[], Instead::Without),
+    habit("daemonize", &[""], &[], Instead::With("the program itself")),
     habit("systemctl", &["start", "restart"], &[], Instead::With("the program itself")),
     habit("service", &["start", "restart"], &[], Instead::With("the program itself")),
 ];
@@ -53,6 +54,23 @@ const fn habit(
 
 /// What sends `command` to the background, and what to do instead, as a sentence; `None` where it is not known to go there.
 pub(super) fn told(command: &[String]) -> Option<String> {
+    by_its_end(command).or_else(|| by_habit(command))
+}
+
+/// A shell whose script ends with `&` ends at once.
+fn by_its_end(command: &[String]) -> Option<String> {
+    let [.., shell, option, script] = command else { return None };
+    let is_shell = ["sh", "bash", "dash", "ash", "zsh", "ksh"].contains(&program::base(shell));
+    let script = script.trim_end();
+    let leaves = script.ends_with('&') && !script.ends_with("&&");
+    (is_shell && option.starts_with('-') && option.ends_with('c') && leaves).then(|| {
+        "the script sends its last command to the background by `&` and ends, and edge takes it for dead: put `exec` before \
+         that command, and leave the `&` out"
+            .to_owned()
+    })
+}
+
+fn by_habit(command: &[String]) -> Option<String> {
     let at = program::recognise(command).arguments;
     let name = program::base(command.get(at.checked_sub(1)?)?);
     let rest = command.get(at..).unwrap_or_default();
@@ -104,6 +122,9 @@ mod tests {
             "supervisord -c x.conf",
             "docker run -d app",
             "systemctl start app",
+            "daemonize /srv/app/run",
+            "sh -c 'python app.py & '",
+            "env A=b bash -ec 'cd /srv && python app.py >log 2>&1 &'",
         ] {
             assert!(of(command).is_some(), "{command}");
         }
@@ -119,6 +140,9 @@ mod tests {
             "supervisord -n",
             "celery -A app worker",
             "sh -c 'gunicorn --daemon app.wsgi'",
+            "sh -c 'helper & exec python app.py'",
+            "sh -c 'true &&'",
+            "sh run.sh",
             "python app.py --daemon",
             "edge hello",
         ] {

@@ -78,6 +78,7 @@ fn launch(
         synchronous: false,
         delegated: None,
         notes: Vec::new(),
+        warnings: Vec::new(),
     };
     launcher.launch(&Order { id, spec, plan: &plan, place: &place })
 }

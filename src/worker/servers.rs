@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::config::model::ServerKind;
 use crate::worker::adapter::{Draft, Place, RAISED_IDLE, Wire};
 use crate::worker::flags::Command;
 
@@ -21,13 +22,6 @@ impl Draft<'_> {
     /// `--host` and `--port`.
     pub(super) fn uvicorn(&mut self) {
         self.replace(&["--uds", "--fd", "--host", "--port"]);
-        if self.command.has("--reload") {
-            self.notes.push(
-                "`--reload` is for development: a process that watches files stands before the server; `edge reload APP` \
-                 brings new code"
-                    .into(),
-            );
-        }
         match self.wire {
             Wire::Unix => self.address("UVICORN_UDS", self.socket.clone()),
             Wire::Tcp => {
@@ -217,6 +211,40 @@ impl Draft<'_> {
             self.idle_timeout = RAISED_IDLE;
         }
     }
+
+    /// Servers that watch their files and begin anew when one changes. They serve, but not as edge would have them.
+    pub(super) fn reloader_notes(&mut self, server: ServerKind) {
+        let has = |word: &str| self.command.has(word);
+        let (word, instead) = match server {
+            ServerKind::Fastapi if has("dev") && !has("--no-reload") => ("fastapi dev", "use `fastapi run`"),
+            ServerKind::Uvicorn
+            | ServerKind::Fastapi
+            | ServerKind::Gunicorn
+            | ServerKind::Hypercorn
+            | ServerKind::Granian
+                if has("--reload") =>
+            {
+                ("--reload", "leave it out")
+            }
+            ServerKind::Node if has("--watch") => ("--watch", "leave it out"),
+            ServerKind::Auto
+            | ServerKind::Uvicorn
+            | ServerKind::Fastapi
+            | ServerKind::Gunicorn
+            | ServerKind::Hypercorn
+            | ServerKind::Daphne
+            | ServerKind::Granian
+            | ServerKind::Waitress
+            | ServerKind::Node
+            | ServerKind::Puma
+            | ServerKind::Generic => return,
+        };
+        self.notes.push(format!(
+            "`{word}` is for development: edge runs it as it is, but when a file changes it begins anew by itself, and edge \
+             cannot spare the requests that are open; in production {instead}, and `edge reload APP` brings new code"
+        ));
+    }
+
     /// There is no option by which this server would believe edge.
     fn note_wrapper(&mut self, server: &str, what: &str, wrapped: &str) {
         self.notes.push(format!(
