@@ -289,6 +289,7 @@
 //!   daemon/elsewhere.rs       the running edge of a file that was changed to another admin socket
 //!   daemon/ask.rs             the client's side of that socket
 //!   daemon/table.rs        P  columns for people
+//!   daemon/interrupted.rs     a command whose operator does not want to wait any more
 //!   daemon/check_names.rs     somebody answers for edge while its names are looked at
 //!   daemon/command.rs         the subcommands that ask or read, and print
 //!   daemon/words.rs        P  times, sizes and texts of others as operators read them

@@ -96,7 +96,7 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
     let text = match &call.command {
         Command::Hello | Command::Run => return Ok(run::run(config()?)),
         Command::Operate(call) => {
-            let asked = command::operate(&place()?, &command::operation(call)?);
+            let asked = command::operate(&place()?, command::operation(call)?);
             let status = found(asked, &file, &around)?;
             return Ok(ExitCode::from(status));
         }
@@ -111,7 +111,7 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
         Command::Explain { app } => command::explain(&config()?, app)?,
         Command::Status { json } => found(command::status(&place()?, *json), &file, &around)?,
         Command::Certs { action: Some(CertsAction::Renew { name }), .. } => {
-            let asked = command::operate(&place()?, &command::renewal(name)?);
+            let asked = command::operate(&place()?, command::renewal(name)?);
             let status = found(asked, &file, &around)?;
             return Ok(ExitCode::from(status));
         }

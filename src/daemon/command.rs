@@ -13,6 +13,7 @@ use crate::config::model::{Account, Backend, Config, WorkerSpec};
 use crate::daemon::ask::{AskError, Running};
 use crate::daemon::cli::{Operate, Switch};
 use crate::daemon::explain::{self, Checked};
+use crate::daemon::interrupted::{self, Waiting};
 use crate::daemon::operation::{LONGEST_TEXT, Operation};
 use crate::daemon::progress::Said;
 use crate::daemon::render;
@@ -39,6 +40,8 @@ pub enum CommandError {
     Root { path: PathBuf, source: io::Error },
     #[error("{} has no app named \"{app}\"; it has {known}", .file.display())]
     NoApp { file: PathBuf, app: String, known: String },
+    #[error("cannot wait for the running edge")]
+    Wait(#[source] io::Error),
     #[error("no app can be named \"{0}\"")]
     NoName(String),
     #[error("no host can be named \"{0}\"")]
@@ -204,17 +207,32 @@ pub fn operation(call: &Operate) -> Result<Operation, CommandError> {
 }
 
 /// Has the running edge perform `operation` and prints what it says; returns the exit status.
-pub fn operate(place: &Whereabouts, operation: &Operation) -> Result<u8, CommandError> {
-    let hear = |said: &Said| match said {
+pub fn operate(place: &Whereabouts, operation: Operation) -> Result<u8, CommandError> {
+    let running = running(place);
+    if operation.is_reading() {
+        return Ok(running.operate(&operation, print_said)?);
+    }
+    running.uses_this_file()?;
+    let (waiting, file) = (Waiting::default(), place.file.clone());
+    let (hears, place) = (waiting.clone(), place.clone());
+    let work = move || {
+        self::running(&place).operate(&operation, |said| {
+            hears.hear(said);
+            print_said(said)
+        })
+    };
+    match interrupted::unless_interrupted(&waiting, &file, work).map_err(CommandError::Wait)? {
+        Ok(outcome) => Ok(outcome?),
+        Err(status) => Ok(status),
+    }
+}
+
+fn print_said(said: &Said) -> io::Result<()> {
+    match said {
         Said::Word(text) => writeln!(io::stdout().lock(), "{text}"),
         Said::Complaint(text) => writeln!(io::stderr().lock(), "{text}"),
         Said::End(_) => Ok(()),
-    };
-    let running = running(place);
-    if !operation.is_reading() {
-        running.uses_this_file()?;
     }
-    Ok(running.operate(operation, hear)?)
 }
 
 /// Prints to standard output. A reader that has gone, as `head` does, wants no more and is no error.

@@ -206,6 +206,12 @@ impl Live {
         std::path::absolute(&file).unwrap_or(file).display().to_string()
     }
 
+    /// Requests that workers have or that wait for one; an open WebSocket counts.
+    pub fn in_flight(&self) -> u64 {
+        let of = |app: AppStatus| app.queue + app.workers.iter().map(|worker| worker.in_flight).sum::<u64>();
+        self.apps().iter().map(|live| of(live.status())).sum()
+    }
+
     /// What `edge status` prints.
     pub async fn status(&self) -> Status {
         let apps = self.apps();

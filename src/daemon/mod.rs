@@ -9,6 +9,7 @@ mod elsewhere;
 pub mod explain;
 pub mod hello;
 pub mod import;
+mod interrupted;
 pub mod listeners;
 pub mod live;
 pub mod metrics;

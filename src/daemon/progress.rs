@@ -8,6 +8,9 @@ use tokio::time::Instant;
 /// Words said and not yet read by the operator; beyond, words are lost and the operation goes on.
 const UNREAD: usize = 1024;
 
+/// How the words begin by which an operator learns that the turn is another's.
+const WAITING: &str = "waiting for ";
+
 /// One thing said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
@@ -28,6 +31,11 @@ impl Said {
             Self::Complaint(text) => lines('!', text),
             Self::End(status) => format!("= {status}\n"),
         }
+    }
+
+    /// Whether the operation has not begun and is given up if nobody listens any more: it waits for its turn.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self, Self::Word(text) if text.starts_with(WAITING))
     }
 
     /// What a line says; `None` for a sign of life and for what this version does not know.
@@ -118,12 +126,14 @@ impl Progress {
                 if let Some(Holder { what, since, at }) = &*turn.holder.borrow() {
                     let at = at.as_ref().map(|at| format!(" ({at})")).unwrap_or_default();
                     let seconds = since.elapsed().as_secs();
-                    self.say(format!("waiting for {what}, under way for {seconds} s{at}"));
+                    self.say(format!("{WAITING}{what}, under way for {seconds} s{at}"));
                 }
-                tokio::select! {
+                let lock = tokio::select! {
                     lock = turn.lock.lock() => lock,
                     () = self.gone() => return None,
-                }
+                };
+                self.say("its turn has come");
+                lock
             }
         };
         turn.holder.replace(Some(Holder { what: what.to_owned(), since: Instant::now(), at: None }));
@@ -193,8 +203,11 @@ mod tests {
             said
         };
         let (taken, said) = tokio::join!(waits, ends);
-        let words = "waiting for `edge reload`, under way for 0 s".to_owned();
-        assert_eq!((taken, said), (true, Some(Said::Word(words))));
+        let words = Said::Word("waiting for `edge reload`, under way for 0 s".to_owned());
+        assert!(words.is_waiting());
+        assert_eq!((taken, said), (true, Some(words)));
+        let begun = hears.recv().await.expect("said");
+        assert!(!begun.is_waiting(), "{begun:?}");
 
         let another = Progress::default().take(&turn, "one").await.expect("its turn");
         another.is_at("a: starting");

@@ -137,10 +137,7 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
     let mut healthy = wait_for_stop(&mut signals, &mut threads, broken, &output, reload).await;
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     operations.close(Duration::ZERO).await;
-    tracing::info!(
-        "stopping: no new connections; open requests have {:?}; told to stop again, edge ends at once",
-        config.drain_timeout
-    );
+    tracing::info!("stopping: no new connections; {}", last_requests(live.in_flight(), config.drain_timeout));
     data.drain();
     let ended = async {
         let mut drained = true;
@@ -149,7 +146,11 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
         }
         drained
     };
-    healthy &= forced_by(&mut signals, ended, || data.abort()).await;
+    let ending = "told to stop again: ending open requests now";
+    healthy &= forced_by(&mut signals, ended, || data.abort(), ending).await;
+    tracing::info!(
+        "no request is open any more: workers are told to end; told to stop again, edge kills them"
+    );
 
     let retired = async {
         let apps = live.apps();
@@ -157,7 +158,8 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
         futures_util::future::join_all(stops).await;
         true
     };
-    healthy &= forced_by(&mut signals, retired, || workers.abort()).await;
+    let killing = "told to stop again: killing the workers";
+    healthy &= forced_by(&mut signals, retired, || workers.abort(), killing).await;
     workers.close(Duration::ZERO).await;
     control.close(LAST_STEPS).await;
     tracing::info!(drained = healthy, "stopped");
@@ -198,15 +200,32 @@ async fn wait_for_stop(
     }
 }
 
-/// Waits for `work`; a second order to stop calls `force` and makes the outcome a failure.
-async fn forced_by(signals: &mut Signals, work: impl Future<Output = bool>, force: impl Fn()) -> bool {
+/// What edge waits for before it ends, and how not to.
+fn last_requests(open: u64, patience: Duration) -> String {
+    let requests = match open {
+        0 => return "no requests are open".to_owned(),
+        1 => "1 open request has".to_owned(),
+        more => format!("{more} open requests have"),
+    };
+    format!(
+        "{requests} {patience:?} (`drain_timeout`) to finish; told to stop again (Ctrl-C, SIGTERM), edge ends at once"
+    )
+}
+
+/// Waits for `work`; a second order to stop calls `force`, says `told`, and makes the outcome a failure.
+async fn forced_by(
+    signals: &mut Signals,
+    work: impl Future<Output = bool>,
+    force: impl Fn(),
+    told: &str,
+) -> bool {
     tokio::pin!(work);
     let mut forced = false;
     loop {
         tokio::select! {
             outcome = &mut work => return outcome && !forced,
             command = signals.next() => if command == Command::Stop {
-                tracing::warn!("told to stop again: ending open requests now");
+                tracing::warn!("{told}");
                 forced = true;
                 force();
             },

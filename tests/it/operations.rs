@@ -4,6 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use nix::sys::signal::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -65,7 +66,7 @@ async fn logs_show_what_workers_printed_and_go_on_with_what_they_print() {
     let mut next = async || within(PATIENCE, "a line", lines.next_line()).await.unwrap().unwrap();
     while next().await != "a 0 | before" {}
     // The successor prints again, to who is still there.
-    crate::support::processes::signal(edge.workers("a").await[0], nix::sys::signal::Signal::SIGKILL);
+    crate::support::processes::signal(edge.workers("a").await[0], Signal::SIGKILL);
     while next().await != "a 0 | before" {}
     following.kill().await.unwrap();
     edge.stop().await;
@@ -131,7 +132,7 @@ async fn restart_replaces_every_worker_and_scale_changes_their_number() {
     }
     let shown = String::from_utf8(edge.command(&["status"]).await.stdout).unwrap();
     assert!(!shown.contains("last exit"), "{shown}");
-    crate::support::processes::signal(after[1], nix::sys::signal::Signal::SIGKILL);
+    crate::support::processes::signal(after[1], Signal::SIGKILL);
     until(PATIENCE, "the death is told", async || {
         let shown = String::from_utf8(edge.command(&["status"]).await.stdout).unwrap();
         (shown.contains(" ago)") && shown.contains("SIGKILL while it served")).then_some(())
@@ -166,9 +167,15 @@ async fn while_one_apps_change_hangs_others_are_operated_and_who_waits_may_go_aw
             .args(["reload", "--config"])
             .arg(edge.dir().join("edge.yaml"))
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .unwrap()
+    };
+    let ended_by = async |command: tokio::process::Child, signal| {
+        crate::support::processes::signal(command.id().unwrap(), signal);
+        let output = within(PATIENCE, "the end", command.wait_with_output()).await.unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     let mut hanging = ask();
     let mut lines = BufReader::new(hanging.stdout.take().unwrap()).lines();
@@ -187,9 +194,20 @@ async fn while_one_apps_change_hangs_others_are_operated_and_who_waits_may_go_aw
     let said = within(PATIENCE, "a line", lines.next_line()).await.unwrap().unwrap();
     assert!(said.starts_with("waiting for a reload, under way for "), "{said}");
     assert!(said.ends_with(" (a: running its `before_start`)"), "{said}");
-    crate::support::processes::signal(waiting.id().unwrap(), nix::sys::signal::Signal::SIGINT);
+    let given_up = "edge: interrupted before its turn came: it is given up and has changed nothing\n";
+    assert_eq!(ended_by(waiting, Signal::SIGINT).await, (130, given_up.to_owned()));
     edge.wait_for_log("that it was given up", |line| line.to_string().contains("given up before its turn"))
         .await;
+    let (status, told) = ended_by(hanging, Signal::SIGTERM).await;
+    let look = format!("look with `edge --config {} status`", edge.dir().join("edge.yaml").display());
+    assert!(
+        status == 143 && told.contains("the running edge goes on with it") && told.contains(&look),
+        "{told}"
+    );
+    let mut third = ask();
+    let mut lines = BufReader::new(third.stdout.take().unwrap()).lines();
+    let said = within(PATIENCE, "a line", lines.next_line()).await.unwrap().unwrap();
+    assert!(said.starts_with("waiting for a reload, under way for "), "{said}");
     assert_eq!(edge.workers("a").await, before.0);
     // It hangs still; edge stops all the same, at once, and leaves nothing.
     edge.stop().await;

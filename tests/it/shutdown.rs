@@ -107,9 +107,11 @@ async fn a_second_signal_ends_at_once_with_status_1() {
     let asking = tokio::spawn(async move { Answer::read(connection.send(request).await?).await });
     in_flight(&edge).await;
     edge.signal(Signal::SIGTERM);
-    edge.wait_for_log("the first signal was heard", |line| {
-        let text = line.to_string().to_ascii_lowercase();
-        text.contains("sigterm") || text.contains("drain") || text.contains("stop")
+    edge.wait_for_log("what it waits for", |line| {
+        line["msg"].as_str().is_some_and(|text| {
+            text.starts_with("stopping: no new connections; 1 open request has 30s")
+                && text.ends_with("told to stop again (Ctrl-C, SIGTERM), edge ends at once")
+        })
     })
     .await;
     edge.signal(Signal::SIGTERM);
