@@ -66,6 +66,7 @@
 //!   clock.rs                  wall time as a seam
 //!   complaint.rs              trouble that may come often and is told once
 //!   deadline.rs               time-outs of the request path without a timer each
+//!   fading.rs              P  how what was seen counts less with time
 //!   boxed.rs               P  futures in memory of their own, made there
 //!   inflow.rs                 reading without a buffer for each connection
 //!   outbox.rs                 what is on its way to a client or a worker
@@ -316,6 +317,7 @@ pub mod clock;
 pub mod complaint;
 pub mod deadline;
 pub mod durable;
+pub mod fading;
 pub mod inflow;
 pub mod name;
 pub mod offspring;

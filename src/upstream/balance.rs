@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::fading::left;
+
 /// Up to this many slots are all looked at; of more, the better of two that chance picks, which is nearly as even and does not
 /// send every thread to the same one.
 pub const COMPARED: usize = 8;
@@ -109,7 +111,7 @@ impl Latency {
     pub fn at(self, age: Duration) -> f32 {
         let silent = self.silent(age);
         // Most are heard of all the time.
-        if silent < FADE / 64.0 { self.seconds } else { self.seconds * (-silent / FADE).exp() }
+        if silent < FADE / 64.0 { self.seconds } else { self.seconds * left(silent / FADE) }
     }
 
     /// The estimate as it was when the slot was last heard of: what a silent one is held against, for that fades.

@@ -11,6 +11,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::config::model::WorkerCount;
+use crate::fading::left;
 
 /// What an app's workers have to do at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,8 +106,8 @@ impl Scale {
         room: impl FnOnce() -> u32,
     ) -> Option<Step> {
         let passed = now.saturating_duration_since(std::mem::replace(&mut self.seen, now));
-        let share = 1.0 - (-passed.as_secs_f64() / MEMORY.as_secs_f64()).exp();
-        self.usual += (load.busy as f64 - self.usual) * share;
+        let share = 1.0 - left(passed.as_secs_f32() / MEMORY.as_secs_f32());
+        self.usual += (load.busy as f64 - self.usual) * f64::from(share);
         if !steady {
             (self.waits_since, self.calm_since) = (None, None);
             return None;
