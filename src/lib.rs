@@ -64,7 +64,7 @@
 //!   backoff.rs             P  growing delays between restarts
 //!   report.rs              P  one error chain on one line
 //!   clock.rs                  wall time as a seam
-//!   complaint.rs              trouble that may come often and is told once
+//!   complaint.rs              trouble that comes again and again and is told once
 //!   deadline.rs               time-outs of the request path without a timer each
 //!   fading.rs              P  how what was seen counts less with time
 //!   boxed.rs               P  futures in memory of their own, made there

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::complaint::Reason;
 use crate::config::model::{App, WorkerSpec};
 use crate::worker::adapter::{self, Wire};
 use crate::worker::lifecycle::Patience;
@@ -20,6 +21,8 @@ pub(super) struct Setup {
     pub(super) watch: Watch,
     /// Whether a worker of it was looked at for where it listens.
     pub(super) located: Cell<bool>,
+    /// Why no worker of it could be started.
+    pub(super) not_started: Reason,
     /// Whether what comes before its first worker has been run.
     pub(super) prepared: bool,
 }
@@ -37,7 +40,16 @@ impl Setup {
         // The wire follows from the command alone; this plan's address is never used.
         let plan = adapter::plan(&app.name, &spec, 0, Path::new("/"));
         let (wire, watch) = (plan.wire, Watch::of(&plan));
-        Self { app, spec, wire, patience, watch, located: Cell::new(false), prepared: false }
+        Self {
+            app,
+            spec,
+            wire,
+            patience,
+            watch,
+            located: Cell::new(false),
+            not_started: Reason::default(),
+            prepared: false,
+        }
     }
 
     /// What a worker is asked for readiness.

@@ -92,7 +92,9 @@ impl Crew {
         let error = self.try_launch(seat, generation).err()?;
         self.headcount.failed();
         let cause = Report(&error).to_string();
-        tracing::error!(app = %self.app().name, worker = seat.slot, error = %cause, "cannot start a worker");
+        let setup = self.setups.get(&generation);
+        let told = setup.map_or_else(|| cause.clone(), |setup| setup.not_started.told(&cause, now()));
+        tracing::error!(app = %self.app().name, worker = seat.slot, error = %told, "cannot start a worker");
         *self.exits.entry(past::NOT_STARTED).or_default() += 1;
         self.failed(seat, cause.clone(), past::NOT_STARTED);
         self.changes.failed(seat, RollError::because(cause));

@@ -188,6 +188,27 @@ const FAULTY: &str =
     "domains: [a.test]\ncommand: edge hello\nhang_timeout: 4s\nenvironment: {EDGE_HELLO_FAULTS: \"1\"}\n";
 
 #[tokio::test]
+async fn a_program_that_is_not_there_is_told_at_length_once() {
+    let yaml = "domains: [a.test]\ncommand: no-such-server\nworkers: 2\nrestart: {backoff: 50ms, max_backoff: 500ms}\n\
+                environment: {PATH: /usr/bin:/bin}";
+    let edge = Setup::new().app("a", yaml).start().await;
+    let lines = until(Duration::from_secs(15), "some attempts", async || {
+        let lines = edge.log_objects();
+        let told: Vec<_> = lines.into_iter().filter(|line| line["msg"] == "cannot start a worker").collect();
+        (told.len() > 5).then_some(told)
+    })
+    .await;
+    let whole = "cannot run `no-such-server`: `no-such-server` is not in PATH (/usr/bin:/bin): install it, write its whole \
+                 path, or set PATH under `environment`";
+    assert_eq!(lines[0]["error"], whole);
+    for line in &lines[1..] {
+        assert_eq!(line["error"], "cannot run `no-such-server`, as said before");
+    }
+    assert_eq!(edge.status().await["apps"]["a"]["workers"][0]["last_exit"], whole);
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_worker_whose_event_loop_is_blocked_is_avoided_then_aborted_and_replaced() {
     for transport in ["unix", "tcp"] {
         let yaml = format!("{FAULTY}workers: 3\ntransport: {transport}");
