@@ -18,6 +18,7 @@ use crate::daemon::reload::{self, no_workers, not_rolled};
 use crate::name::AppName;
 use crate::report::Report;
 use crate::scope::Scope;
+use crate::telemetry::line::Stamp;
 use crate::telemetry::status::{AppState, ScaleStatus};
 use crate::worker::journal::Journal;
 use crate::worker::supervisor::Supervisor;
@@ -171,7 +172,7 @@ async fn lend(live: &Live, token: &str, answer: &str, operator: &mpsc::Sender<Sa
     let _gone = operator.send(said).await;
 }
 
-/// What workers printed, in the order it came.
+/// What workers printed, in the order it came, each line with its time as the log has it.
 async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::Sender<Said>) {
     let wanted = |live: &LiveApp| app.as_ref().is_none_or(|name| live.app.name == *name);
     if let Some(name) = app.as_ref().filter(|name| live.app(name).is_none()) {
@@ -182,6 +183,7 @@ async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::
     }
     // Journals by where they are, which is their own as long as they are held: an app that is removed and added again begins
     // a new one.
+    let mut stamp = Stamp::default();
     let mut read: BTreeMap<usize, (Rc<Journal>, u64)> = BTreeMap::new();
     loop {
         let apps: Vec<LiveApp> = live.apps().into_iter().filter(wanted).collect();
@@ -196,7 +198,9 @@ async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::
         lines.sort_by_key(|(line, _)| line.at);
         for (line, name) in lines {
             let who = line.slot.map_or_else(|| "before_start".to_owned(), |slot| slot.to_string());
-            if operator.send(Said::Word(format!("{name} {who} | {}", line.text))).await.is_err() {
+            let time = String::from_utf8_lossy(stamp.full(line.time));
+            let said = Said::Word(format!("{time} {name} {who} | {}", line.text));
+            if operator.send(said).await.is_err() {
                 return;
             }
         }

@@ -2,9 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::time::SystemTime;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::clock::{Clock, SystemClock};
 
 /// Lines kept.
 const LINES: usize = 1000;
@@ -14,8 +17,10 @@ const BYTES: usize = 256 * 1024;
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// When it was read.
+    /// When it was read: the order among the lines of all apps.
     pub at: Instant,
+    /// The same by the wall clock, which may have jumped since.
+    pub time: SystemTime,
     /// The worker's slot; none for what is run before the first worker.
     pub slot: Option<u32>,
     /// Without its end.
@@ -41,7 +46,12 @@ impl Journal {
     pub fn push(&self, slot: Option<u32>, text: &str) {
         let mut kept = self.kept.borrow_mut();
         kept.bytes += text.len();
-        kept.lines.push_back(Line { at: Instant::now(), slot, text: text.to_owned() });
+        kept.lines.push_back(Line {
+            at: Instant::now(),
+            time: SystemClock.now(),
+            slot,
+            text: text.to_owned(),
+        });
         while kept.lines.len() > LINES || kept.bytes > BYTES {
             let gone = kept.lines.pop_front().map_or(0, |line| line.text.len());
             kept.bytes -= gone;

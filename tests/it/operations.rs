@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use nix::sys::signal::Signal;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -49,11 +51,28 @@ async fn maintenance_tells_visitors_and_leaves_workers_alone() {
 async fn logs_show_what_workers_printed_and_go_on_with_what_they_print() {
     let command = "domains: [a.test]\nworkers: 1\n\
         command: [sh, -c, 'echo before; echo wrong >&2; exec edge hello']\n";
+    let begun = OffsetDateTime::now_utc();
     let edge =
         Setup::new().app("a", command).app("b", HELLO.replace("a.test", "b.test").as_str()).start().await;
     edge.wait_until_up("a").await;
+    // The rest of a line behind its time, which lies between the start and now.
+    let timed = |line: &str| {
+        let (time, rest) = line.split_once(' ').unwrap();
+        let time = OffsetDateTime::parse(time, &Rfc3339).unwrap();
+        assert!(
+            time >= begun - Duration::from_millis(1)
+                && time <= OffsetDateTime::now_utc()
+                && line[..24].ends_with('Z'),
+            "{line}"
+        );
+        rest.to_owned()
+    };
     let printed = edge.done(&["logs", "a"]).await;
-    assert!(printed.contains("a 0 | before") && printed.contains("a 0 | wrong"), "{printed}");
+    let rests: Vec<String> = printed.lines().map(timed).collect();
+    assert!(
+        rests.contains(&"a 0 | before".to_owned()) && rests.contains(&"a 0 | wrong".to_owned()),
+        "{printed}"
+    );
     assert!(edge.done(&["logs"]).await.contains("a 0 | before"));
     let mut following = tokio::process::Command::new(BINARY)
         .args(["logs", "-f", "a", "--config"])
@@ -63,7 +82,7 @@ async fn logs_show_what_workers_printed_and_go_on_with_what_they_print() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
-    let mut next = async || within(PATIENCE, "a line", lines.next_line()).await.unwrap().unwrap();
+    let mut next = async || timed(&within(PATIENCE, "a line", lines.next_line()).await.unwrap().unwrap());
     while next().await != "a 0 | before" {}
     // The successor prints again, to who is still there.
     crate::support::processes::signal(edge.workers("a").await[0], Signal::SIGKILL);
