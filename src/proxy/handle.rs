@@ -224,7 +224,7 @@ impl<'a> Passage<'a> {
                 if let Some(opening) = &opening {
                     opening.check_declined(response.status())?;
                 }
-                if !site.synchronous || response.body().is_end_stream() {
+                if !site.synchronous || response.body().is_whole() {
                     return Ok(Outcome::Answer(response.map(Content::Upstream)));
                 }
                 // Boxed: most requests need no room for this.

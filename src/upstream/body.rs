@@ -135,6 +135,11 @@ impl ResponseBody {
         self.lease.slot()
     }
 
+    /// Whether the worker is done with it: what is left to hand out is here.
+    pub fn is_whole(&self) -> bool {
+        self.transfer.is_none()
+    }
+
     /// Bytes of the request's body that were read so far.
     pub fn request_bytes(&self) -> u64 {
         let upload = self.transfer.as_ref().and_then(|transfer| transfer.upload.as_deref());

@@ -104,6 +104,26 @@ async fn head_has_a_length_and_no_body() {
 }
 
 #[tokio::test]
+async fn an_answer_is_whole_when_the_worker_is_done_with_it() {
+    for (text, whole) in [
+        (OK, true),
+        ("HTTP/1.1 204 No Content\r\n\r\n", true),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab", false),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n", false),
+    ] {
+        let rig = Rig::new();
+        let worker = async {
+            let mut peer = rig.accept().await;
+            peer.answer(text).await;
+            peer
+        };
+        let (response, _peer) = rig.run(async { tokio::join!(rig.response(Method::GET), worker) }).await;
+        let response = response.expect("a head");
+        assert_eq!((response.body().is_whole(), rig.slot.in_flight() == 0), (whole, whole), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn interim_answers_are_skipped_but_not_without_end() {
     let interim = "HTTP/1.1 100 Continue\r\n\r\n";
     let text = interim.repeat(10) + OK;
