@@ -286,7 +286,8 @@ impl<'a> Passage<'a> {
         let (mut made, mut fatal) = (0, 0);
         loop {
             let began = Instant::now();
-            let wish = Wish { tried: &tried[..made], home, queue: site.app.queue, now: began };
+            let wish =
+                Wish { tried: &tried[..made], home, lasting: upgrade, queue: site.app.queue, now: began };
             let (lease, asked) = match relieved.take().or_else(|| site.pool.at_once(&wish)) {
                 Some(lease) => (lease, began),
                 None => {

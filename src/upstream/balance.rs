@@ -78,6 +78,12 @@ pub fn usual(latency: f32, quickest: Option<f32>) -> f32 {
     known.max(SHORT)
 }
 
+/// What a silence of so many seconds says to who stays long with the worker that takes it: nothing, unless it is too long to be
+/// over in a moment.
+pub fn for_long(silent: f32) -> f32 {
+    if silent < SILENCE { 0.0 } else { silent }
+}
+
 /// Whether who has owed an answer for so long takes longer than [`usual`]; both in seconds.
 pub fn is_late(silent: f32, usual: f32) -> bool {
     silent > usual * LATE

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::config::model::Queue;
 use crate::name::AppName;
 use crate::upstream::affinity::Home;
-use crate::upstream::balance::{COMPARED, Candidate, Latency, choose, is_late, quickest, usual};
+use crate::upstream::balance::{COMPARED, Candidate, Latency, choose, for_long, is_late, quickest, usual};
 use crate::upstream::error::AcquireError;
 use crate::upstream::lease::{Freed, Lease};
 use crate::upstream::queue::{Line, Terms, Ticket};
@@ -43,6 +43,8 @@ pub struct Wish<'a> {
     pub tried: &'a [Incarnation],
     /// Where its client belongs.
     pub home: Home,
+    /// It stays long with its worker, as WebSockets do.
+    pub lasting: bool,
     /// How it waits, if it must.
     pub queue: Queue,
     /// When it wants it: now.
@@ -54,6 +56,7 @@ pub struct Wish<'a> {
 struct Waiter {
     tried: Vec<Incarnation>,
     home: Home,
+    lasting: bool,
     hand: oneshot::Sender<Lease>,
 }
 
@@ -77,7 +80,8 @@ impl Pool {
     pub fn at_once(self: &Arc<Self>, wish: &Wish<'_>) -> Option<Lease> {
         // Who comes while others wait stands behind them.
         let free = self.roster.waiting.load(Ordering::SeqCst) == 0;
-        free.then(|| self.find(&self.roster.load(), wish.now, wish.tried, wish.home)).flatten()
+        free.then(|| self.find(&self.roster.load(), wish.now, wish.tried, (wish.home, wish.lasting)))
+            .flatten()
     }
 
     /// As [`Self::at_once`], but waits in line while there is none. A slot that was tried and is still open after a moment is
@@ -123,7 +127,7 @@ impl Pool {
             let (slots, now) = (self.roster.load(), tokio::time::Instant::now().into_std());
             let served = line.serve(now, |waiter, terms| {
                 let tried = if terms.is_choosy_yet(now) { &waiter.tried[..] } else { &[] };
-                self.find(&slots, now, tried, waiter.home)
+                self.find(&slots, now, tried, (waiter.home, waiter.lasting))
             });
             self.roster.waiting.store(line.len(), Ordering::SeqCst);
             served
@@ -139,15 +143,16 @@ impl Pool {
         slots: &[Arc<Slot>],
         now: Instant,
         tried: &[Incarnation],
-        home: Home,
+        (home, lasting): (Home, bool),
     ) -> Option<Lease> {
         let untried = |slot: &Slot| !tried.contains(&(slot.id.slot, slot.id.incarnation));
         let at_home = home.among(&self.app, slots.iter().map(|slot| slot.id.slot)).map(|place| &slots[place]);
         if let Some(slot) = at_home.filter(|slot| slot.is_open() && untried(slot)) {
             return self.take(slot, u64::MAX, now);
         }
-        let best = pick(slots, now, &untried)?;
-        self.take_or_look_again(slots, now, &untried, best)
+        let look = || pick(slots, now, &untried, lasting);
+        let best = look()?;
+        self.take_or_look_again(slots, now, look, best)
     }
 
     /// A lease on the slot that [`pick`] found best, or on another. Threads that look at the same moment see the same: who comes
@@ -156,7 +161,7 @@ impl Pool {
         self: &Arc<Self>,
         slots: &[Arc<Slot>],
         now: Instant,
-        wanted: &impl Fn(&Slot) -> bool,
+        look: impl Fn() -> Option<(usize, u64)>,
         (place, seen): (usize, u64),
     ) -> Option<Lease> {
         if let Some(lease) = self.take(&slots[place], seen, now) {
@@ -164,7 +169,7 @@ impl Pool {
         }
         // Ends: a slot that fills or closes between the look and the lease has no room at the next look.
         loop {
-            let (place, _) = pick(slots, now, wanted)?;
+            let (place, _) = look()?;
             if let Some(lease) = self.take(&slots[place], u64::MAX, now) {
                 return Some(lease);
             }
@@ -209,7 +214,7 @@ impl Pool {
         if !late(slot) || self.waiting() > 0 {
             return None;
         }
-        let (place, _) = pick(&slots, now, &|other| other.id != slot.id)?;
+        let (place, _) = pick(&slots, now, &|other| other.id != slot.id, false)?;
         let (other, requests) = (&slots[place], slots.iter().map(|slot| slot.requests()).sum());
         let granted = || {
             slot.is_forsaken() || self.relief.lock().unwrap_or_else(PoisonError::into_inner).take(requests)
@@ -253,14 +258,20 @@ fn age(slot: &Slot, now: Instant) -> Duration {
 }
 
 /// The place of the best slot with room, and how many are in flight there: of all where they are few, of two that chance picks
-/// where they are many.
-fn pick(slots: &[Arc<Slot>], now: Instant, wanted: &impl Fn(&Slot) -> bool) -> Option<(usize, u64)> {
+/// where they are many. For what is `lasting`, who has more of that than others matters longer than who is busy now.
+fn pick(
+    slots: &[Arc<Slot>],
+    now: Instant,
+    wanted: &impl Fn(&Slot) -> bool,
+    lasting: bool,
+) -> Option<(usize, u64)> {
     let candidate = |place: usize| {
         let slot = &slots[place];
         let in_flight = slot.room().filter(|_| wanted(slot))?;
         let (age, latency) = (age(slot, now), latency_of(slot));
         let owes = slot.unanswered() > 0 || slot.is_doubted(now);
         let silent = if owes { latency.silent(age) } else { 0.0 };
+        let silent = if lasting { for_long(silent) } else { silent };
         Some(Candidate { in_flight, latency: latency.at(age), silent, age })
     };
     let mut places = [0; COMPARED];
@@ -298,7 +309,7 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     fn join(pool: &'a Pool, wish: &Wish<'_>, terms: Terms) -> Result<Self, AcquireError> {
         let (hand, lease) = oneshot::channel();
-        let waiter = Waiter { tried: wish.tried.to_vec(), home: wish.home, hand };
+        let waiter = Waiter { tried: wish.tried.to_vec(), home: wish.home, lasting: wish.lasting, hand };
         let mut line = pool.lock();
         let ticket = line.join(wish.queue.size as usize, terms, waiter);
         pool.roster.waiting.store(line.len(), Ordering::SeqCst);

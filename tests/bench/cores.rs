@@ -108,7 +108,7 @@ fn forward(shared: &Shared, thread: usize, over: &AtomicBool) -> u64 {
     let pool = &shared.pools[thread % shared.pools.len()];
     let presence =
         shared.clients.connect(client(if shared.one_client { 0 } else { thread as u32 }), 0).expect("room");
-    let wish = |now| Wish { tried: &[], home: Home::Anywhere, queue: QUEUE, now };
+    let wish = |now| Wish { tried: &[], home: Home::Anywhere, lasting: false, queue: QUEUE, now };
     let mut count = 0;
     while !over.load(Ordering::Relaxed) {
         let began = Instant::now();
@@ -151,7 +151,13 @@ fn wait_in_line(pool: &Arc<Pool>) -> u64 {
         let (pool, count) = (Arc::clone(pool), Rc::clone(&count));
         tasks.spawn_local(async move {
             loop {
-                let wish = Wish { tried: &[], home: Home::Anywhere, queue: QUEUE, now: Instant::now() };
+                let wish = Wish {
+                    tried: &[],
+                    home: Home::Anywhere,
+                    lasting: false,
+                    queue: QUEUE,
+                    now: Instant::now(),
+                };
                 let lease: Lease = pool.acquire(&wish).await.expect("a worker");
                 tokio::task::yield_now().await;
                 drop(lease);

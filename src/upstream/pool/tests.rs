@@ -22,7 +22,7 @@ fn pool(slots: &[Arc<Slot>]) -> (Arc<Pool>, Arc<Roster>) {
 }
 
 fn wish(tried: &[Incarnation]) -> Wish<'_> {
-    Wish { tried, home: Home::Anywhere, queue: QUEUE, now: Instant::now() }
+    Wish { tried, home: Home::Anywhere, lasting: false, queue: QUEUE, now: Instant::now() }
 }
 
 fn relieves(pool: &Arc<Pool>, slot: &Slot, now: Instant) -> bool {
@@ -71,6 +71,31 @@ async fn a_blocked_worker_is_passed_over_until_it_answers() {
     blocked.answered();
     pool.note_answer(blocked.slot(), Some(Duration::from_millis(8)), at(210).now);
     assert_eq!(pool.acquire(&at(211)).await.expect("open").slot().id.slot, slow);
+}
+
+#[test]
+fn websockets_spread_evenly_though_a_worker_is_late_for_a_moment() {
+    for (lasting, silent, even) in [(true, 50, true), (false, 50, false), (true, 1100, false)] {
+        let slots = slots(4, 0);
+        let (pool, _) = pool(&slots);
+        let began = Instant::now() + Duration::from_secs(60);
+        let now = began + Duration::from_millis(silent);
+        for slot in &slots[1..] {
+            pool.note_answer(slot, Some(Duration::from_millis(2)), now);
+        }
+        pool.note_answer(&slots[0], Some(Duration::from_millis(2)), began);
+        let mut leases = vec![pool.take(&slots[0], 0, began).expect("room")];
+        leases.extend((1..32).map(|_| {
+            let mut lease = pool.at_once(&Wish { lasting, now, ..wish(&[]) }).expect("room");
+            if lease.slot().id.slot > 0 {
+                lease.answered();
+            }
+            lease
+        }));
+        let found: Vec<_> = slots.iter().map(|slot| slot.in_flight()).collect();
+        assert_eq!(found == [8; 4], even, "lasting: {lasting}, silent for {silent} ms: {found:?}");
+        assert!(even || found[0] < 3, "lasting: {lasting}, silent for {silent} ms: {found:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -149,17 +174,18 @@ fn who_is_overtaken_between_the_look_and_the_lease_goes_to_another_worker() {
     let slots = slots(4, 0);
     let (pool, _) = pool(&slots);
     let now = Instant::now();
+    let look = || pick(&slots, now, &|_| true, false);
     for _ in 0..20 {
-        let seen = pick(&slots, now, &|_| true).expect("room");
+        let seen = look().expect("room");
         // Another thread has looked at the same moment.
-        let overtaken = pool.take_or_look_again(&slots, now, &|_| true, seen).expect("room");
+        let overtaken = pool.take_or_look_again(&slots, now, look, seen).expect("room");
         assert_eq!(overtaken.slot().id, slots[seen.0].id);
-        let second = pool.take_or_look_again(&slots, now, &|_| true, seen).expect("room");
+        let second = pool.take_or_look_again(&slots, now, look, seen).expect("room");
         assert_ne!(second.slot().id, overtaken.slot().id);
     }
     let alone = Lease::take_after(&slots[0], u64::MAX, &pool).expect("room");
-    let again =
-        pool.take_or_look_again(&slots[..1], now, &|_| true, (0, 0)).expect("where there is no other");
+    let look = || pick(&slots[..1], now, &|_| true, false);
+    let again = pool.take_or_look_again(&slots[..1], now, look, (0, 0)).expect("where there is no other");
     assert_eq!(again.slot().id, alone.slot().id);
 }
 
