@@ -186,6 +186,9 @@ impl<'a> Passage<'a> {
         let (plane, limits) = (self.plane, &self.plane.reach.limits);
         let held = plane.heads.hold(self.parts.headers.len(), self.present.size, limits);
         let _held = held.ok_or(ProxyError::TooMuchHeld)?;
+        if self.parts.version == Version::HTTP_2 {
+            headers::fit(&mut self.parts.headers);
+        }
         self.entry.enter(&self.caller).await?;
         let has_body = !incoming.is_end_stream();
         // A CONNECT has no need of the field.
@@ -253,7 +256,7 @@ impl<'a> Passage<'a> {
         (host, about): (&HeaderValue, &Forwarding<'_>),
         home: Home,
         upgrade: bool,
-        body: &mut Option<RequestBody>,
+        body: &mut Option<Box<RequestBody>>,
         early: Interim<'_>,
     ) -> Result<Answer, ProxyError> {
         if let Some(body) = body.as_mut().filter(|_| site.synchronous) {
@@ -270,7 +273,7 @@ impl<'a> Passage<'a> {
         };
         let record = &mut self.entry.record;
         let has_body = body.is_some();
-        let prompt = body.as_ref().is_none_or(RequestBody::is_short);
+        let prompt = body.as_ref().is_none_or(|body| body.is_short());
         // The lease of the worker that is asked next: it was seen to have room, and another request would take that.
         let relieved = Cell::new(None);
         let relief = |slot: &Slot, now| {

@@ -7,6 +7,9 @@ use std::net::IpAddr;
 use http::header::{CONNECTION, COOKIE, TE};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
+/// Room for so many fields that are not there is given back: no browser says enough of them to leave as much.
+const SPARE: usize = 32;
+
 /// What a worker learns of the client from edge alone.
 #[derive(Debug, Clone, Copy)]
 pub struct Forwarding<'a> {
@@ -36,6 +39,15 @@ pub fn request(headers: &mut HeaderMap, version: Version, connection: bool) {
     remove_where(headers, |name| is_of_one_hop(name) || is_refused_from_clients(name));
     if version == Version::HTTP_2 {
         join_cookies(headers);
+    }
+}
+
+/// Makes a map of very many fields as large as they are: it doubles as it grows, and nothing but a copy of it gives the rest
+/// back. Over HTTP/2 a client says so many with a byte each. To be asked of fields that share their bytes, as HTTP/2 has them:
+/// those that do not would get a counter each.
+pub fn fit(headers: &mut HeaderMap) {
+    if headers.capacity().saturating_sub(headers.keys_len()) >= SPARE {
+        *headers = headers.clone();
     }
 }
 

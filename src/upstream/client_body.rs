@@ -32,7 +32,8 @@ pub struct ClientBody(Source);
 enum Source {
     /// Nothing more comes.
     Over,
-    Stream(Incoming, ReadOn),
+    /// Boxed, because most requests have none: they keep no room for it.
+    Stream(Box<(Incoming, ReadOn)>),
     Streamed(Streamed),
 }
 
@@ -60,7 +61,7 @@ impl ClientBody {
             return Self::none();
         }
         let left = length.and_then(|length| content_length(length).ok());
-        Self(Source::Stream(Incoming { stream, left, over: false }, read_on))
+        Self(Source::Stream(Box::new((Incoming { stream, left, over: false }, read_on))))
     }
 
     /// `body`, whose connection decides what becomes of a rest.
@@ -84,8 +85,8 @@ impl Body for ClientBody {
     ) -> Poll<Option<Result<Frame<Bytes>, ClientBodyError>>> {
         let frame = match &mut self.0 {
             Source::Over => None,
-            Source::Stream(incoming, _) => {
-                ready!(incoming.poll_frame(cx)).map(|frame| frame.map_err(ClientBodyError::from))
+            Source::Stream(stream) => {
+                ready!(stream.0.poll_frame(cx)).map(|frame| frame.map_err(ClientBodyError::from))
             }
             Source::Streamed(body) => ready!(body.as_mut().poll_frame(cx)),
         };
@@ -98,7 +99,7 @@ impl Body for ClientBody {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Source::Over => true,
-            Source::Stream(incoming, _) => incoming.stream.is_end_stream(),
+            Source::Stream(stream) => stream.0.stream.is_end_stream(),
             Source::Streamed(body) => body.is_end_stream(),
         }
     }
@@ -106,7 +107,7 @@ impl Body for ClientBody {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Source::Over => SizeHint::with_exact(0),
-            Source::Stream(incoming, _) => incoming.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Source::Stream(stream) => stream.0.left.map_or_else(SizeHint::default, SizeHint::with_exact),
             Source::Streamed(body) => body.size_hint(),
         }
     }
@@ -141,10 +142,11 @@ impl Incoming {
 
 impl Drop for ClientBody {
     fn drop(&mut self) {
-        if let Source::Stream(rest, how) = std::mem::replace(&mut self.0, Source::Over)
-            && !rest.stream.is_end_stream()
-            && !how.tasks.is_aborting()
+        if let Source::Stream(stream) = std::mem::replace(&mut self.0, Source::Over)
+            && !stream.0.stream.is_end_stream()
+            && !stream.1.tasks.is_aborting()
         {
+            let (rest, how) = *stream;
             let tasks = how.tasks.clone();
             drop(tasks.spawn(how.discard(rest)));
         }

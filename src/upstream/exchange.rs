@@ -134,7 +134,7 @@ pub async fn exchange(
     reach: &Reach,
     mut lease: Lease,
     head: &RequestHead<'_>,
-    body: &mut Option<RequestBody>,
+    body: &mut Option<Box<RequestBody>>,
     early: Interim<'_>,
     elsewhere: Elsewhere<'_>,
 ) -> Result<Answer, SendError> {
@@ -142,40 +142,44 @@ pub async fn exchange(
         // It may be the client who is waited for.
         lease.answered();
     }
-    let framing = request_framing(body.as_ref());
-    let mut out = Outbox::empty();
-    write_request_head(out.text(), head, framing).map_err(|Malformed(what)| SendError::Unwritable(what))?;
-    if let Some(body) = body.as_ref() {
-        body.check_announced()?;
-    }
-    let deadline = reach.deadlines.deadline();
-    let idle = reach.idle.take(lease.slot(), deadline.now());
-    let connection = match idle {
-        Some(connection) => connection,
-        // Boxed, so that requests that find a connection need no room for it.
-        None => Box::pin(connect(reach, &lease.slot().address, &deadline)).await?,
+    // A block, so that the future keeps no room for what has moved into the attempt.
+    let mut attempt = {
+        let framing = request_framing(body.as_deref());
+        let mut out = Outbox::empty();
+        write_request_head(out.text(), head, framing)
+            .map_err(|Malformed(what)| SendError::Unwritable(what))?;
+        if let Some(body) = body.as_ref() {
+            body.check_announced()?;
+        }
+        let deadline = reach.deadlines.deadline();
+        let connection = match reach.idle.take(lease.slot(), deadline.now()) {
+            Some(connection) => connection,
+            // Boxed, so that requests that find a connection need no room for it.
+            None => Box::pin(connect(reach, &lease.slot().address, &deadline)).await?,
+        };
+        // Safe, not merely idempotent: the worker may read it yet, when the client has long gone on. A DELETE carried out then
+        // would undo what came after it.
+        let may_leave = head.method.is_safe() && framing == RequestFraming::None;
+        let elsewhere = elsewhere.filter(|_| may_leave);
+        let first_look = if elsewhere.is_some() { FIRST_LOOK } else { LOOK };
+        let mut upload = Upload::new(out, framing);
+        if framing != RequestFraming::None {
+            upload.attach(body.take());
+        }
+        Attempt {
+            connection,
+            upload,
+            partial: BytesMut::new(),
+            asked: Asked { head: *head.method == Method::HEAD, upgrade: head.upgrade },
+            limits: reach.limits.response,
+            interim: 0,
+            early,
+            elsewhere,
+            watch: Watch::new(deadline, first_look.min(reach.timeouts.first_byte)),
+            first_byte: reach.timeouts.first_byte,
+            silent_since: None,
+        }
     };
-    // Safe, not merely idempotent: the worker may read it yet, when the client has long gone on. A DELETE carried out then would
-    // undo what came after it.
-    let may_leave = head.method.is_safe() && framing == RequestFraming::None;
-    let elsewhere = elsewhere.filter(|_| may_leave);
-    let first_look = if elsewhere.is_some() { FIRST_LOOK } else { LOOK };
-    let mut attempt = Attempt {
-        connection,
-        upload: Upload::new(out, framing),
-        partial: BytesMut::new(),
-        asked: Asked { head: *head.method == Method::HEAD, upgrade: head.upgrade },
-        limits: reach.limits.response,
-        interim: 0,
-        early,
-        elsewhere,
-        watch: Watch::new(deadline, first_look.min(reach.timeouts.first_byte)),
-        first_byte: reach.timeouts.first_byte,
-        silent_since: None,
-    };
-    if framing != RequestFraming::None {
-        attempt.upload.attach(body.take());
-    }
     let mut answer = poll_fn(|cx| attempt.poll_answer(cx, lease.slot())).await;
     if let Err(SendError::Closed { reused: true, sent, .. }) = answer
         && !lease.slot().is_stuck()

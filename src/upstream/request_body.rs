@@ -79,9 +79,10 @@ struct Ahead {
 }
 
 impl RequestBody {
-    /// The client's time runs on `deadline` whenever the worker is ready to take more.
-    pub fn new(incoming: ClientBody, deadline: Deadline, bounds: Bounds) -> Self {
-        Self { incoming, bounds, received: 0, deadline, pace: Pace::default(), ahead: None }
+    /// The client's time runs on `deadline` whenever the worker is ready to take more. Boxed, because most requests have none, and
+    /// it goes from hand to hand: each would keep room for it.
+    pub fn new(incoming: ClientBody, deadline: Deadline, bounds: Bounds) -> Box<Self> {
+        Box::new(Self { incoming, bounds, received: 0, deadline, pace: Pace::default(), ahead: None })
     }
 
     /// Takes in what fits into memory, so that a worker that is busy with one request at a time is not busy with waiting for

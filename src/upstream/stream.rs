@@ -30,7 +30,7 @@ pub async fn exchange(
     reach: &Reach,
     mut lease: Lease,
     head: &RequestHead<'_>,
-    body: &mut Option<RequestBody>,
+    body: &mut Option<Box<RequestBody>>,
     early: Interim<'_>,
 ) -> Result<Answer, SendError> {
     if body.as_ref().is_some_and(|body| !body.is_short()) {

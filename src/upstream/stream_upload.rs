@@ -28,7 +28,7 @@ const KEPT: usize = 16 * 1024;
 pub(super) struct StreamUpload {
     stream: SendStream<Bytes>,
     /// `None` once all of it is read.
-    body: Option<RequestBody>,
+    body: Option<Box<RequestBody>>,
     data: Bytes,
     trailers: Option<HeaderMap>,
     kept: Option<Kept>,
@@ -45,7 +45,7 @@ struct Kept {
 
 impl StreamUpload {
     /// `body` on `stream`; none where the request's head was all.
-    pub(super) fn new(stream: SendStream<Bytes>, body: Option<RequestBody>) -> Self {
+    pub(super) fn new(stream: SendStream<Bytes>, body: Option<Box<RequestBody>>) -> Self {
         let over = body.is_none();
         let (data, trailers) = Default::default();
         Self { stream, body, data, trailers, kept: Some(Kept::default()), received: 0, over }
@@ -53,7 +53,7 @@ impl StreamUpload {
 
     /// Bytes read from the client so far.
     pub(super) fn received(&self) -> u64 {
-        self.body.as_ref().map_or(self.received, RequestBody::received)
+        self.body.as_ref().map_or(self.received, |body| body.received())
     }
 
     /// Whether the worker has all of it, or wants no more.
@@ -67,7 +67,7 @@ impl StreamUpload {
     }
 
     /// The body as it was, where the worker did nothing with it and all that was read is still here.
-    pub(super) fn take_back(&mut self, budget: &Rc<Budget>) -> Option<RequestBody> {
+    pub(super) fn take_back(&mut self, budget: &Rc<Budget>) -> Option<Box<RequestBody>> {
         let (mut body, kept) = (self.body.take()?, self.kept.take()?);
         body.put_back(&kept.data, kept.trailers, budget);
         Some(body)

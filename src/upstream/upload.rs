@@ -20,7 +20,7 @@ use crate::upstream::wire::RequestFraming;
 pub(super) struct Upload {
     /// The head, a chunk's size line, the last chunk; a frame of the body.
     out: Outbox,
-    body: Option<RequestBody>,
+    body: Option<Box<RequestBody>>,
     /// How the body is written; the length counts down.
     framing: RequestFraming,
     /// The body is read to its end.
@@ -58,7 +58,7 @@ impl Upload {
     }
 
     /// Gives it the body to send, at most once.
-    pub(super) fn attach(&mut self, body: Option<RequestBody>) {
+    pub(super) fn attach(&mut self, body: Option<Box<RequestBody>>) {
         if self.body.is_none() {
             self.body = body;
         }
@@ -76,7 +76,7 @@ impl Upload {
 
     /// Bytes read from the client so far.
     pub(super) fn received(&self) -> u64 {
-        self.body.as_ref().map_or(0, RequestBody::received)
+        self.body.as_ref().map_or(0, |body| body.received())
     }
 
     /// What the system said when the worker stopped taking bytes.

@@ -122,7 +122,7 @@ impl Rig {
         &self,
         method: Method,
         upgrade: bool,
-        body: &mut Option<RequestBody>,
+        body: &mut Option<Box<RequestBody>>,
     ) -> Result<Answer, SendError> {
         let (host, headers) = (HeaderValue::from_static("a.test"), http::HeaderMap::new());
         let head = RequestHead {
