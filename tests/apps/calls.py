@@ -46,6 +46,45 @@ async def wait(_request, _context):
     return b""
 
 
+async def endless(_request, _context):
+    number = 0
+    try:
+        while True:
+            yield b"%d" % number
+            number += 1
+            await asyncio.sleep(0.01)
+    finally:
+        note("cancelled")
+
+
+async def listen(requests, _context):
+    try:
+        async for request in requests:
+            yield request
+    finally:
+        note("cancelled")
+
+
+released = asyncio.Event()
+
+
+async def hold(_request, _context):
+    yield b"begun"
+    await released.wait()
+    yield b"ended"
+
+
+async def slow(_request, _context):
+    note("slow")
+    await released.wait()
+    return b"at last"
+
+
+async def release(_request, _context):
+    released.set()
+    return b""
+
+
 async def main():
     handlers = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
@@ -54,6 +93,11 @@ async def main():
         "Chat": grpc.stream_stream_rpc_method_handler(chat),
         "Fail": grpc.unary_unary_rpc_method_handler(fail),
         "Wait": grpc.unary_unary_rpc_method_handler(wait),
+        "Endless": grpc.unary_stream_rpc_method_handler(endless),
+        "Listen": grpc.stream_stream_rpc_method_handler(listen),
+        "Hold": grpc.unary_stream_rpc_method_handler(hold),
+        "Slow": grpc.unary_unary_rpc_method_handler(slow),
+        "Release": grpc.unary_unary_rpc_method_handler(release),
     }
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Calls", handlers),))

@@ -1,6 +1,7 @@
 """A client of tests/apps/calls.py through edge: calls_client.py PORT HOST ROOT WHAT. Prints `ok` once all was as it should be."""
 
 import sys
+import threading
 import time
 
 import grpc
@@ -65,6 +66,54 @@ def chat():
     for message in kind(channel.stream_stream, "Chat")(messages(), timeout=30):
         back.append(message)
     assert back == [b"%d" % number for number in range(100)]
+
+
+def large():
+    """Messages larger than any window, both ways on one stream."""
+    messages = [bytes([number]) * (4 << 20) for number in range(6)]
+    assert list(kind(channel.stream_stream, "Chat")(iter(messages), timeout=60)) == messages
+    assert kind(channel.stream_unary, "Total")(iter(messages), timeout=60) == b"%d" % (24 << 20)
+
+
+def silent():
+    """Calls of which nothing is heard for long, beside others that nobody waits out."""
+    held = kind(channel.unary_stream, "Hold")(b"", timeout=90)
+    assert next(held) == b"begun"
+    slow = kind(channel.unary_unary, "Slow").future(b"", timeout=90)
+    for given_up in [wait.future(b"") for _ in range(8)]:
+        time.sleep(1.2)
+        given_up.cancel()
+    assert not slow.done(), slow
+    kind(channel.unary_unary, "Release")(b"", timeout=20)
+    assert next(held) == b"ended" and list(held) == []
+    assert slow.result() == b"at last"
+
+
+def late_stream():
+    numbers = kind(channel.unary_stream, "Endless")(b"", timeout=1)
+    error = refused(lambda: list(numbers))
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
+
+
+def cancelled_stream():
+    numbers = kind(channel.unary_stream, "Endless")(b"", timeout=20)
+    assert [next(numbers) for _ in range(3)] == [b"0", b"1", b"2"]
+    numbers.cancel()
+    assert numbers.code() == grpc.StatusCode.CANCELLED
+
+
+def cancelled_chat():
+    over = threading.Event()
+
+    def messages():
+        yield b"one"
+        over.wait(20)
+
+    back = kind(channel.stream_stream, "Listen")(messages(), timeout=20)
+    assert next(back) == b"one"
+    back.cancel()
+    over.set()
+    assert back.code() == grpc.StatusCode.CANCELLED
 
 
 def late():

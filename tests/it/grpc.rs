@@ -59,6 +59,7 @@ async fn every_kind_of_call_is_answered_over_unix_sockets_and_tcp() {
         let edge = running(python::setup(), &format!("transport: {transport}\n")).await;
         client(&edge, "calls").await;
         client(&edge, "chat").await;
+        client(&edge, "large").await;
         let line = edge.wait_for_access("/test.Calls/Echo").await;
         assert_eq!(
             (&line["method"], &line["status"], &line["proto"], &line["worker"]),
@@ -70,7 +71,7 @@ async fn every_kind_of_call_is_answered_over_unix_sockets_and_tcp() {
 
 #[tokio::test]
 async fn a_call_that_is_late_or_cancelled_is_cancelled_at_the_worker() {
-    for what in ["late", "cancelled"] {
+    for what in ["late", "cancelled", "late_stream", "cancelled_stream", "cancelled_chat"] {
         let edge = with_diary().await;
         client(&edge, what).await;
         written(&edge, "cancelled").await;
@@ -81,6 +82,14 @@ async fn a_call_that_is_late_or_cancelled_is_cancelled_at_the_worker() {
         .await;
         edge.stop().await;
     }
+}
+
+#[tokio::test]
+async fn calls_that_are_silent_for_long_outlive_those_beside_them_that_nobody_waits_out() {
+    // What it is asked about those, more often than it likes, would end all that is on the connection.
+    let edge = with_diary().await;
+    client(&edge, "silent").await;
+    edge.stop().await;
 }
 
 #[tokio::test]
