@@ -2,13 +2,9 @@
 //! the same; of a connection on which nothing comes, not even that, nobody else is to expect an answer.
 
 use std::cell::Cell;
-use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -18,8 +14,8 @@ const QUIET: Duration = Duration::from_secs(1);
 pub(super) const SIGN_WITHIN: Duration = Duration::from_secs(3);
 /// What a PONG takes: a read of so many bytes says no more than that.
 const PONG: usize = 17;
-/// So often in a row a worker is asked that says nothing else meanwhile. Servers of gRPC close a connection at the third PING
-/// between two answers, with the calls on it, where there are not this long …
+/// So often in a row a worker is asked that says nothing else meanwhile. Servers of gRPC put up with three PINGs between two
+/// answers and close the connection at the next, with the calls on it, where there are not this long …
 const IN_A_ROW: u32 = 2;
 /// … between them.
 const APART: Duration = Duration::from_secs(5 * 60);
@@ -107,7 +103,11 @@ impl Hearing {
         self.asked.get().is_none_or(|asked| self.heard.get() > asked)
     }
 
-    fn hear(&self, bytes: usize) {
+    /// So many bytes came at once; none is its end.
+    pub(super) fn hear(&self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
         self.heard.set(Instant::now());
         if bytes != PONG {
             self.in_a_row.set(0);
@@ -115,54 +115,6 @@ impl Hearing {
         if self.unanswered.get() == 0 {
             self.waits_since.set(None);
         }
-    }
-}
-
-/// A connection, each read of which is heard.
-pub(super) struct Heard<S> {
-    pub(super) stream: S,
-    pub(super) hearing: Rc<Hearing>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        let bytes = buffer.filled().len() - before;
-        if bytes > 0 {
-            self.hearing.hear(bytes);
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, data)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, data)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -176,8 +128,9 @@ mod tests {
 
     fn is_asked(hearing: &Hearing) -> bool {
         use std::future::Future;
+        use std::task::{Context, Waker};
         let mut asked = std::pin::pin!(hearing.doubt());
-        asked.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())).is_ready()
+        asked.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,11 +18,12 @@ use h2::client::{Builder, SendRequest};
 use h2::{Ping, PingPong};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::io::InspectReader;
 
 use crate::config::limits::Limits;
 use crate::scope::Scope;
 use crate::upstream::connection::Connection;
-use crate::upstream::hearing::{Heard, Hearing, SIGN_WITHIN};
+use crate::upstream::hearing::{Hearing, SIGN_WITHIN};
 use crate::upstream::idle::PRUNE_EVERY;
 use crate::worker::slot::Slot;
 
@@ -98,7 +99,8 @@ impl SharedConnections {
         }
         let hearing = Hearing::new();
         let stream = Connection::connect(&slot.address).await?;
-        let connection = Heard { stream, hearing: Rc::clone(&hearing) };
+        let listening = Rc::clone(&hearing);
+        let connection = InspectReader::new(stream, move |read: &[u8]| listening.hear(read.len()));
         let (sender, mut connection) = Builder::new()
             .enable_push(false)
             .initial_window_size(limits.window)
