@@ -229,6 +229,18 @@ impl Live {
         }
     }
 
+    /// How many requests of which apps were cut because edge ended, in words; `None` where none was.
+    pub fn cut(&self) -> Option<String> {
+        let apps = self.apps();
+        let of = |tally: &Tally, whose: &str| {
+            let cut = tally.counted().cut;
+            (cut > 0).then(|| format!("{cut} of {whose}"))
+        };
+        let cut = apps.iter().filter_map(|live| of(&live.tally, live.app.name.as_str()));
+        let cut: Vec<String> = cut.chain(of(&self.strangers, "no app")).collect();
+        (!cut.is_empty()).then(|| cut.join(", "))
+    }
+
     /// What Prometheus is told.
     pub async fn measured(&self) -> String {
         let status = self.status().await;

@@ -162,7 +162,12 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
     healthy &= forced_by(&mut signals, retired, || workers.abort(), killing).await;
     workers.close(Duration::ZERO).await;
     control.close(LAST_STEPS).await;
-    tracing::info!(drained = healthy, "stopped");
+    let cut = live.cut();
+    if healthy {
+        tracing::info!(drained = true, "stopped");
+    } else {
+        tracing::warn!(drained = false, cut, "stopped");
+    }
     output.finish();
     Ok(healthy)
 }

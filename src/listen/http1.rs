@@ -76,6 +76,8 @@ enum Next {
 enum End {
     /// One side wants no more. What was sent must arrive.
     Close,
+    /// The same, and nothing was sent lately.
+    Idle,
     /// It has to go at once, or is gone.
     Abort,
     /// The client must not take its end for the end of an answer.
@@ -121,7 +123,7 @@ impl<S: Client + 'static> Talk<S> {
                         // Browsers open connections they may never use: a request that is on its way gets this long.
                         self.deadline.set(UNUSED_AT_DRAIN);
                     } else if self.partial.is_empty() && self.wire.borrow().input.is_empty() {
-                        return Poll::Ready(Err(End::Close));
+                        return Poll::Ready(Err(End::Idle));
                     }
                 }
                 Step::Draining | Step::Serving => {}
@@ -136,7 +138,7 @@ impl<S: Client + 'static> Talk<S> {
             let read = self.wire.borrow_mut().poll_input(cx);
             match read {
                 Poll::Ready(Ok(1..)) => continue,
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(End::Close)),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(End::Idle)),
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Abort)),
                 Poll::Pending => {}
             }
@@ -145,7 +147,7 @@ impl<S: Client + 'static> Talk<S> {
                 Verdict::HeadTooSlow if self.meter.read() > 0 => {
                     return Poll::Ready(Ok(Next::Refusal(request::too_slow())));
                 }
-                Verdict::HeadTooSlow | Verdict::Close => return Poll::Ready(Err(End::Close)),
+                Verdict::HeadTooSlow | Verdict::Close => return Poll::Ready(Err(End::Idle)),
                 Verdict::Stalled => return Poll::Ready(Err(End::Abort)),
                 Verdict::Again(after) => self.deadline.set(after),
             }
@@ -349,8 +351,16 @@ impl<S: Client + 'static> Talk<S> {
         let Some(wire) = Rc::into_inner(self.wire) else { return };
         let Wire { stream, input, .. } = wire.into_inner();
         match end {
-            End::Close => {
-                linger::close(stream, b"", self.plane.reach.limits.early_response_drain, &self.deadline).await
+            End::Close | End::Idle => {
+                let longest = if matches!(end, End::Idle) { linger::CROSSING } else { linger::LONGEST };
+                linger::close(
+                    stream,
+                    b"",
+                    self.plane.reach.limits.early_response_drain,
+                    longest,
+                    &self.deadline,
+                )
+                .await
             }
             End::Abort => {}
             End::Reset => stream.get_ref().reset_on_close(),

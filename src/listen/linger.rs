@@ -7,18 +7,22 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::deadline::Deadline;
 
-/// For how long at most.
-const LONGEST: Duration = Duration::from_secs(2);
+/// For how long at most, while an answer may be on its way.
+pub const LONGEST: Duration = Duration::from_secs(2);
 
-/// Sends `last`, ends the sending half, and waits for the client to close, reading at most `most` bytes. What fails here has nobody to be
-/// told: the client is gone.
+/// For how long at most while none is: a request that crosses the end is lost, but finds an end and no reset.
+pub const CROSSING: Duration = Duration::from_millis(250);
+
+/// Sends `last`, ends the sending half, and waits for the client to close for `longest` at most, reading at most `most` bytes. What
+/// fails here has nobody to be told: the client is gone.
 pub async fn close<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     last: &[u8],
     most: usize,
+    longest: Duration,
     deadline: &Deadline,
 ) {
-    deadline.set(LONGEST);
+    deadline.set(longest);
     let farewell = async {
         stream.write_all(last).await?;
         stream.shutdown().await?;

@@ -29,6 +29,8 @@ pub struct Entry {
     /// Its place among the client's requests at workers.
     in_flight: Option<InFlight>,
     is_tunnel: bool,
+    /// Edge ended before it.
+    is_cut: bool,
 }
 
 impl Entry {
@@ -67,6 +69,7 @@ impl Entry {
             _open: OpenRequest::on(conn),
             in_flight: None,
             is_tunnel: false,
+            is_cut: false,
         })
     }
 
@@ -99,9 +102,14 @@ impl Entry {
         self.in_flight = None;
     }
 
-    /// Who ended a connection that ended too early.
-    pub fn who_ended(&self) -> &'static str {
-        if self.plane.tunnels.is_aborting() { "edge ended" } else { "the client was gone" }
+    /// Who ended a connection that ended too early. That it was edge is counted.
+    fn who_ended(&mut self) -> &'static str {
+        if self.plane.tunnels.is_aborting() {
+            self.is_cut = true;
+            "edge ended"
+        } else {
+            "the client was gone"
+        }
     }
 
     /// The answer has begun, and its end will not arrive.
@@ -126,6 +134,9 @@ impl Drop for Entry {
         let tally = self.site.as_ref().map_or(&self.plane.strangers, |site| &site.tally);
         let duration = (!self.is_tunnel).then_some(self.record.duration);
         tally.count(self.plane.thread, self.record.status.as_u16(), duration);
+        if self.is_cut {
+            tally.count_cut(self.plane.thread);
+        }
         if self.record.retries > 0 {
             tally.count_retries(self.plane.thread, self.record.retries);
         }

@@ -24,26 +24,48 @@ impl Frames {
     /// Takes the next bytes of the direction.
     pub fn feed(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            if self.payload_left > 0 {
-                let step = self.payload_left.min(bytes.len() as u64);
-                self.payload_left -= step;
-                bytes = &bytes[step as usize..];
-                continue;
-            }
-            self.header[self.have] = bytes[0];
-            self.have += 1;
-            bytes = &bytes[1..];
-            if self.have >= 2 && self.have == self.header_length() {
-                self.payload_left = self.payload_length();
-                self.closed |= self.header[0] & 0x0f == 0x8;
-                self.have = 0;
-            }
+            bytes = &bytes[self.step(bytes)..];
         }
+    }
+
+    /// Takes no more of the next bytes than end the frame they are in; how many those are.
+    pub fn finish(&mut self, bytes: &[u8]) -> usize {
+        let mut taken = 0;
+        while taken < bytes.len() && !self.is_between() {
+            taken += self.step(&bytes[taken..]);
+        }
+        taken
     }
 
     /// Whether a frame may be put in here: between two frames, and none ended the WebSocket.
     pub fn takes_close(&self) -> bool {
-        self.have == 0 && self.payload_left == 0 && !self.closed
+        self.is_between() && !self.closed
+    }
+
+    /// Whether a frame ended the WebSocket.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    fn is_between(&self) -> bool {
+        self.have == 0 && self.payload_left == 0
+    }
+
+    /// Takes at least one of the next bytes; how many it took.
+    fn step(&mut self, bytes: &[u8]) -> usize {
+        if self.payload_left > 0 {
+            let step = self.payload_left.min(bytes.len() as u64);
+            self.payload_left -= step;
+            return step as usize;
+        }
+        self.header[self.have] = bytes[0];
+        self.have += 1;
+        if self.have >= 2 && self.have == self.header_length() {
+            self.payload_left = self.payload_length();
+            self.closed |= self.header[0] & 0x0f == 0x8;
+            self.have = 0;
+        }
+        1
     }
 
     fn header_length(&self) -> usize {

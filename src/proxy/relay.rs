@@ -17,6 +17,8 @@ use crate::scope::Scope;
 const STEP: usize = 16 * 1024;
 /// How long a goodbye to the client may take.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long client and worker have to end a WebSocket, once the client was told that edge ends: it holds up the next edge.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// How long a tunnel may be silent.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +38,9 @@ pub enum End {
     Closed,
     /// Nothing moved for too long.
     Idle,
-    /// Edge ends.
+    /// Edge ends, and has told the client.
+    Told,
+    /// Edge ended before the client could be told.
     Aborted,
     /// The worker is being replaced.
     Replaced,
@@ -57,8 +61,11 @@ pub struct Relayed {
     pub end: End,
 }
 
-/// Carries a WebSocket until both sides have ended, nothing moves for too long, `scope` aborts, or the worker is `replaced`. A
+/// Carries a WebSocket until both sides have ended, nothing moves for too long, `scope` drains, or the worker is `replaced`. A
 /// client whose tunnel edge ends, or whose worker ends without a word, gets a Close frame where one fits between two frames.
+///
+/// At drain it gets that at once, or after the frame that is on its way to it, as nobody can come back to this process; its own
+/// Close frame is passed on to the worker, which then ends.
 pub async fn relay<C, W, R>(
     client: &mut C,
     worker: &mut W,
@@ -74,9 +81,10 @@ where
 {
     let mut up = Lane::new(None);
     let mut down = Lane::new(Some(Frames::default()));
-    let (mut aborted, mut replaced) = (pin!(scope.aborted()), pin!(replaced));
+    let (mut drained, mut aborted, mut replaced) =
+        (pin!(scope.drained()), pin!(scope.aborted()), pin!(replaced));
     deadline.set(patience.idle);
-    let mut half_closed = false;
+    let (mut half_closed, mut closing) = (false, false);
     let end = poll_fn(|cx| {
         if aborted.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Aborted);
@@ -84,7 +92,11 @@ where
         if replaced.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Replaced);
         }
-        let before = (up.moved + down.moved, half_closed);
+        if !down.parting && drained.as_mut().poll(cx).is_ready() {
+            down.parting = true;
+            deadline.set(patience.half_closed);
+        }
+        let before = (up.moved, down.moved, half_closed);
         match [up.poll(cx, client, worker), down.poll(cx, worker, client)] {
             [Poll::Ready(Err(Broken::Reader(error))), _] | [_, Poll::Ready(Err(Broken::Writer(error)))] => {
                 return Poll::Ready(End::ClientGone(error));
@@ -96,17 +108,28 @@ where
             [Poll::Ready(Ok(())), Poll::Pending] | [Poll::Pending, Poll::Ready(Ok(()))] => half_closed = true,
             [Poll::Pending, Poll::Pending] => {}
         }
-        if (up.moved + down.moved, half_closed) != before {
+        if down.parting && down.is_closed() {
+            // Once: whoever goes on talking does not stay for it.
+            if !std::mem::replace(&mut closing, true) {
+                deadline.set(CLOSING);
+            }
+        } else if down.parting {
+            // What it says itself does not help.
+            if down.moved != before.1 {
+                deadline.set(patience.half_closed);
+            }
+        } else if (up.moved, down.moved, half_closed) != before {
             deadline.set(if half_closed { patience.half_closed } else { patience.idle });
         }
         deadline.poll_passed(cx).map(|()| End::Idle)
     })
     .await;
+    let end = if down.told { End::Told } else { end };
     let goodbye = match end {
         End::Aborted | End::Idle => Some(frames::GOING_AWAY),
         // A killed worker resets its connection.
         End::WorkerGone(_) | End::Replaced => Some(frames::RESTART),
-        End::Closed | End::ClientGone(_) => None,
+        End::Closed | End::Told | End::ClientGone(_) => None,
     };
     if let Some(code) = goodbye.filter(|_| down.takes_close()) {
         farewell(client, code, deadline).await;
@@ -182,11 +205,46 @@ struct Lane {
     moved: u64,
     /// Follows the frames towards a client.
     frames: Option<Frames>,
+    /// The client is to be told that edge ends.
+    parting: bool,
+    /// It was, and nothing may follow that.
+    told: bool,
 }
 
 impl Lane {
     fn new(frames: Option<Frames>) -> Self {
-        Self { rest: Vec::new(), written: 0, ended: false, shut: false, unflushed: false, moved: 0, frames }
+        Self {
+            rest: Vec::new(),
+            written: 0,
+            ended: false,
+            shut: false,
+            unflushed: false,
+            moved: 0,
+            frames,
+            parting: false,
+            told: false,
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.frames.as_ref().is_some_and(Frames::is_closed)
+    }
+
+    /// Has the client told next, where it is to be told and can be.
+    fn tell(&mut self) -> bool {
+        let tells = self.parting && self.takes_close();
+        if tells {
+            self.say(frames::GOING_AWAY);
+            self.told = true;
+        }
+        tells
+    }
+
+    fn say(&mut self, code: u16) {
+        self.rest = frames::close(code).to_vec();
+        if let Some(frames) = &mut self.frames {
+            frames.feed(&self.rest);
+        }
     }
 
     fn takes_close(&self) -> bool {
@@ -203,6 +261,9 @@ impl Lane {
         // ends however fast both sides are.
         while !self.shut {
             ready!(self.poll_rest(cx, writer)).map_err(Broken::Writer)?;
+            if self.tell() {
+                continue;
+            }
             if self.ended {
                 ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Broken::Writer)?;
                 self.shut = true;
@@ -234,13 +295,21 @@ impl Lane {
             let unsaid = self.frames.as_ref().is_some_and(Frames::takes_close);
             self.ended = true;
             if unsaid {
-                self.rest = frames::close(frames::RESTART).to_vec();
+                self.say(frames::RESTART);
             }
             return Ok(());
         }
-        if let Some(frames) = &mut self.frames {
-            frames.feed(bytes);
+        if self.told {
+            return Ok(());
         }
+        let bytes = match &mut self.frames {
+            Some(frames) if self.parting => &bytes[..frames.finish(bytes)],
+            Some(frames) => {
+                frames.feed(bytes);
+                bytes
+            }
+            None => bytes,
+        };
         let written = match Pin::new(writer).poll_write(cx, bytes) {
             Poll::Ready(written) => written?,
             Poll::Pending => 0,

@@ -152,7 +152,11 @@ impl Switch {
         let why = match relayed.end {
             End::Closed => return,
             End::Idle => "the WebSocket was silent for too long".to_owned(),
-            End::Aborted => "the WebSocket was open when edge ended".to_owned(),
+            End::Told => "the WebSocket was open when edge ended".to_owned(),
+            End::Aborted => {
+                self.entry.cut();
+                return;
+            }
             End::Replaced => "the WebSocket was open when its worker was replaced".to_owned(),
             // Whatever TLS or the system calls that: it left without a Close frame.
             End::ClientGone(_) => "the client was gone before the WebSocket was closed".to_owned(),

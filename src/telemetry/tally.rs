@@ -23,6 +23,7 @@ struct Mine {
     durations: [AtomicU64; BOUNDS.len() + 1],
     microseconds: AtomicU64,
     retries: AtomicU64,
+    cut: AtomicU64,
 }
 
 /// The counters of one app.
@@ -40,6 +41,8 @@ pub struct Counted {
     pub microseconds: u64,
     /// Attempts at workers after a request's first.
     pub retries: u64,
+    /// Requests that edge cut when it ended.
+    pub cut: u64,
 }
 
 impl Tally {
@@ -71,6 +74,13 @@ impl Tally {
         }
     }
 
+    /// Counts a request that edge cuts because it ends; by thread number `thread` alone.
+    pub fn count_cut(&self, thread: usize) {
+        if let Some(mine) = self.0.get(thread) {
+            add(&mine.cut, 1);
+        }
+    }
+
     /// What was counted so far.
     pub fn counted(&self) -> Counted {
         let mut sums = Counted::default();
@@ -82,6 +92,7 @@ impl Tally {
         for mine in &self.0 {
             add_all(&mut sums.classes, &mine.classes);
             add_all(&mut sums.durations, &mine.durations);
+            sums.cut = sums.cut.wrapping_add(mine.cut.load(Ordering::Relaxed));
             sums.retries = sums.retries.wrapping_add(mine.retries.load(Ordering::Relaxed));
             sums.microseconds = sums.microseconds.wrapping_add(mine.microseconds.load(Ordering::Relaxed));
         }
@@ -115,8 +126,10 @@ mod tests {
         }
         tally.count_retries(0, 1);
         tally.count_retries(1, 2);
+        tally.count_cut(0);
+        tally.count_cut(1);
         let counted = tally.counted();
-        assert_eq!(counted.retries, 3);
+        assert_eq!((counted.retries, counted.cut), (3, 2));
         assert_eq!(counted.classes, [1, 3, 0, 1, 1, 1]);
         assert_eq!(counted.durations.iter().sum::<u64>(), 5, "a WebSocket has none");
         assert_eq!((counted.durations[0], counted.durations[1], counted.durations[15]), (3, 1, 1));

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use nix::sys::signal::Signal;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::support::client::{Answer, Connection, PATIENCE, Wire, empty, next_chunk, websocket};
 use crate::support::edge::{Edge, Setup};
-use crate::support::{full_length, until, within};
+use crate::support::{full_length, python, until, within};
 
 const HELLO: &str = "domains: [a.test]\ncommand: edge hello\nworkers: 2";
 
@@ -71,30 +73,59 @@ async fn idle_connections_do_not_delay_the_end() {
     let silent = tokio::net::TcpStream::connect(edge.https).await.unwrap();
     let begun = Instant::now();
     edge.stop().await;
+    println!("figure: stopped with idle connections open: {:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     drop((idle, silent));
 }
 
 #[tokio::test]
-async fn endless_answers_and_websockets_are_ended_at_the_drain_timeout() {
-    let edge = Setup::new().top("drain_timeout: 1s").app("a", HELLO).start().await;
+async fn websockets_are_told_at_once_and_hold_up_nothing() {
+    for (setup, yaml) in
+        [(Setup::new(), HELLO), (python::setup(), &python::app("uvicorn main:app", "workers: 1"))]
+    {
+        // Longer than the test waits.
+        let mut edge = setup.top("drain_timeout: 10m").app("a", yaml).start().await;
+        edge.wait_until_up("a").await;
+        let mut answered = websocket(&edge, "a.test", "/ws").await;
+        let silent = websocket(&edge, "a.test", "/ws").await;
+        let begun = Instant::now();
+        edge.signal(Signal::SIGTERM);
+        let heard = within(PATIENCE, "the WebSocket ends", answered.next()).await;
+        let Some(Ok(Message::Close(Some(close)))) = heard else { panic!("{heard:?}") };
+        assert_eq!(close.code, CloseCode::Away);
+        assert!(within(PATIENCE, "the end of the connection", answered.next()).await.is_none());
+        // The other neither reads nor answers.
+        assert_eq!(edge.ended(PATIENCE).await.code(), Some(0), "tunnels that were told are no loss");
+        println!("figure: stopped with two WebSockets open, one of them silent: {:?}", begun.elapsed());
+        let line = edge.wait_for_access("/ws").await;
+        assert_eq!(line["error"], "the WebSocket was open when edge ended");
+        edge.assert_nothing_left().await;
+        drop(silent);
+    }
+}
+
+#[tokio::test]
+async fn endless_answers_are_ended_at_the_drain_timeout_and_said_to_be_cut() {
+    let mut edge = Setup::new().top("drain_timeout: 1s").app("a", HELLO).start().await;
     edge.wait_until_up("a").await;
     let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
-    let request = connection.request("GET", "/events").body(empty()).unwrap();
-    let mut events = connection.send(request).await.unwrap().into_body();
-    next_chunk(&mut events).await.unwrap().expect("an event");
-    let mut socket = websocket(&edge, "a.test", "/ws").await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let request = connection.request("GET", "/events").body(empty()).unwrap();
+        let mut events = connection.send(request).await.unwrap().into_body();
+        next_chunk(&mut events).await.unwrap().expect("an event");
+        open.push(events);
+    }
     let begun = Instant::now();
     edge.signal(Signal::SIGTERM);
-    within(PATIENCE, "the WebSocket ends", async { while let Some(Ok(_)) = socket.next().await {} }).await;
-    while let Ok(Some(_)) = next_chunk(&mut events).await {}
-    let mut edge = edge;
-    edge.ended(Duration::from_secs(10)).await;
-    assert!(
-        begun.elapsed() >= Duration::from_millis(900),
-        "ended before the drain timeout: {:?}",
-        begun.elapsed()
-    );
+    for mut events in open {
+        while let Ok(Some(_)) = next_chunk(&mut events).await {}
+    }
+    assert_eq!(edge.ended(PATIENCE).await.code(), Some(1), "answers were cut");
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(900), "ended before the drain timeout: {took:?}");
+    let stopped = edge.wait_for_log("the last line", |line| line["msg"] == "stopped").await;
+    assert_eq!((&stopped["drained"], &stopped["cut"]), (&false.into(), &"2 of a".into()));
     edge.assert_nothing_left().await;
 }
 

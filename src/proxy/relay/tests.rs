@@ -121,6 +121,64 @@ async fn g4u_at_abort_a_client_between_two_frames_is_told_and_one_inside_a_frame
 }
 
 #[tokio::test(start_paused = true)]
+async fn at_drain_a_client_is_told_at_once_and_its_answer_reaches_the_worker() {
+    let scope = Scope::new();
+    let started = tokio::time::Instant::now();
+    let ((), relayed) = between(&scope, 1000, async |mut client, mut worker| {
+        // Inside of a frame, which is finished first.
+        worker.write_all(&[0x82, 3, 1]).await.expect("open");
+        let mut heard = vec![0; 3];
+        client.read_exact(&mut heard).await.expect("open");
+        scope.drain();
+        // A frame after it comes too late.
+        worker.write_all(&[2, 3, 0x81, 1, b'x']).await.expect("open");
+        heard.resize(9, 0);
+        client.read_exact(&mut heard[3..]).await.expect("open");
+        assert_eq!(heard, [0x82, 3, 1, 2, 3, 0x88, 2, 3, 0xe9]);
+        let masked = [0x88, 0x82, 0, 0, 0, 0, 3, 0xe9];
+        client.write_all(&masked).await.expect("open");
+        let mut said = vec![0; masked.len()];
+        worker.read_exact(&mut said).await.expect("open");
+        assert_eq!(said, masked);
+        worker.write_all(&frames::close(frames::GOING_AWAY)).await.expect("open");
+        drop(worker);
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.expect("open");
+        assert!(rest.is_empty(), "{rest:?} follows a Close frame");
+    })
+    .await;
+    assert!(matches!(relayed.end, End::Told), "{relayed:?}");
+    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_drain_nobody_is_waited_for_who_does_not_answer_or_does_not_read() {
+    let told = [0x81, 1, b'a'];
+    let stuck = [&[0x82, 126, 1, 0][..], &[0; 40]].concat();
+    for (size, sent, lasts, is_told) in
+        [(1000, &told[..], CLOSING, true), (16, &stuck[..], PATIENCE.half_closed, false)]
+    {
+        let scope = Scope::new();
+        let started = tokio::time::Instant::now();
+        let (_sides, relayed) = between(&scope, size, async |mut client, mut worker| {
+            worker.write_all(sent).await.expect("open");
+            scope.drain();
+            // It talks on and hears nothing.
+            for _ in 0..5 {
+                client.write_all(&[0x81, 0x80, 0, 0, 0, 0]).await.expect("open");
+                worker.read_exact(&mut [0; 6]).await.expect("open");
+                tokio::time::sleep(CLOSING / 10).await;
+            }
+            (client, worker)
+        })
+        .await;
+        assert_eq!(matches!(relayed.end, End::Told), is_told, "{relayed:?}");
+        let took = started.elapsed();
+        assert!(took >= lasts && took <= lasts + Duration::from_secs(2), "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn d10_silence_ends_a_tunnel_and_traffic_keeps_it() {
     let started = tokio::time::Instant::now();
     let ((), relayed) = between(&Scope::new(), 1000, async |mut client, _worker| {
