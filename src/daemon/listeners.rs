@@ -9,6 +9,7 @@ use crate::config::diff::{self, Listener};
 use crate::config::model::{Config, ListenAddr, Rules};
 use crate::daemon::threads::{DataThread, Mine, Order};
 use crate::listen::accept::Kind;
+use crate::listen::inherited::Inherited;
 use crate::listen::socket::{self, BindError, Bound, Neighbours};
 use crate::report::Report;
 use crate::telemetry::status::ListenerStatus;
@@ -19,6 +20,7 @@ pub struct Listeners {
     opened: u64,
     threads: usize,
     orders: Vec<mpsc::UnboundedSender<Order>>,
+    inherited: Inherited,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -35,13 +37,16 @@ pub struct Reserved {
 }
 
 impl Listeners {
-    /// Binds every address of `config`; also returned are each thread's sockets.
-    pub fn bind(config: &Config) -> Result<(Self, Vec<Vec<Mine>>), BindError> {
+    /// Binds every address of `config` for which no socket was `inherited`; also returned are each thread's sockets.
+    pub fn bind(config: &Config, inherited: Inherited) -> Result<(Self, Vec<Vec<Mine>>), BindError> {
         let threads = config.threads.get();
-        let mut listeners = Self { open: Vec::new(), opened: 0, threads, orders: Vec::new() };
+        let mut listeners = Self { open: Vec::new(), opened: 0, threads, orders: Vec::new(), inherited };
         let mut by_thread: Vec<Vec<Mine>> = (0..threads).map(|_| Vec::new()).collect();
         for what in diff::listeners(&config.listen) {
-            let bound = socket::bind(what.address, threads)?;
+            let bound = match listeners.inherited.at(what.address, threads) {
+                Some(inherited) => inherited?,
+                None => socket::bind(what.address, threads)?,
+            };
             for (thread, mine) in by_thread.iter_mut().zip(listeners.enlist(what, bound)) {
                 thread.push(mine);
             }
@@ -57,6 +62,9 @@ impl Listeners {
     /// Binds further addresses. Those in `closing` may stand in the way: they are this process's own.
     pub fn reserve(&self, wanted: &[Listener], closing: &[Listener]) -> Result<Vec<Reserved>, BindError> {
         let reserve = |what: &Listener| {
+            if let Some(inherited) = self.inherited.at(what.address, self.threads) {
+                return Ok(Reserved { what: *what, bound: inherited? });
+            }
             let beside = closing.iter().any(|gone| port(gone.address) == port(what.address));
             let neighbours = if beside { Neighbours::Own } else { Neighbours::None };
             let bound = socket::reserve(what.address, self.threads, neighbours)?;
@@ -114,6 +122,18 @@ impl Listeners {
         }
         async move {
             drop(futures_util::future::join_all(waiting).await);
+        }
+    }
+
+    /// Says which inherited sockets are used, and which are not.
+    pub fn tell_inherited(&self) {
+        let listened: Vec<ListenAddr> = self.open.iter().map(|open| open.what.address).collect();
+        let (used, idle) = self.inherited.addresses(&listened);
+        for address in used {
+            tracing::info!(%address, "the socket is the service manager's, and outlives edge");
+        }
+        for address in idle {
+            tracing::warn!(%address, "the service manager passes a socket that is no address of `listen`: who connects there is not answered");
         }
     }
 

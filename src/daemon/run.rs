@@ -21,6 +21,7 @@ use crate::daemon::reload;
 use crate::daemon::signals::{Command, Signals};
 use crate::daemon::start_error::StartError;
 use crate::daemon::threads::{self, DataThread, Shared};
+use crate::listen::inherited::Inherited;
 use crate::listen::socket::Neighbours;
 use crate::report::Report;
 use crate::scope::Scope;
@@ -41,12 +42,12 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 /// Runs edge on this thread until it is told to stop. Exit status: 0 drained, 1 failed or forced.
 pub fn run(config: Config) -> ExitCode {
     keep_memory_private();
-    let outcome = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .map_err(StartError::Threads)
-        .and_then(|runtime| LocalSet::new().block_on(&runtime, serve(Arc::new(config))));
+    // Before anything else is opened: their numbers are all that is known of them.
+    let outcome = Inherited::take().map_err(StartError::from).and_then(|inherited| {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_io().enable_time().build().map_err(StartError::Threads)?;
+        LocalSet::new().block_on(&runtime, serve(Arc::new(config), inherited))
+    });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -67,14 +68,14 @@ fn keep_memory_private() {
 }
 
 /// Serves until stopped; returns whether everything was drained in time.
-async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
+async fn serve(config: Arc<Config>, inherited: Inherited) -> Result<bool, StartError> {
     let mut signals = Signals::new().map_err(StartError::Threads)?;
     let swept = leftovers::sweep(&config.runtime_dir).await?;
     // Before there is any other thread: it moves edge, forks, and keeps the limits workers are to start with.
     let launcher = Rc::new(ProcessLauncher::new(config.runtime_dir.clone(), Groups::claim())?);
     raise_descriptor_limit();
     let admin = AdminSocket::bind(&config.admin)?;
-    let (listeners, sockets) = Listeners::bind(&config)?;
+    let (listeners, sockets) = Listeners::bind(&config, inherited)?;
     let metrics = config.metrics.map(|wanted| metrics::reserve(wanted, Neighbours::None)).transpose()?;
     let output = Output::open(&config.log)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -123,6 +124,7 @@ async fn serve(config: Arc<Config>) -> Result<bool, StartError> {
     }
     live.listeners.borrow_mut().attach(&threads);
     announce(&live.listeners.borrow().status());
+    live.listeners.borrow().tell_inherited();
     tell_systemd(&[sd_notify::NotifyState::Ready]);
 
     let reload =

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::listen::inherited::InheritError;
 use crate::listen::socket::BindError;
 
 /// Edge cannot start.
@@ -10,6 +11,9 @@ pub enum StartError {
     /// An address is not to be had.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// What a service manager passes is no use.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
     /// The certificate store cannot be used.
     #[error(transparent)]
     Store(#[from] crate::cert::store_error::StoreError),

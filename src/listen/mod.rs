@@ -6,6 +6,7 @@ pub mod date;
 pub mod handshakes;
 pub mod http1;
 pub mod http2;
+pub mod inherited;
 pub mod introduction;
 pub mod linger;
 pub mod meter;

@@ -98,7 +98,8 @@ pub fn reserve(address: ListenAddr, threads: usize, neighbours: Neighbours) -> R
     Ok(Bound { address: wanted, sockets })
 }
 
-fn place(address: ListenAddr) -> SocketAddr {
+/// The address that is bound for `address`.
+pub fn place(address: ListenAddr) -> SocketAddr {
     match address {
         ListenAddr::At(wanted) => wanted,
         ListenAddr::Any(port) if ipv6_works() => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
@@ -116,15 +117,20 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     if shared {
         socket.set_reuse_port(true)?;
     }
+    tune(&SockRef::from(&socket))?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Sets what every listening socket has.
+pub fn tune(socket: &Socket) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     // Accepted sockets inherit these on Linux, which spares each connection the calls.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(4),
     )?;
-    socket.set_tcp_user_timeout(Some(KEEPALIVE_IDLE))?;
-    socket.bind(&address.into())?;
-    Ok(socket)
+    socket.set_tcp_user_timeout(Some(KEEPALIVE_IDLE))
 }
 
 fn ipv6_works() -> bool {

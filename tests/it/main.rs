@@ -65,6 +65,7 @@ mod servers;
 mod shutdown;
 mod status;
 mod supervising;
+mod takeover;
 mod tls;
 mod upgrades;
 mod websockets;

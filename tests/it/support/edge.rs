@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ pub(crate) struct Setup {
     https: String,
     environment: Vec<(String, String)>,
     wrapper: Vec<String>,
+    held: Option<std::net::TcpListener>,
     storage: PathBuf,
 }
 
@@ -49,6 +51,7 @@ impl Setup {
             https: "127.0.0.1:0".into(),
             environment: vec![("PATH".into(), format!("{}:{path}", bin.display()))],
             wrapper: Vec::new(),
+            held: None,
         }
     }
 
@@ -123,6 +126,13 @@ impl Setup {
         self
     }
 
+    /// Passes a socket to edge as a service manager does, and holds it while edge is restarted.
+    pub(crate) fn holding(mut self, socket: std::net::TcpListener) -> Self {
+        self.held = Some(socket);
+        let pass = "export LISTEN_PID=$$; exec \"$@\" 3<&0 0</dev/null";
+        self.environment("LISTEN_FDS", "1").inside(&["sh", "-c", pass, "sh"])
+    }
+
     /// The file's text.
     fn text(&self) -> String {
         let dir = self.dir.path().display();
@@ -147,11 +157,18 @@ impl Setup {
     pub(crate) fn launch(self) -> Edge {
         let config = self.written();
         Edge {
-            launched: Launched::spawn(self.dir.path(), &config, &self.environment, &self.wrapper),
+            launched: Launched::spawn(
+                self.dir.path(),
+                &config,
+                &self.environment,
+                &self.wrapper,
+                self.held.as_ref(),
+            ),
             dir: self.dir,
             config,
             environment: self.environment,
             wrapper: self.wrapper,
+            held: self.held,
             http: self.http.parse().unwrap_or(unbound()),
             https: self.https.parse().unwrap_or(unbound()),
         }
@@ -165,6 +182,7 @@ pub(crate) struct Edge {
     config: PathBuf,
     environment: Vec<(String, String)>,
     wrapper: Vec<String>,
+    held: Option<std::net::TcpListener>,
     /// Where plain HTTP is served.
     pub(crate) http: SocketAddr,
     /// Where HTTPS is served.
@@ -325,13 +343,19 @@ impl Edge {
 
     /// Executes `edge` again, in the same directory with the same configuration, after it has ended.
     pub(crate) async fn restart(&mut self) {
-        self.launched = Launched::spawn(self.dir.path(), &self.config, &self.environment, &self.wrapper);
+        self.execute_again();
         self.wait_until_listening().await;
     }
 
     /// As [`Self::restart`], without waiting for anything.
     pub(crate) fn execute_again(&mut self) {
-        self.launched = Launched::spawn(self.dir.path(), &self.config, &self.environment, &self.wrapper);
+        self.launched = Launched::spawn(
+            self.dir.path(),
+            &self.config,
+            &self.environment,
+            &self.wrapper,
+            self.held.as_ref(),
+        );
     }
 
     async fn wait_until_listening(&mut self) {
@@ -379,7 +403,13 @@ struct Launched {
 }
 
 impl Launched {
-    fn spawn(dir: &Path, config: &Path, environment: &[(String, String)], wrapper: &[String]) -> Self {
+    fn spawn(
+        dir: &Path,
+        config: &Path,
+        environment: &[(String, String)],
+        wrapper: &[String],
+        held: Option<&std::net::TcpListener>,
+    ) -> Self {
         let notify = dir.join("notify.sock");
         let _ = fs::remove_file(&notify);
         let notices = UnixDatagram::bind(&notify).expect("a notify socket");
@@ -387,13 +417,17 @@ impl Launched {
         let log = dir.join("edge.log");
         let output = File::options().create(true).append(true).open(&log).expect("a log file");
         let at = Instant::now();
+        let stdin = match held {
+            Some(socket) => Stdio::from(OwnedFd::from(socket.try_clone().expect("a descriptor"))),
+            None => Stdio::null(),
+        };
         let mut words = wrapper.iter().map(String::as_str).chain([BINARY, "--config"]);
         let child = Command::new(words.next().expect("the binary at least"))
             .args(words)
             .arg(config)
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .env("NOTIFY_SOCKET", &notify)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(output.try_clone().expect("a descriptor"))
             .stderr(output)
             .spawn()
