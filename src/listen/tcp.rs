@@ -111,6 +111,11 @@ impl Client for Tcp {
 
 impl Client for TlsStream<Tcp> {
     fn poll_read_first(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let (tcp, session) = self.get_ref();
+        if session.wants_read() {
+            // All that came was handed out: asked by way of TLS, a socket with nothing to read would be as dear as one with something.
+            ready!(tcp.stream.poll_read_ready(cx))?;
+        }
         let record = ready!(Pin::new(&mut *self).poll_fill_buf(cx))?;
         let count = record.len().min(buf.remaining());
         buf.put_slice(&record[..count]);
