@@ -182,8 +182,6 @@ impl<S: Client + 'static> Talk<S> {
         if wire.input.is_empty() {
             return None;
         }
-        // A head ends with a line, so there is no use in parsing before another line has ended.
-        let line_ended = memchr::memchr(b'\n', &wire.input).is_some();
         if self.partial.is_empty() {
             let end = head_end(&wire.input).unwrap_or(wire.input.len());
             let block = Bytes::copy_from_slice(&wire.input[..end]);
@@ -191,6 +189,8 @@ impl<S: Client + 'static> Talk<S> {
             return Some(block);
         }
         let input = std::mem::take(&mut wire.input);
+        // A head ends with a line, so there is no use in parsing before another line has ended.
+        let line_ended = memchr::memchr(b'\n', &input).is_some();
         self.partial.extend_from_slice(&input);
         (line_ended || self.partial.len() >= self.plane.reach.limits.head_size)
             .then(|| std::mem::take(&mut self.partial).freeze())

@@ -56,35 +56,38 @@ pub fn write_head(
 ) -> (Framing, bool) {
     let framing = framing(head, body, asked);
     let fields = &head.headers;
-    let close = close || framing == Framing::UntilClose || says_close(fields);
+    let (mut close, mut dated) = (close || framing == Framing::UntilClose, false);
     put_status(out, head.status);
+    // One look over all of them spares a search for each.
     for (name, value) in fields {
-        if *name == CONNECTION || *name == CONTENT_LENGTH || *name == TRANSFER_ENCODING {
-            continue;
+        if *name == CONNECTION {
+            close |= value.as_bytes().eq_ignore_ascii_case(b"close");
+        } else if *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING {
+            dated |= *name == DATE;
+            put_field(out, name.as_str(), value.as_bytes());
         }
-        put(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
     match framing {
         Framing::Length(length) => {
-            put(out, &[b"content-length: ", itoa::Buffer::new().format(length).as_bytes(), b"\r\n"]);
+            put_field(out, "content-length", itoa::Buffer::new().format(length).as_bytes());
         }
-        Framing::Chunked => put(out, &[b"transfer-encoding: chunked\r\n"]),
+        Framing::Chunked => put_field(out, "transfer-encoding", b"chunked"),
         Framing::None if head.status == StatusCode::NOT_MODIFIED || asked.head => {
             if let Some(length) = fields.get(CONTENT_LENGTH) {
-                put(out, &[b"content-length: ", length.as_bytes(), b"\r\n"]);
+                put_field(out, "content-length", length.as_bytes());
             }
         }
         Framing::None | Framing::UntilClose => {}
     }
-    if !fields.contains_key(DATE) {
-        put(out, &[b"date: ", &date(), b"\r\n"]);
+    if !dated {
+        put_field(out, "date", &date());
     }
     let connection: &[u8] = match asked.version {
         _ if close => b"connection: close\r\n\r\n",
         Version::HTTP_10 => b"connection: keep-alive\r\n\r\n",
         _ => b"\r\n",
     };
-    put(out, &[connection]);
+    out.extend_from_slice(connection);
     (framing, !close)
 }
 
@@ -92,9 +95,9 @@ pub fn write_head(
 pub fn write_interim(out: &mut Vec<u8>, status: StatusCode, fields: &HeaderMap) {
     put_status(out, status);
     for (name, value) in fields {
-        put(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+        put_field(out, name.as_str(), value.as_bytes());
     }
-    put(out, &[b"\r\n"]);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Appends a 101 as it is: from here on the connection is a tunnel.
@@ -129,24 +132,23 @@ fn framing(head: &response::Parts, body: Announced, asked: Asked) -> Framing {
     }
 }
 
-fn says_close(fields: &HeaderMap) -> bool {
-    fields.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
-}
-
 fn put_status(out: &mut Vec<u8>, status: StatusCode) {
     if status == StatusCode::OK {
-        put(out, &[b"HTTP/1.1 200 OK\r\n"]);
+        out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
     } else {
         // RFC 9112 §4: the space stands also where there is no phrase.
         let phrase = status.canonical_reason().unwrap_or("");
-        put(out, &[b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", phrase.as_bytes(), b"\r\n"]);
+        for part in ["HTTP/1.1 ", status.as_str(), " ", phrase, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
     }
 }
 
-fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
-    for part in parts {
-        out.extend_from_slice(part);
-    }
+fn put_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]

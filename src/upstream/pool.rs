@@ -265,6 +265,9 @@ fn pick(
     wanted: &impl Fn(&Slot) -> bool,
     lasting: bool,
 ) -> Option<(usize, u64)> {
+    if let [only] = slots {
+        return only.room().filter(|_| wanted(only)).map(|in_flight| (0, in_flight));
+    }
     let candidate = |place: usize| {
         let slot = &slots[place];
         let in_flight = slot.room().filter(|_| wanted(slot))?;
