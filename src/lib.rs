@@ -261,6 +261,7 @@
 //! ── floor 6: listen ── bytes to requests   ← config
 //!   listen/socket.rs          bound addresses
 //!   listen/inherited.rs       those that a service manager holds for edge
+//!   listen/arrivals.rs        connections that wait to be accepted
 //!   listen/tcp.rs             a client's TCP connection, below TLS
 //!   listen/meter.rs           what moves on a connection, for time-outs that ask for progress
 //!   listen/stage.rs           serving, draining or ending, for every connection of a thread to look at

@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::config::model::Rules;
 use crate::deadline::Deadlines;
 use crate::listen::accept::{self, Door, Kind};
+use crate::listen::arrivals::Arrivals;
 use crate::listen::handshakes::Handshakes;
 use crate::listen::stage::Stage;
 use crate::listen::standby::Standby;
@@ -143,10 +144,10 @@ struct Accepting {
 
 /// Opens a door like `model` at a socket.
 fn listen(mine: Mine, model: &Door) -> io::Result<Accepting> {
-    let listener = tokio::net::TcpListener::from_std(mine.socket)?;
+    let arrivals = Arrivals::new(mine.socket)?;
     let door = Door { kind: mine.kind, ..model.clone() };
     let open = model.scope.child();
-    let ended = model.scope.drive(accept::run(listener, door, open.clone()));
+    let ended = model.scope.drive(accept::run(arrivals, door, open.clone()));
     Ok(Accepting { open, ended })
 }
 

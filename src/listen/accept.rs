@@ -8,10 +8,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use crate::complaint::Complaint;
 use crate::deadline::{Deadline, Spare};
+use crate::listen::arrivals::Arrivals;
 use crate::listen::complaint::Complaints;
 use crate::listen::handshakes::{Handshake, Handshakes};
 use crate::listen::http1::serve_http1;
@@ -101,7 +102,7 @@ enum Refusal {
 
 /// Accepts until `open` drains, then takes what the kernel has completed already and closes the socket. The connections belong
 /// to the door's scope, which is `open` or above it.
-pub async fn run(listener: TcpListener, door: Door, open: Scope) {
+pub async fn run(arrivals: Arrivals, door: Door, open: Scope) {
     let exhausted = Complaint::default();
     // Held so that one can be given up for accepting, and thereby refusing, when there are no others.
     let mut reserve = File::open("/dev/null").ok();
@@ -109,7 +110,7 @@ pub async fn run(listener: TcpListener, door: Door, open: Scope) {
         let accepted = tokio::select! {
             biased;
             () = open.drained() => break,
-            accepted = listener.accept() => accepted,
+            accepted = arrivals.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -124,7 +125,7 @@ pub async fn run(listener: TcpListener, door: Door, open: Scope) {
             Err(error) => {
                 let plane = door.plane.plane();
                 plane.reach.deadlines.hurry(Spare::Idle, Duration::MAX);
-                let refused = refuse_queued(&listener, &mut reserve, &error);
+                let refused = refuse_queued(arrivals.socket(), &mut reserve, &error);
                 if let Some(times) = exhausted.is_due(refused) {
                     tracing::error!(error = %Report(&error), refused = times, "cannot accept connections; trying on");
                 }
@@ -134,10 +135,7 @@ pub async fn run(listener: TcpListener, door: Door, open: Scope) {
     }
     // A connection in the queue of a socket that closes is reset: whoever got that far is still served. The system is asked,
     // because the runtime hears of the newest ones later and lets a task ask for a few only.
-    match listener.into_std() {
-        Ok(listener) => door.take_queue(&listener),
-        Err(error) => tracing::warn!(error = %Report(&error), "connections not accepted yet are reset"),
-    }
+    door.take_queue(&arrivals.into_socket());
 }
 
 impl Door {
@@ -249,7 +247,7 @@ fn refuse(stream: &TcpStream) {
 }
 
 /// When there is no descriptor left, gives up the one in `reserve` to refuse those who wait in the queue; returns how many.
-fn refuse_queued(listener: &TcpListener, reserve: &mut Option<File>, error: &io::Error) -> u64 {
+fn refuse_queued(listener: &std::net::TcpListener, reserve: &mut Option<File>, error: &io::Error) -> u64 {
     const EMFILE: i32 = nix::errno::Errno::EMFILE as i32;
     const ENFILE: i32 = nix::errno::Errno::ENFILE as i32;
     if !matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) || reserve.take().is_none() {
