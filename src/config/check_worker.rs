@@ -39,6 +39,7 @@ pub(super) fn worker(
     let server = server(section);
     let command = arguments(command, workers);
     Some(WorkerSpec {
+        gunicorn_conf: command.as_ref().is_some_and(|words| gunicorn_conf(words, server, &working_dir)),
         server,
         transport: transport(section),
         workers,
@@ -62,6 +63,12 @@ pub(super) fn worker(
         before_start_timeout: section.positive_duration("before_start_timeout"),
         command: command?,
     })
+}
+
+/// Only looked for where it would be read: for other apps it is no change that it comes or goes.
+fn gunicorn_conf(command: &[String], server: ServerKind, working_dir: &Path) -> bool {
+    let is_gunicorn = server == ServerKind::Gunicorn || command.iter().any(|word| word.contains("gunicorn"));
+    is_gunicorn && working_dir.join("gunicorn.conf.py").is_file()
 }
 
 fn server(section: &Section<'_>) -> ServerKind {

@@ -277,6 +277,8 @@ pub struct WorkerSpec {
     pub concurrency: Option<u32>,
     /// Directory they start in; absolute.
     pub working_dir: PathBuf,
+    /// Whether that holds a `gunicorn.conf.py`, which gunicorn reads unasked.
+    pub gunicorn_conf: bool,
     /// Account they run as: always decided, also where the file is silent.
     pub account: Account,
     /// Extra environment, env files first, then `environment`; `${VAR}` already replaced.
@@ -321,6 +323,7 @@ impl std::fmt::Debug for WorkerSpec {
             workers,
             concurrency,
             working_dir,
+            gunicorn_conf,
             account,
             environment,
             healthcheck_path,
@@ -345,6 +348,7 @@ impl std::fmt::Debug for WorkerSpec {
             .field("workers", workers)
             .field("concurrency", concurrency)
             .field("working_dir", working_dir)
+            .field("gunicorn_conf", gunicorn_conf)
             .field("account", account)
             .field("environment", &environment.keys())
             .field("healthcheck_path", healthcheck_path)

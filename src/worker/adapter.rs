@@ -104,6 +104,7 @@ pub fn plan_at(spec: &WorkerSpec, place: &Place) -> Plan {
         set: BTreeMap::new(),
         idle_timeout: UNKNOWN_IDLE,
         concurrency: None,
+        unseen: program::in_a_script(&spec.command).filter(|_| server == ServerKind::Generic),
         notes: Vec::new(),
     };
     draft.transport_notes(server, spec.transport);
@@ -112,7 +113,7 @@ pub fn plan_at(spec: &WorkerSpec, place: &Place) -> Plan {
     match server {
         ServerKind::Uvicorn => draft.uvicorn(),
         ServerKind::Fastapi => draft.fastapi(),
-        ServerKind::Gunicorn => draft.gunicorn(place),
+        ServerKind::Gunicorn => draft.gunicorn(place, spec.gunicorn_conf),
         ServerKind::Hypercorn => draft.hypercorn(),
         ServerKind::Daphne => draft.daphne(),
         ServerKind::Granian => draft.granian(),
@@ -200,6 +201,8 @@ pub(super) struct Draft<'a> {
     pub(super) set: BTreeMap<String, String>,
     pub(super) idle_timeout: Duration,
     pub(super) concurrency: Option<u32>,
+    /// What may say how many requests it works on, and is not read.
+    pub(super) unseen: Option<&'static str>,
     pub(super) notes: Vec<String>,
 }
 
@@ -295,6 +298,12 @@ impl Draft<'_> {
                 self.notes
                     .push(format!("each of {workers} workers starts {each} processes itself: {all} in all"));
             }
+        }
+        if let Some(unseen) = self.unseen.filter(|_| spec.concurrency.is_none() && delegated.is_none()) {
+            self.notes.push(format!(
+                "concurrency unknown: what {unseen} says is not read, so a worker gets any number of requests at once; set \
+                 `concurrency` to 1 for a synchronous worker, to its threads for `gthread`, to 0 for an asynchronous one"
+            ));
         }
         let mut environment = spec.environment.clone();
         for (name, value) in self.set {

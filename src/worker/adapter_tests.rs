@@ -11,6 +11,7 @@ fn spec(command: &str) -> WorkerSpec {
         workers: WorkerCount::fixed(1),
         concurrency: None,
         working_dir: "/srv".into(),
+        gunicorn_conf: false,
         account: Account::Own,
         environment: BTreeMap::new(),
         healthcheck_path: None,
@@ -276,4 +277,30 @@ fn a_plan_can_be_shown_before_a_port_is_chosen() {
     let plan = plan(&app, &spec("fastapi run"), 0, Path::new("/run/edge"));
     assert_eq!(plan.argv.join(" "), "fastapi run --host 127.0.0.1 --port {port}");
     assert_eq!(plan.environment["PORT"], "{port}");
+}
+
+#[test]
+fn what_a_file_or_a_script_may_say_of_concurrency_is_noted_as_unknown() {
+    let unknown = |plan: &Plan| plan.notes.iter().any(|note| note.starts_with("concurrency unknown"));
+    for (command, conf, concurrency) in [
+        ("gunicorn a:b", false, Some(1)),
+        ("poetry run gunicorn a:b", false, Some(1)),
+        ("uv run gunicorn a:b", false, Some(1)),
+        ("gunicorn a:b", true, None),
+        ("gunicorn a:b -k gthread", true, None),
+        ("gunicorn a:b -k sync", true, Some(1)),
+        ("gunicorn a:b --threads 3", true, Some(3)),
+        ("gunicorn -c x.py a:b", false, None),
+        ("bash -c 'cd /srv && exec venv/bin/gunicorn a:b'", false, None),
+    ] {
+        let spec = WorkerSpec { gunicorn_conf: conf, ..spec(command) };
+        let plan = planned(&spec);
+        assert_eq!(plan.concurrency.map(NonZeroU32::get), concurrency, "{command} {conf}");
+        assert_eq!(unknown(&plan), concurrency.is_none(), "{command} {conf}: {:?}", plan.notes);
+        let set = planned(&WorkerSpec { concurrency: Some(2), ..spec });
+        assert!(!unknown(&set) && set.concurrency == NonZeroU32::new(2), "{command}");
+    }
+    for command in ["gunicorn -k uvicorn_worker.UvicornWorker a:b", "bash -c 'exec uvicorn a:b'"] {
+        assert!(!unknown(&planned(&WorkerSpec { gunicorn_conf: true, ..spec(command) })), "{command}");
+    }
 }

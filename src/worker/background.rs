@@ -60,7 +60,7 @@ pub(super) fn told(command: &[String]) -> Option<String> {
 /// A shell whose script ends with `&` ends at once.
 fn by_its_end(command: &[String]) -> Option<String> {
     let [.., shell, option, script] = command else { return None };
-    let is_shell = ["sh", "bash", "dash", "ash", "zsh", "ksh"].contains(&program::base(shell));
+    let is_shell = program::is_shell(program::base(shell));
     let script = script.trim_end();
     let leaves = script.ends_with('&') && !script.ends_with("&&");
     (is_shell && option.starts_with('-') && option.ends_with('c') && leaves).then(|| {

@@ -35,6 +35,19 @@ pub fn recognise(command: &[String]) -> Recognised {
     Recognised { server: kind(name, first), hello, arguments: (at + 1).min(command.len()) }
 }
 
+/// What keeps a server's options from being seen: a shell that starts one whose workers may be synchronous.
+pub(super) fn in_a_script(command: &[String]) -> Option<&'static str> {
+    let [.., shell, option, script] = command else { return None };
+    let is_script = is_shell(base(shell)) && option.starts_with('-') && option.ends_with('c');
+    let names = |word: &str| base(word) == "gunicorn";
+    (is_script && script.split_ascii_whitespace().any(names)).then_some("the script")
+}
+
+/// Whether a program of this name runs scripts by `-c`.
+pub(super) fn is_shell(name: &str) -> bool {
+    ["sh", "bash", "dash", "ash", "zsh", "ksh"].contains(&name)
+}
+
 /// The name of a program without its directory.
 pub(super) fn base(word: &str) -> &str {
     word.rsplit('/').next().unwrap_or(word)
@@ -60,8 +73,9 @@ fn skip(name: &str, rest: &[String]) -> Option<usize> {
     match name {
         "env" => Some(skip_options(rest, &["-u", "--unset", "-C", "--chdir"], true)),
         "nohup" | "setsid" | "ddtrace-run" => Some(0),
+        "tini" | "dumb-init" | "uvx" | "opentelemetry-instrument" => Some(skip_options(rest, RUNNER_VALUES, false)),
         "nice" | "ionice" => Some(skip_options(rest, &["-n", "-c", "--adjustment"], false)),
-        "uv" | "poetry" | "pipenv" | "pdm" | "hatch" | "rye" => runner(rest, "run"),
+        "uv" | "poetry" | "pipenv" | "pdm" | "hatch" | "rye" | "pipx" | "dotenv" => runner(rest, "run"),
         "bundle" => runner(rest, "exec"),
         "newrelic-admin" => runner(rest, "run-program"),
         "npx" => Some(skip_options(rest, &["-p", "--package"], false)),
@@ -100,6 +114,8 @@ const RUNNER_VALUES: &[&str] = &[
     "--cache-dir",
     "-e",
     "--env",
+    "-f",
+    "--file",
 ];
 
 fn is_python(name: &str) -> bool {
@@ -151,6 +167,10 @@ mod tests {
             ("uv run --python 3.12 uvicorn main:app", ServerKind::Uvicorn, 5),
             ("uv --project /x run -- gunicorn a:b", ServerKind::Gunicorn, 6),
             ("poetry run python -m hypercorn a:b", ServerKind::Hypercorn, 5),
+            ("poetry run gunicorn a:b", ServerKind::Gunicorn, 3),
+            ("uvx --with x gunicorn a:b", ServerKind::Gunicorn, 4),
+            ("tini -g -- gunicorn a:b", ServerKind::Gunicorn, 4),
+            ("dotenv -f .env run -- gunicorn a:b", ServerKind::Gunicorn, 6),
             ("bundle exec puma", ServerKind::Puma, 3),
             ("npx -y next start", ServerKind::Generic, 3),
             ("node server.js", ServerKind::Node, 1),

@@ -46,7 +46,8 @@ impl Draft<'_> {
     }
 
     /// Reads options from a variable; the command's own beat those, and several `-b` add up.
-    pub(super) fn gunicorn(&mut self, place: &Place) {
+    /// Without `-c` it reads `gunicorn.conf.py` of the directory it starts in (`conf`).
+    pub(super) fn gunicorn(&mut self, place: &Place, conf: bool) {
         const BIND: [&str; 2] = ["-b", "--bind"];
         self.replace(&BIND);
         let mut own = match self.user.get("GUNICORN_CMD_ARGS").and_then(|text| shlex::split(text)) {
@@ -74,27 +75,29 @@ impl Draft<'_> {
             self.set("XDG_RUNTIME_DIR", directory.display().to_string());
         }
         self.trust();
-        self.gunicorn_kind(&Command::new(words, 0));
+        self.gunicorn_kind(&Command::new(words, 0), conf);
     }
 
-    fn gunicorn_kind(&mut self, options: &Command) {
+    fn gunicorn_kind(&mut self, options: &Command, conf: bool) {
         let ask = |names: &[&str]| self.command.value(names).or_else(|| options.value(names));
         let class = ask(&["-k", "--worker-class"]);
-        let threads = ask(&["--threads"]).and_then(|text| text.parse::<u32>().ok()).unwrap_or(1);
-        let configured = ask(&["-c", "--config"]).is_some();
-        match class.as_deref() {
-            None | Some("sync") if threads <= 1 => {
-                if class.is_some() || !configured {
-                    // Answers every request with `Connection: close` and takes the next when that is done.
-                    self.idle_timeout = Duration::ZERO;
-                    self.concurrency = Some(1);
-                }
+        let threads = ask(&["--threads"]).and_then(|text| text.parse::<u32>().ok());
+        let file = match ask(&["-c", "--config"]) {
+            Some(_) => Some("the file of `-c`"),
+            None => conf.then_some("`gunicorn.conf.py`"),
+        };
+        match (class.as_deref(), threads) {
+            (None | Some("gthread"), None) if file.is_some() => self.unseen = file,
+            (None | Some("sync"), None | Some(0 | 1)) => {
+                // Answers every request with `Connection: close` and takes the next when that is done.
+                self.idle_timeout = Duration::ZERO;
+                self.concurrency = Some(1);
             }
-            None | Some("sync" | "gthread") => {
-                self.concurrency = Some(threads);
+            (None | Some("sync" | "gthread"), threads) => {
+                self.concurrency = Some(threads.unwrap_or(1));
                 self.keep_alive(&["--keep-alive"]);
             }
-            Some(class) => {
+            (Some(class), _) => {
                 self.keep_alive(&["--keep-alive"]);
                 if class == "asgi" {
                     let wrap = "uvicorn.middleware.proxy_headers.ProxyHeadersMiddleware";

@@ -133,6 +133,7 @@ fn spec(root: &Path, command: Vec<String>) -> WorkerSpec {
         workers: WorkerCount::fixed(1),
         concurrency: None,
         working_dir: root.to_owned(),
+        gunicorn_conf: false,
         account: Account::Own,
         environment: std::collections::BTreeMap::new(),
         healthcheck_path: None,

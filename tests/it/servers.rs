@@ -113,6 +113,45 @@ async fn uvicorn_that_runs_its_own_workers() {
     delegated("uvicorn --workers 3 main:app").await;
 }
 
+/// gunicorn reads `gunicorn.conf.py` unasked: edge leaves to that file how many requests are worked on at once.
+#[tokio::test]
+async fn gunicorn_with_a_configuration_file_of_its_own() {
+    let edge = Setup::new();
+    let dir = edge.dir().join("app");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::copy(format!("{}/tests/apps/wsgi.py", env!("CARGO_MANIFEST_DIR")), dir.join("wsgi.py")).unwrap();
+    std::fs::write(dir.join("gunicorn.conf.py"), "worker_class = 'gthread'\nthreads = 4\n").unwrap();
+    let gunicorn = format!("{}/target/test-venv/bin/gunicorn", env!("CARGO_MANIFEST_DIR"));
+    let yaml = format!(
+        "domains: [app.test]\ncommand: {gunicorn} wsgi:app\nworkers: 1\nworking_dir: {}",
+        dir.display()
+    );
+    let edge = edge.app("app", &yaml).start().await;
+    edge.wait_until_up("app").await;
+    let checked = edge.done(&["check"]).await;
+    assert!(
+        checked.contains("note: concurrency unknown: what `gunicorn.conf.py` says is not read"),
+        "{checked}"
+    );
+    let mut answers = Vec::new();
+    for _ in 0..4 {
+        let mut connection = Connection::open(&edge, "app.test", Wire::H1).await;
+        answers.push(tokio::spawn(async move { connection.get("/slow/2000").await.status }));
+    }
+    until(PATIENCE, "all are with the worker", async || {
+        let app = edge.status().await["apps"]["app"].take();
+        (app["workers"][0]["in_flight"] == 4 && app["queue"] == 0).then_some(())
+    })
+    .await;
+    for answer in answers {
+        assert_eq!(answer.await.unwrap(), 200);
+    }
+    edge.edit("workers: 1", "workers: 1\n    concurrency: 4");
+    let checked = edge.done(&["check"]).await;
+    assert!(!checked.contains("concurrency unknown"), "{checked}");
+    edge.stop().await;
+}
+
 async fn delegated(command: &str) {
     let edge = without_rights(setup(command, 1), None).start().await;
     edge.wait_until_up("app").await;
