@@ -83,6 +83,7 @@ fn server(section: &Section<'_>) -> ServerKind {
         ("waitress", ServerKind::Waitress),
         ("node", ServerKind::Node),
         ("puma", ServerKind::Puma),
+        ("rails", ServerKind::Rails),
         ("generic", ServerKind::Generic),
     ];
     section.choice("server", &kinds, ServerKind::Auto)

@@ -34,7 +34,7 @@ pub(super) const APP: &[Key] = &[
         "apps.NAME.server",
         Is("auto"),
         Worker,
-        "How a worker learns its address: `auto` looks at the command; or `uvicorn`, `fastapi`, `gunicorn`, `hypercorn`, `daphne`, `granian`, `waitress`, `node`, `puma`, `generic`.",
+        "How a worker learns its address: `auto` looks at the command; or `uvicorn`, `fastapi`, `gunicorn`, `hypercorn`, `daphne`, `granian`, `waitress`, `node`, `puma`, `rails`, `generic`.",
     ),
     key(
         "apps.NAME.transport",

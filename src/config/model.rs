@@ -412,6 +412,7 @@ pub enum ServerKind {
     Waitress,
     Node,
     Puma,
+    Rails,
     Generic,
 }
 

@@ -81,6 +81,11 @@ impl Place {
         let socket = runtime_dir.join(app.as_str()).join(format!("{slot}-{incarnation}.sock"));
         Self { app: app.clone(), slot, socket, port }
     }
+
+    /// Where a server that insists on a file with its process id may have one of its own.
+    pub fn pid_file(&self) -> PathBuf {
+        self.socket.with_extension("pid")
+    }
 }
 
 /// The plan of a slot's first incarnation; `{port}` stands where a port will be chosen.
@@ -120,6 +125,7 @@ pub fn plan_at(spec: &WorkerSpec, place: &Place) -> Plan {
         ServerKind::Waitress => draft.waitress(),
         ServerKind::Node => draft.node(),
         ServerKind::Puma => draft.puma(),
+        ServerKind::Rails => draft.rails(place),
         ServerKind::Generic | ServerKind::Auto => draft.generic(found.hello),
     }
     draft.reloader_notes(server);
@@ -168,7 +174,7 @@ fn wire(server: ServerKind, hello: bool, wanted: Transport, placeholders: Placeh
         };
     }
     match (server, wanted) {
-        (ServerKind::Fastapi, _) | (_, Transport::Tcp) => Wire::Tcp,
+        (ServerKind::Fastapi | ServerKind::Rails, _) | (_, Transport::Tcp) => Wire::Tcp,
         (_, Transport::Unix) => Wire::Unix,
         (ServerKind::Node, Transport::Auto) => Wire::Tcp,
         (ServerKind::Generic | ServerKind::Auto, Transport::Auto) if !hello => Wire::Tcp,
@@ -250,9 +256,10 @@ impl Draft<'_> {
 
     fn transport_notes(&mut self, server: ServerKind, wanted: Transport) {
         match (server, wanted, self.wire) {
-            (ServerKind::Fastapi, Transport::Unix, Wire::Tcp) => {
+            (ServerKind::Fastapi | ServerKind::Rails, Transport::Unix, Wire::Tcp) if !self.told => {
+                let command = if server == ServerKind::Rails { "rails server" } else { "fastapi run" };
                 self.notes
-                    .push("`fastapi run` cannot listen on a unix socket: a loopback port is used".into());
+                    .push(format!("`{command}` cannot listen on a unix socket: a loopback port is used"));
             }
             (_, Transport::Unix, Wire::Tcp) => {
                 self.notes
@@ -285,6 +292,7 @@ impl Draft<'_> {
             | ServerKind::Daphne
             | ServerKind::Waitress
             | ServerKind::Node
+            | ServerKind::Rails
             | ServerKind::Generic => None,
         };
         // Several such processes behind one address are no less so.

@@ -304,3 +304,24 @@ fn what_a_file_or_a_script_may_say_of_concurrency_is_noted_as_unknown() {
         assert!(!unknown(&planned(&WorkerSpec { gunicorn_conf: true, ..spec(command) })), "{command}");
     }
 }
+
+#[test]
+fn each_rails_server_has_a_port_and_a_pid_file_of_its_own() {
+    for (command, argv) in [
+        ("bin/rails server", "bin/rails server -b 127.0.0.1 -p 4711 -P /run/edge/api/2-5.pid"),
+        (
+            "bundle exec rails s -e production -p 3000 --pid=tmp/x.pid",
+            "bundle exec rails s -e production -b 127.0.0.1 -p 4711 -P /run/edge/api/2-5.pid",
+        ),
+        ("bin/rails s -p {port}", "bin/rails s -p 4711 -P /run/edge/api/2-5.pid"),
+    ] {
+        let plan = planned(&spec(command));
+        assert_eq!((plan.server, plan.wire), (ServerKind::Rails, Wire::Tcp), "{command}");
+        assert_eq!(plan.argv.join(" "), argv);
+        assert_eq!(plan.environment["PIDFILE"], "/run/edge/api/2-5.pid");
+    }
+    let replaced = planned(&spec("bin/rails s --pid=tmp/x.pid -p 3000")).notes;
+    assert!(replaced.join("\n").contains("`--pid tmp/x.pid` is replaced"), "{replaced:?}");
+    let unix = WorkerSpec { transport: Transport::Unix, ..spec("bin/rails s") };
+    assert!(planned(&unix).notes.join("\n").contains("`rails server` cannot listen on a unix socket"));
+}

@@ -213,6 +213,7 @@ impl Child {
             leaf.remove().await;
         }
         environment::remove(&self.place.socket);
+        environment::remove(&self.place.pid_file());
         self.registry.buried(self.pid);
     }
 

@@ -108,12 +108,13 @@ pub(super) fn remove(path: &Path) {
     }
 }
 
-/// Removes an app's directory with the sockets in it; other files, which nobody should have put there, keep it.
+/// Removes an app's directory with the sockets and pid files in it; other files, which nobody should have put there, keep it.
 pub(super) fn clear_directory(path: &Path) {
     use std::os::unix::fs::FileTypeExt;
     let Ok(entries) = fs::read_dir(path) else { return };
     for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+        let is_pid_file = entry.path().extension().is_some_and(|extension| extension == "pid");
+        if entry.file_type().is_ok_and(|kind| kind.is_socket() || kind.is_file() && is_pid_file) {
             remove(&entry.path());
         }
     }

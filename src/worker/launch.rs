@@ -190,6 +190,7 @@ impl Launcher for ProcessLauncher {
             .map_err(|(path, source)| LaunchError::Directory { path, source })?;
         // Some servers refuse a path that exists, others take it away from who listens there.
         environment::remove(&place.socket);
+        environment::remove(&place.pid_file());
         Ok(place)
     }
 

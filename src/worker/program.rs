@@ -64,6 +64,7 @@ fn kind(name: &str, first: Option<&str>) -> ServerKind {
         "waitress-serve" | "waitress" => ServerKind::Waitress,
         "node" | "nodejs" | "npm" | "yarn" | "pnpm" | "bun" | "deno" => ServerKind::Node,
         "puma" => ServerKind::Puma,
+        "rails" if matches!(first, Some("server" | "s")) => ServerKind::Rails,
         _ => ServerKind::Generic,
     }
 }
@@ -73,10 +74,15 @@ fn skip(name: &str, rest: &[String]) -> Option<usize> {
     match name {
         "env" => Some(skip_options(rest, &["-u", "--unset", "-C", "--chdir"], true)),
         "nohup" | "setsid" | "ddtrace-run" => Some(0),
-        "tini" | "dumb-init" | "uvx" | "opentelemetry-instrument" => Some(skip_options(rest, RUNNER_VALUES, false)),
+        "tini" | "dumb-init" | "uvx" | "opentelemetry-instrument" => {
+            Some(skip_options(rest, RUNNER_VALUES, false))
+        }
         "nice" | "ionice" => Some(skip_options(rest, &["-n", "-c", "--adjustment"], false)),
         "uv" | "poetry" | "pipenv" | "pdm" | "hatch" | "rye" | "pipx" | "dotenv" => runner(rest, "run"),
         "bundle" => runner(rest, "exec"),
+        "ruby" => {
+            rest.first().is_some_and(|word| ["rails", "puma", "bundle"].contains(&base(word))).then_some(0)
+        }
         "newrelic-admin" => runner(rest, "run-program"),
         "npx" => Some(skip_options(rest, &["-p", "--package"], false)),
         _ if is_python(name) => module(rest),
@@ -171,6 +177,10 @@ mod tests {
             ("uvx --with x gunicorn a:b", ServerKind::Gunicorn, 4),
             ("tini -g -- gunicorn a:b", ServerKind::Gunicorn, 4),
             ("dotenv -f .env run -- gunicorn a:b", ServerKind::Gunicorn, 6),
+            ("bin/rails server -e production", ServerKind::Rails, 1),
+            ("bundle exec rails s", ServerKind::Rails, 3),
+            ("ruby bin/rails server", ServerKind::Rails, 2),
+            ("bin/rails runner x.rb", ServerKind::Generic, 1),
             ("bundle exec puma", ServerKind::Puma, 3),
             ("npx -y next start", ServerKind::Generic, 3),
             ("node server.js", ServerKind::Node, 1),

@@ -209,6 +209,22 @@ impl Draft<'_> {
         self.idle_timeout = Duration::from_secs(15);
     }
 
+    /// Options only; a port, for not every version takes a unix socket. One that finds the pid file of another refuses to start,
+    /// and `config/puma.rb`, as it is generated, writes the same file by `PIDFILE`: each worker has its own.
+    pub(super) fn rails(&mut self, place: &Place) {
+        self.replace(&["-b", "--binding", "-p", "--port"]);
+        if !self.told {
+            self.command.append(["-b", "127.0.0.1", "-p", &self.port]);
+        }
+        for (name, value) in self.command.take(&["-P", "--pid"]) {
+            self.notes.push(format!("`{name} {value}` is replaced: each worker has a pid file of its own"));
+        }
+        let pid_file = place.pid_file().display().to_string();
+        self.command.append(["-P", &pid_file]);
+        self.set("PIDFILE", pid_file);
+        self.idle_timeout = Duration::from_secs(15);
+    }
+
     pub(super) fn generic(&mut self, hello: bool) {
         if hello {
             self.idle_timeout = RAISED_IDLE;
@@ -240,6 +256,7 @@ impl Draft<'_> {
             | ServerKind::Waitress
             | ServerKind::Node
             | ServerKind::Puma
+            | ServerKind::Rails
             | ServerKind::Generic => return,
         };
         self.notes.push(format!(

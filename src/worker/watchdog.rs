@@ -59,6 +59,7 @@ impl Watch {
                 | ServerKind::Waitress
                 | ServerKind::Node
                 | ServerKind::Puma
+                | ServerKind::Rails
                 | ServerKind::Generic,
                 _,
             ) => Self::Reading,
