@@ -111,7 +111,7 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
             return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Explain { app } => command::explain(&config()?, app)?,
-        Command::Status { json } => found(command::status(&place()?, *json), &file, &around)?,
+        Command::Status { json, all } => found(command::status(&place()?, *json, *all), &file, &around)?,
         Command::Certs { action: Some(CertsAction::Renew { name }), .. } => {
             let asked = command::operate(&place()?, command::renewal(name)?);
             let status = found(asked, &file, &around)?;

@@ -139,7 +139,7 @@ fn listening(file: &Path, around: &Surroundings) -> SocketAddr {
     let place = load::whereabouts(file, around).unwrap();
     let end = Instant::now() + Duration::from_secs(20);
     loop {
-        if let Ok(status) = command::status(&place, true) {
+        if let Ok(status) = command::status(&place, true, false) {
             let status: serde_json::Value = serde_json::from_str(&status).unwrap();
             return status["listeners"][0]["address"].as_str().unwrap().parse().unwrap();
         }

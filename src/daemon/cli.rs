@@ -35,9 +35,12 @@ pub enum Command {
     },
     /// Show listeners, apps, workers and certificates of the running edge
     Status {
-        /// Print JSON
+        /// Print JSON, which has every worker
         #[arg(long)]
         json: bool,
+        /// Show every worker, however many there are
+        #[arg(long)]
+        all: bool,
     },
     /// Show the certificates of the running edge
     #[command(args_conflicts_with_subcommands = true)]
@@ -176,8 +179,9 @@ mod tests {
             ("edge run --config a.yaml", file(), Command::Run),
             ("edge --config=a.yaml check", file(), Command::Check { dns: false }),
             ("edge check --dns", None, Command::Check { dns: true }),
-            ("edge status", None, Command::Status { json: false }),
-            ("edge status --json --config a.yaml", file(), Command::Status { json: true }),
+            ("edge status", None, Command::Status { json: false, all: false }),
+            ("edge status --json --config a.yaml", file(), Command::Status { json: true, all: false }),
+            ("edge status --all", None, Command::Status { json: false, all: true }),
             ("edge certs --json", None, Command::Certs { json: true, check: false, action: None }),
             (
                 "edge certs renew a.example",

@@ -146,14 +146,14 @@ fn warnings(spec: &WorkerSpec, plan: &Plan) -> Vec<String> {
     warnings
 }
 
-/// `edge status`.
-pub fn status(place: &Whereabouts, json: bool) -> Result<String, CommandError> {
+/// `edge status`, with `all` of every worker.
+pub fn status(place: &Whereabouts, json: bool, all: bool) -> Result<String, CommandError> {
     let running = running(place);
     if json {
         return Ok(String::from_utf8_lossy(&running.ask("/status")?).into_owned());
     }
     let status: Status = running.ask_json("/status")?;
-    Ok(render::status(&status, now(), colour()))
+    Ok(render::status(&status, now(), colour(), all))
 }
 
 /// `edge certs`, and whether all of them are well.

@@ -10,14 +10,14 @@ use crate::telemetry::status::{
     AppState, AppStatus, PastStatus, ScaleStatus, Status, WorkerState, WorkerStatus,
 };
 
-/// Workers beyond this number in all: those that are well are counted, not listed.
+/// Workers beyond this number in all: of those that are well, and were well for the last hour, as many are listed as fit into it.
 const ROOMY: usize = 24;
 
 /// For so many seconds the end of a worker whose successor serves is worth a remark.
 const NEWS: u64 = 3600;
 
-/// The answer of `edge status`.
-pub fn status(status: &Status, now: OffsetDateTime, colour: bool) -> String {
+/// The answer of `edge status`; with `all`, every worker is listed, however many there are.
+pub fn status(status: &Status, now: OffsetDateTime, colour: bool, all: bool) -> String {
     let palette = Palette::new(colour);
     let mut out = format!(
         "{}edge {}{}  up {}  pid {}\n",
@@ -38,7 +38,7 @@ pub fn status(status: &Status, now: OffsetDateTime, colour: bool) -> String {
     }
     if !status.apps.is_empty() {
         out.push('\n');
-        out.push_str(&apps(status, now, palette));
+        out.push_str(&apps(status, now, palette, all));
     }
     if !status.certificates.is_empty() {
         out.push('\n');
@@ -47,10 +47,13 @@ pub fn status(status: &Status, now: OffsetDateTime, colour: bool) -> String {
     out
 }
 
-fn apps(status: &Status, now: OffsetDateTime, palette: Palette) -> String {
+fn apps(status: &Status, now: OffsetDateTime, palette: Palette, all: bool) -> String {
     let mut apps: Vec<_> = status.apps.iter().collect();
     apps.sort_by_key(|(_, app)| app_rank(app.state));
-    let everybody = apps.iter().map(|(_, app)| app.workers.len()).sum::<usize>() <= ROOMY;
+    let is_news = |worker: &&WorkerStatus| worker_rank(worker, now) < WELL;
+    let everybody = all || apps.iter().map(|(_, app)| app.workers.len()).sum::<usize>() <= ROOMY;
+    let news: usize = apps.iter().map(|(_, app)| app.workers.iter().filter(is_news).count()).sum();
+    let mut room = ROOMY.saturating_sub(news);
     let mut table = Table::new(
         &[
             ("APP", Align::Left),
@@ -68,12 +71,24 @@ fn apps(status: &Status, now: OffsetDateTime, palette: Palette) -> String {
     for (name, app) in apps {
         table.row(app_row(name, app, now, palette));
         let mut workers: Vec<_> = app.workers.iter().collect();
-        workers.sort_by_key(|worker| (worker_rank(worker.state), worker.slot));
-        for worker in workers.into_iter().filter(|worker| everybody || worker.state != WorkerState::Ready) {
+        workers.sort_by_key(|worker| (worker_rank(worker, now), worker.slot));
+        let mut hidden = 0;
+        for worker in workers {
+            if !everybody && !is_news(&worker) {
+                if room == 0 {
+                    hidden += 1;
+                    continue;
+                }
+                room -= 1;
+            }
             table.row(worker_row(worker, now, palette));
             if let Some(exit) = last_exit(worker, now).filter(|_| worker.state != WorkerState::Ready) {
                 table.note(exit, palette.warn);
             }
+        }
+        if hidden > 0 {
+            let are = if hidden == 1 { "is" } else { "are" };
+            table.note(format!("{hidden} more {are} ready: `edge status --all` lists every worker"), palette.faint);
         }
     }
     table.print()
@@ -196,14 +211,19 @@ fn app_cell(state: AppState, palette: Palette) -> Cell {
     Cell::coloured(word.to_owned(), colour)
 }
 
-fn worker_rank(state: WorkerState) -> u8 {
-    match state {
+/// A worker of which there is nothing to say comes last …
+const WELL: u8 = 6;
+
+/// … and the worst first.
+fn worker_rank(worker: &WorkerStatus, now: OffsetDateTime) -> u8 {
+    match worker.state {
         WorkerState::Suspect => 0,
         WorkerState::Backoff => 1,
         WorkerState::Stopping => 2,
         WorkerState::Draining => 3,
         WorkerState::Starting => 4,
-        WorkerState::Ready => 5,
+        WorkerState::Ready if last_exit(worker, now).is_some() => 5,
+        WorkerState::Ready => WELL,
     }
 }
 
@@ -321,7 +341,7 @@ shop  degraded                     1      1200       64M  8 (12s ago)  1 of 2 re
 api   up                           1      1200       64M            0  1 of 1 ready, 1 wanted of 1 to 4 by the load
   0   ready     4711   2h          1      1200       64M            0  unix:/run/edge/api.0.sock
 ";
-        assert_eq!(status(&example(), NOW, false), expected);
+        assert_eq!(status(&example(), NOW, false, false), expected);
     }
 
     #[test]
@@ -343,7 +363,7 @@ api   up                           1      1200       64M            0  1 of 1 re
         let deployed =
             WorkerStatus { past: asked(failed(9, 25, "SIGKILL")), ..worker(0, WorkerState::Ready) };
         let one = app(AppState::Up, vec![deployed]);
-        let text = status(&Status { apps: [("api".to_owned(), one)].into(), ..example() }, NOW, false);
+        let text = status(&Status { apps: [("api".to_owned(), one)].into(), ..example() }, NOW, false, false);
         assert!(text.contains("  last failure 25s ago: SIGKILL\n"), "{text}");
         let past = failed(1, 7200, "SIGKILL");
         let waiting = WorkerStatus { past: past.clone(), ..worker(0, WorkerState::Backoff) };
@@ -354,22 +374,31 @@ api   up                           1      1200       64M            0  1 of 1 re
 
     #[test]
     fn colours_change_nothing_but_colour() {
-        let mut plain = status(&example(), NOW, true);
+        let mut plain = status(&example(), NOW, true, false);
         for colour in ["\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"] {
             assert!(plain.contains(colour));
             plain = plain.replace(colour, "");
         }
-        assert_eq!(plain, status(&example(), NOW, false));
+        assert_eq!(plain, status(&example(), NOW, false, false));
     }
 
     #[test]
-    fn many_workers_that_are_well_do_not_fill_the_screen() {
+    fn of_many_workers_those_that_matter_come_first_and_the_rest_is_counted() {
         let mut workers: Vec<_> = (0..100).map(|slot| worker(slot, WorkerState::Ready)).collect();
         workers[7].state = WorkerState::Draining;
+        workers[9].past = failed(1, 60, "SIGKILL while it served");
         let many =
             Status { apps: [("api".to_owned(), app(AppState::Degraded, workers))].into(), ..example() };
-        let text = status(&many, NOW, false);
-        assert_eq!(text.lines().count(), 6, "{text}");
-        assert!(text.contains("draining") && text.contains("99 of 100 ready"));
+        let text = status(&many, NOW, false, false);
+        let rows: Vec<&str> = text.lines().skip(4).collect();
+        assert_eq!(rows.len(), 1 + ROOMY + 1, "{text}");
+        assert!(rows[0].contains("99 of 100 ready"), "{text}");
+        assert!(rows[1].starts_with("  7   draining"), "{text}");
+        assert!(rows[2].starts_with("  9   ready") && rows[2].contains("SIGKILL while it served"), "{text}");
+        assert!(rows[3].starts_with("  0   ready"), "{text}");
+        assert_eq!(rows[25], "    ! 76 more are ready: `edge status --all` lists every worker");
+        let text = status(&many, NOW, false, true);
+        assert_eq!(text.lines().count(), 5 + 100, "{text}");
+        assert!(!text.contains("more are ready"), "{text}");
     }
 }
