@@ -147,7 +147,11 @@ fn arguments(value: &Value<'_>, workers: WorkerCount) -> Option<Vec<String>> {
         words
     } else {
         let words = split(value)?;
-        refuse_shell_words(value, &words);
+        refuse_shell_words(
+            value,
+            &words,
+            "write `sh -c '…; exec PROGRAM'` if you need a shell, or a list to pass it on",
+        );
         words
     };
     if words.first().is_none_or(String::is_empty) {
@@ -278,7 +282,7 @@ fn before_start(section: &Section<'_>) -> Vec<Vec<String>> {
     let items = section.get_or_default("before_start").map(|value| value.items()).unwrap_or_default();
     let command = |value: &Value<'_>| {
         let words = split(value)?;
-        refuse_shell_words(value, &words);
+        refuse_shell_words(value, &words, "write a list of commands, or `sh -c '…'` if you need a shell");
         if words.first().is_none_or(String::is_empty) || words.iter().any(|word| word.contains('\0')) {
             value.refuse("this is not a command");
             return None;
@@ -288,7 +292,7 @@ fn before_start(section: &Section<'_>) -> Vec<Vec<String>> {
     items.iter().filter_map(command).collect()
 }
 
-fn refuse_shell_words(value: &Value<'_>, words: &[String]) {
+fn refuse_shell_words(value: &Value<'_>, words: &[String], instead: &str) {
     let operator = words.iter().find(|word| {
         matches!(
             word.as_str(),
@@ -298,7 +302,7 @@ fn refuse_shell_words(value: &Value<'_>, words: &[String]) {
     if let Some(operator) = operator {
         value.refuse_with(
             format_args!("no shell is run, so `{operator}` would be an argument of the program"),
-            "write `sh -c '…; exec PROGRAM'` if you need a shell, or a list to pass it on",
+            instead,
         );
     }
     // The text after `=` may be a secret.

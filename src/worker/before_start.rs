@@ -33,22 +33,24 @@ pub(super) async fn run(
 ) -> Result<(), RollError> {
     let patience = setup.spec.before_start_timeout;
     let deadline = tokio::time::Instant::now() + patience;
+    let all = setup.spec.before_start.len();
     for (at, command) in (1u64..).zip(&setup.spec.before_start) {
-        let name = shown(command);
+        let shown = shown(command);
+        let name = if all > 1 { format!("command {at} of {all} (`{shown}`)") } else { format!("`{shown}`") };
         let app = &setup.app.name;
-        tracing::info!(%app, command = name, "running what comes before the first worker");
+        tracing::info!(%app, command = shown, "running what comes before the first worker");
         let incarnation = generation * 1000 + at;
         let id = WorkerId { app: app.clone(), slot: SLOT, incarnation };
         let child = launch(&id, &setup.spec, command, tools.launcher.as_ref())
-            .map_err(|error| RollError::because(format!("`{name}` of `before_start`: {}", Report(&error))))?;
+            .map_err(|error| RollError::because(format!("{name} of `before_start`: {}", Report(&error))))?;
         let tail = Tail::default();
         let journal = (&tail, &tools.journal);
         let ended = one(app, &child, journal, deadline, setup.spec.stop_grace_period, scope).await;
         let reason = match ended {
             Some(Exit::Code(0)) => continue,
-            Some(exit) => format!("`{name}` of `before_start` failed: {exit}"),
+            Some(exit) => format!("{name} of `before_start` failed: {exit}"),
             None => format!(
-                "`{name}` of `before_start` was ended: `before_start_timeout` of {} s is over",
+                "{name} of `before_start` was ended: `before_start_timeout` of {} s is over",
                 patience.as_secs_f64()
             ),
         };
@@ -125,10 +127,38 @@ async fn one(
     exit
 }
 
-/// The program alone: arguments may hold secrets.
+/// The program with the words behind it that name what it does. Options and what holds more than a name may hold secrets.
 fn shown(command: &[String]) -> String {
+    const WORDS: usize = 2;
     let program = command.first().map_or("", String::as_str);
-    Path::new(program)
-        .file_name()
-        .map_or_else(|| program.to_owned(), |name| name.to_string_lossy().into_owned())
+    let name = Path::new(program).file_name().map_or(program.into(), |name| name.to_string_lossy());
+    let is_name = |word: &&String| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'/');
+        !word.starts_with('-') && !word.is_empty() && word.bytes().all(plain)
+    };
+    let mut words = vec![name.into_owned()];
+    words.extend(command.iter().skip(1).take(WORDS).take_while(is_name).cloned());
+    if words.len() < command.len() {
+        words.push("…".to_owned());
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_far_as_it_holds_names() {
+        for (command, said) in [
+            ("venv/bin/python manage.py migrate --noinput", "python manage.py migrate …"),
+            ("sh migrate.sh", "sh migrate.sh"),
+            ("sh -c 'psql postgres://u:secret@db'", "sh …"),
+            ("psql postgres://u:secret@db", "psql …"),
+            ("/bin/true", "true"),
+        ] {
+            let words = shlex::split(command).expect("splits");
+            assert_eq!(shown(&words), said);
+        }
+    }
 }

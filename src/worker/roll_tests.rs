@@ -65,7 +65,7 @@ async fn a_roll_that_fails_says_why_and_leaves_the_old_ones_alone() {
                 ),
                 (late, "not ready in 0.3 s: nothing listens", Some("hm")),
                 (super::spec(root, words("no-such-program")), "cannot run `no-such-program`", None),
-                (unprepared, "`sh` of `before_start` failed: exit status 4", Some("locked")),
+                (unprepared, "`sh …` of `before_start` failed: exit status 4", Some("locked")),
             ] {
                 let error = app.roll(super::app(), spec).await.expect_err("it cannot start");
                 assert!(error.reason.starts_with(reason), "{error}");

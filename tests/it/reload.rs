@@ -322,7 +322,7 @@ async fn what_is_known_to_fail_of_one_app_is_known_before_another_is_touched() {
         assert_eq!((edge.workers("a").await, edge.workers("b").await), (a.clone(), b.clone()));
     };
     failed(&[
-        "app \"b\": `sh` of `before_start` failed",
+        "app \"b\": `sh …` of `before_start` failed",
         "locked",
         "a: its new `before_start` was run",
         "b: its new `before_start` failed",
