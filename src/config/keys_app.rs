@@ -50,7 +50,7 @@ pub(super) const APP: &[Key] = &[
     ),
     key(
         "apps.NAME.concurrency",
-        Found("as many as a synchronous server works on, no limit for others"),
+        Found("as many as a synchronous server works on, no limit for others, nor where gunicorn's configuration file or a script decides"),
         Worker,
         "Requests in flight at one worker, the rest waits in the queue; 0 is no limit.",
     ),
@@ -136,7 +136,7 @@ pub(super) const APP: &[Key] = &[
         "apps.NAME.healthcheck.path",
         Nothing,
         Worker,
-        "Path asked for readiness; without it any HTTP answer to / means ready, and an `upstream` is taken to be.",
+        "Path asked for readiness, where a status from 200 to 399 is a good answer; asked with the app's first domain as Host and with X-Forwarded-Proto `https`, or `http` with `tls: off`. Without it any HTTP answer to / means ready, and an `upstream` is taken to be.",
     ),
     key(
         "apps.NAME.healthcheck.interval",
@@ -163,7 +163,7 @@ pub(super) const APP: &[Key] = &[
         "apps.NAME.stop_grace_period",
         Is("10s"),
         Worker,
-        "From the stop signal to killing the worker's whole process group.",
+        "From the stop signal to killing the worker's whole process group, with what it does in the background after its answers.",
     ),
     key(
         "apps.NAME.restart.backoff",
