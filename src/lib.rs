@@ -140,6 +140,7 @@
 //!   worker/recycling.rs       when a worker that serves well is replaced all the same
 //!   worker/scaling.rs         how a crew comes to another number of workers
 //!   worker/staffing.rs        how a crew carries out each decision   ← telemetry
+//!   worker/remarks.rs         what operators hear of workers while it is so
 //!   worker/crew.rs            the workers of one app as their supervisor holds them   ← telemetry
 //!   worker/lifecycle.rs    P  one worker's life: state, input, actions
 //!   worker/places.rs       P  the slots of an app: who is in each, and when the next may be launched

@@ -50,7 +50,9 @@ pub(super) const APP: &[Key] = &[
     ),
     key(
         "apps.NAME.concurrency",
-        Found("as many as a synchronous server works on, no limit for others, nor where gunicorn's configuration file or a script decides"),
+        Found(
+            "as many as a synchronous server works on, no limit for others, nor where gunicorn's configuration file or a script decides",
+        ),
         Worker,
         "Requests in flight at one worker, the rest waits in the queue; 0 is no limit.",
     ),

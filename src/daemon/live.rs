@@ -278,6 +278,7 @@ impl LiveApp {
             age_s: 0,
             started: None,
             address: slot.address.to_string(),
+            trouble: None,
             past: PastStatus::default(),
         };
         let workers = self.roster.load().iter().map(worker).collect();
@@ -288,6 +289,8 @@ impl LiveApp {
             scale: None,
             workers,
             worker_exits: BTreeMap::new(),
+            failed_deploy: None,
+            failed_deploy_at: None,
         }
     }
 }

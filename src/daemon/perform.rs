@@ -73,7 +73,8 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
             }
             told.say(format!("{app}: replacing its workers"));
             reload::tell_of_memory(&app, &supervisor, told);
-            supervisor.restart().await.map_err(|error| not_rolled(&app, &error))?;
+            let restarted = told.telling(&app, supervisor.remarks(), supervisor.restart()).await;
+            restarted.map_err(|error| not_rolled(&app, &supervisor, &error))?;
             told.say(format!("{app}: new workers serve, old ones are gone"));
             Ok(())
         }
@@ -122,7 +123,8 @@ async fn scale(
         Number::Held(workers) => format!("{app}: scaling to {workers} workers"),
         Number::Auto => format!("{app}: scaling to what the file says"),
     });
-    supervisor.scale(held).await.map_err(|error| not_rolled(app, &error))?;
+    let scaled = told.telling(app, supervisor.remarks(), supervisor.scale(held)).await;
+    scaled.map_err(|error| not_rolled(app, supervisor, &error))?;
     let Some(ScaleStatus { min, max, target, held }) = supervisor.status().scale else { return Ok(()) };
     told.say(match (held, min < max) {
         (true, true) => format!(

@@ -2,8 +2,11 @@
 
 use std::cell::RefCell;
 
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio::time::Instant;
+
+use crate::name::AppName;
 
 /// Words said and not yet read by the operator; beyond, words are lost and the operation goes on.
 const UNREAD: usize = 1024;
@@ -153,6 +156,30 @@ impl Progress {
         let text = text.into();
         tracing::info!("{text}");
         self.tell(Said::Word(text));
+    }
+
+    /// Does `work` and says meanwhile what is remarked of the workers of `app`.
+    pub async fn telling<T>(
+        &self,
+        app: &AppName,
+        mut remarks: broadcast::Receiver<String>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = std::pin::pin!(work);
+        let done = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                remark = remarks.recv() => match remark {
+                    Ok(remark) => self.say(format!("{app}: {remark}")),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => break work.await,
+                }
+            }
+        };
+        while let Ok(remark) = remarks.try_recv() {
+            self.say(format!("{app}: {remark}"));
+        }
+        done
     }
 
     /// Something failed, and there is more to say than that.

@@ -138,9 +138,10 @@ pub fn no_workers(name: &AppName) -> Failed {
 }
 
 /// Why new workers did not take over, with the last lines of the one that failed.
-pub fn not_rolled(name: &AppName, error: &RollError) -> Failed {
+pub fn not_rolled(name: &AppName, supervisor: &Supervisor, error: &RollError) -> Failed {
     let lines = error.last_lines.iter().map(|line| format!("\n  {line}")).collect::<String>();
-    Failed::because(format!("app \"{name}\": {}; its old workers serve on{lines}", error.reason))
+    let others = if supervisor.serves() { "its old workers serve on" } else { "no worker of it serves" };
+    Failed::because(format!("app \"{name}\": {}; {others}{lines}", error.reason))
 }
 
 /// Says so where requests will wait because memory is short.
@@ -264,7 +265,12 @@ impl Attempt<'_> {
         }
         for made in &self.made {
             self.say(format!("{}: starting", made.app.name));
-            ready(made).await?;
+            match &made.supervisor {
+                Some(supervisor) => {
+                    self.told.telling(&made.app.name, supervisor.remarks(), ready(made)).await?;
+                }
+                None => ready(made).await?,
+            }
         }
         let workers = changes.iter().filter_map(|change| match change {
             Change::Workers(app) => Some(app),
@@ -314,7 +320,7 @@ impl Attempt<'_> {
         };
         self.say(format!("{}: running its `before_start`", app.name));
         let prepared = supervisor.prepare(Arc::clone(app), (**spec).clone()).await;
-        prepared.map_err(|error| not_rolled(&app.name, &error))?;
+        prepared.map_err(|error| not_rolled(&app.name, &supervisor, &error))?;
         self.prepared += 1;
         Ok(())
     }
@@ -332,7 +338,9 @@ impl Attempt<'_> {
         };
         match tokio::task::spawn_blocking(look).await {
             Ok(Some(obstacle)) => {
-                Err(not_rolled(&name, &RollError { reason: obstacle.to_string(), last_lines: Vec::new() }))
+                let error = RollError { reason: obstacle.to_string(), last_lines: Vec::new() };
+                let known = self.live.app(&name).and_then(|live| live.supervisor);
+                Err(known.map_or_else(|| no_workers(&name), |known| not_rolled(&name, &known, &error)))
             }
             Ok(None) | Err(_) => Ok(()),
         }
@@ -344,8 +352,9 @@ impl Attempt<'_> {
         };
         self.say(format!("{}: replacing its workers", app.name));
         tell_of_memory(&app.name, &known.supervisor, self.told);
-        let rolled = known.supervisor.take_over(Arc::clone(app), (**spec).clone()).await;
-        rolled.map_err(|error| not_rolled(&app.name, &error))?;
+        let taking_over = known.supervisor.take_over(Arc::clone(app), (**spec).clone());
+        let rolled = self.told.telling(&app.name, known.supervisor.remarks(), taking_over).await;
+        rolled.map_err(|error| not_rolled(&app.name, &known.supervisor, &error))?;
         self.told.say(format!("{}: new workers serve, old ones are gone", app.name));
         self.rolled.push(known);
         Ok(())
@@ -354,10 +363,12 @@ impl Attempt<'_> {
     async fn scale(&mut self, app: &Arc<App>, workers: WorkerCount) -> Result<(), Failed> {
         let Some(known) = self.known(app, Done::Scaled) else { return Err(no_workers(&app.name)) };
         self.say(format!("{}: scaling to {workers} workers", app.name));
-        let scaled = known.supervisor.resize(workers).await;
+        let remarks = known.supervisor.remarks();
+        let scaled = self.told.telling(&app.name, remarks, known.supervisor.resize(workers)).await;
+        let scaled = scaled.map_err(|error| not_rolled(&app.name, &known.supervisor, &error));
         // Also where it failed: the number has changed.
         self.rolled.push(known);
-        scaled.map_err(|error| not_rolled(&app.name, &error))
+        scaled
     }
 
     fn known(&self, app: &App, done: Done) -> Option<Rolled> {
@@ -425,7 +436,7 @@ impl Attempt<'_> {
                 as_before &= back.is_ok();
                 self.told.say(match back {
                     Ok(()) => format!("{}: workers of the configuration in force serve again", before.name),
-                    Err(error) => not_rolled(&before.name, &error).text,
+                    Err(error) => not_rolled(&before.name, supervisor, &error).text,
                 });
             }
         }

@@ -70,6 +70,9 @@ fn apps(status: &Status, now: OffsetDateTime, palette: Palette, all: bool) -> St
     );
     for (name, app) in apps {
         table.row(app_row(name, app, now, palette));
+        if let Some(failed) = failed_deploy(app, now) {
+            table.note(failed, palette.warn);
+        }
         let mut workers: Vec<_> = app.workers.iter().collect();
         workers.sort_by_key(|worker| (worker_rank(worker, now), worker.slot));
         let mut hidden = 0;
@@ -82,13 +85,22 @@ fn apps(status: &Status, now: OffsetDateTime, palette: Palette, all: bool) -> St
                 room -= 1;
             }
             table.row(worker_row(worker, now, palette));
+            if let Some(trouble) = &worker.trouble {
+                table.note(safe(trouble), palette.warn);
+            }
             if let Some(exit) = last_exit(worker, now).filter(|_| worker.state != WorkerState::Ready) {
                 table.note(exit, palette.warn);
+                if let Some(line) = &worker.past.last_line {
+                    table.note(format!("its last line: {}", safe(line)), palette.warn);
+                }
             }
         }
         if hidden > 0 {
             let are = if hidden == 1 { "is" } else { "are" };
-            table.note(format!("{hidden} more {are} ready: `edge status --all` lists every worker"), palette.faint);
+            table.note(
+                format!("{hidden} more {are} ready: `edge status --all` lists every worker"),
+                palette.faint,
+            );
         }
     }
     table.print()
@@ -98,6 +110,10 @@ fn app_row(name: &str, app: &AppStatus, now: OffsetDateTime, palette: Palette) -
     let sum = |of: fn(&WorkerStatus) -> u64| app.workers.iter().map(of).sum::<u64>();
     let ready = app.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
     let mut remark = format!("{ready} of {} ready", app.workers.len());
+    let unwell = app.workers.iter().filter(|worker| is_unwell(worker)).count();
+    if unwell > 0 {
+        remark.push_str(&format!(", {unwell} with a failed health check"));
+    }
     if app.queue > 0 {
         remark.push_str(&format!(", {} waiting", app.queue));
     }
@@ -142,6 +158,17 @@ fn worker_row(worker: &WorkerStatus, now: OffsetDateTime, palette: Palette) -> V
         Cell::plain(restarts([&worker.past].into_iter(), now)),
         Cell::coloured(remark, palette.faint),
     ]
+}
+
+/// Ready, and its last health check failed.
+fn is_unwell(worker: &WorkerStatus) -> bool {
+    worker.state == WorkerState::Ready && worker.trouble.is_some()
+}
+
+/// Why the last new generation did not take over, while it is news.
+fn failed_deploy(app: &AppStatus, now: OffsetDateTime) -> Option<String> {
+    let (how, at) = (app.failed_deploy.as_deref()?, age(app.failed_deploy_at.as_deref(), now)?);
+    (at < NEWS).then(|| format!("{} ago new workers did not take over: {}", span(at), safe(how)))
 }
 
 /// How often workers failed and others were started, and when one failed last.
@@ -212,7 +239,7 @@ fn app_cell(state: AppState, palette: Palette) -> Cell {
 }
 
 /// A worker of which there is nothing to say comes last …
-const WELL: u8 = 6;
+const WELL: u8 = 7;
 
 /// … and the worst first.
 fn worker_rank(worker: &WorkerStatus, now: OffsetDateTime) -> u8 {
@@ -222,7 +249,8 @@ fn worker_rank(worker: &WorkerStatus, now: OffsetDateTime) -> u8 {
         WorkerState::Stopping => 2,
         WorkerState::Draining => 3,
         WorkerState::Starting => 4,
-        WorkerState::Ready if last_exit(worker, now).is_some() => 5,
+        WorkerState::Ready if is_unwell(worker) => 5,
+        WorkerState::Ready if last_exit(worker, now).is_some() => 6,
         WorkerState::Ready => WELL,
     }
 }
@@ -270,13 +298,23 @@ mod tests {
             age_s: 7300,
             started: None,
             address: format!("unix:/run/edge/api.{slot}.sock"),
+            trouble: None,
             past: PastStatus::default(),
         }
     }
 
     fn app(state: AppState, workers: Vec<WorkerStatus>) -> AppStatus {
         let scale = Some(ScaleStatus { min: 1, max: 1, target: 1, held: false });
-        AppStatus { state, generation: 1, queue: 0, scale, workers, worker_exits: BTreeMap::new() }
+        AppStatus {
+            state,
+            generation: 1,
+            queue: 0,
+            scale,
+            workers,
+            worker_exits: BTreeMap::new(),
+            failed_deploy: None,
+            failed_deploy_at: None,
+        }
     }
 
     fn failed(restarts: u64, seconds_ago: i64, how: &str) -> PastStatus {
@@ -290,6 +328,7 @@ mod tests {
             last_exit: Some(how.to_owned()),
             last_exit_at: at,
             last_exit_reason: Some("exit".to_owned()),
+            last_line: Some("ModuleNotFoundError: no module named \"shop\"".to_owned()),
         }
     }
 
@@ -337,6 +376,7 @@ APP   STATE      PID  AGE  IN FLIGHT  REQUESTS    MEMORY     RESTARTS
 shop  degraded                     1      1200       64M  8 (12s ago)  1 of 2 ready, 2 waiting, held at 2 by `edge scale`
   1   backoff      -    -          0         0         -  7 (12s ago)  unix:/run/edge/api.1.sock
     ! 12s ago: exit status 1 before it was ready
+    ! its last line: ModuleNotFoundError: no module named \"shop\"
   0   ready     4711   2h          1      1200  64M/512M   1 (5m ago)  last exit 5m ago: SIGKILL while it served
 api   up                           1      1200       64M            0  1 of 1 ready, 1 wanted of 1 to 4 by the load
   0   ready     4711   2h          1      1200       64M            0  unix:/run/edge/api.0.sock
@@ -370,6 +410,31 @@ api   up                           1      1200       64M            0  1 of 1 re
         assert_eq!(last_exit(&waiting, NOW).as_deref(), Some("2h ago: SIGKILL"), "there is nothing newer");
         assert_eq!(restarts([&past].into_iter(), NOW), "1 (2h ago)");
         assert_eq!(restarts([&PastStatus { restarts: 0, ..past }].into_iter(), NOW), "0");
+    }
+
+    #[test]
+    fn what_is_the_matter_stands_below_whom_it_concerns() {
+        let unwell = WorkerStatus {
+            trouble: Some("failed its last 2 health checks: GET /health answered 503".to_owned()),
+            ..worker(1, WorkerState::Ready)
+        };
+        let one = AppStatus {
+            failed_deploy: Some("exit status 3 before it was ready; its last line: no such table".to_owned()),
+            failed_deploy_at: (NOW - time::Duration::seconds(40)).format(&Rfc3339).ok(),
+            ..app(AppState::Up, vec![worker(0, WorkerState::Ready), unwell])
+        };
+        let shown =
+            |one| status(&Status { apps: [("api".to_owned(), one)].into(), ..example() }, NOW, false, false);
+        let text = shown(one.clone());
+        let rows: Vec<&str> = text.lines().skip(4).collect();
+        assert!(rows[0].contains("2 of 2 ready, 1 with a failed health check"), "{text}");
+        let failed = "    ! 40s ago new workers did not take over: exit status 3 before it was ready; its last line: no such table";
+        assert_eq!(rows[1], failed);
+        assert!(rows[2].starts_with("  1  ready"), "{text}");
+        assert_eq!(rows[3], "    ! failed its last 2 health checks: GET /health answered 503");
+        assert!(rows[4].starts_with("  0  ready"), "{text}");
+        let at = (NOW - time::Duration::hours(2)).format(&Rfc3339).ok();
+        assert!(!shown(AppStatus { failed_deploy_at: at, ..one }).contains("take over"), "no news any more");
     }
 
     #[test]

@@ -333,6 +333,7 @@ mod tests {
             age_s: 5,
             started: Some(105),
             address: "unix:/x".to_owned(),
+            trouble: None,
             past: PastStatus { after_first, restarts: 1, ..PastStatus::default() },
         }
     }
@@ -350,6 +351,8 @@ mod tests {
             scale: Some(ScaleStatus { min: 1, max: 1, target: 1, held: false }),
             workers: vec![worker(0, WorkerState::Ready, 2)],
             worker_exits: [("hang".to_owned(), 2)].into(),
+            failed_deploy: None,
+            failed_deploy_at: None,
         };
         let certificate = CertificateStatus {
             name: "*.a.example".to_owned(),

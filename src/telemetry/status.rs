@@ -48,6 +48,12 @@ pub struct AppStatus {
     /// How many workers have ended since edge was started, by reason: `asked`, `exit`, `signal`, `out_of_memory`,
     /// `hang`, `start_timeout`, `unwell`; as `not_started`, how many could not be started at all.
     pub worker_exits: BTreeMap<String, u64>,
+    /// Why the last new generation did not take over, if none has since.
+    #[serde(default)]
+    pub failed_deploy: Option<String>,
+    /// When that was, RFC 3339.
+    #[serde(default)]
+    pub failed_deploy_at: Option<String>,
 }
 
 /// How many workers an app shall have.
@@ -107,6 +113,9 @@ pub struct WorkerStatus {
     pub started: Option<u64>,
     /// Where it listens.
     pub address: String,
+    /// What is the matter with it: why it is not ready after some seconds, or how it fails its health check.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// What came before it.
     #[serde(flatten)]
     pub past: PastStatus,
@@ -137,6 +146,9 @@ pub struct PastStatus {
     /// The same in one word of [`AppStatus::worker_exits`].
     #[serde(default)]
     pub last_exit_reason: Option<String>,
+    /// What the last one had printed when it ended.
+    #[serde(default)]
+    pub last_line: Option<String>,
 }
 
 /// State of a worker.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
 use crate::backoff::Backoff;
 use crate::config::model::{App, WorkerCount, WorkerSpec};
@@ -21,7 +21,7 @@ use crate::worker::headcount::Headcount;
 use crate::worker::launch::Tools;
 use crate::worker::lifecycle::{self, Action, Input, State};
 use crate::worker::member::Member;
-use crate::worker::past::Past;
+use crate::worker::past::{Past, Rejected};
 use crate::worker::probe::NotReady;
 use crate::worker::rollout::{self, Policy, Rollout, Seat};
 use crate::worker::setup::Setup;
@@ -35,6 +35,10 @@ pub(super) enum Event {
     Happened(WorkerId, Input),
     /// A probe said why a worker is not ready.
     Missed(WorkerId, NotReady),
+    /// A worker still is not ready, some seconds later.
+    Slow(WorkerId),
+    /// A worker was asked for its health, and what is the matter with it.
+    Checked(WorkerId, Option<String>),
     /// A worker's process ended.
     Exited(WorkerId, Exit),
     /// Nothing is left of a dead worker; these were its last lines.
@@ -79,6 +83,10 @@ pub(super) struct Crew {
     /// The generation that is being prepared, and what ends that.
     pub(super) preparing: BTreeMap<u64, Scope>,
     pub(super) changes: Changes,
+    /// What is said to those who wait for a change.
+    pub(super) remarks: broadcast::Sender<String>,
+    /// Why the last new generation did not take over, if none has since.
+    pub(super) rejected: Option<Rejected>,
     pub(super) was_ready: bool,
     pub(super) stopping: bool,
 }
@@ -113,6 +121,8 @@ impl Crew {
             burials: BTreeSet::new(),
             preparing: BTreeMap::new(),
             changes: Changes::default(),
+            remarks: broadcast::Sender::new(UNREAD_REMARKS),
+            rejected: None,
             was_ready: false,
             stopping: false,
         }
@@ -135,6 +145,8 @@ impl Crew {
                     worker.missed = Some(reason);
                 }
             }
+            Event::Slow(id) => self.slow(&id),
+            Event::Checked(id, trouble) => self.checked(&id, trouble),
             Event::Exited(id, exit) => {
                 if let Some(worker) = self.find(&id) {
                     worker.exit = exit;
@@ -143,6 +155,7 @@ impl Crew {
             }
             Event::Buried(seat, last_lines) => {
                 self.burials.remove(&seat);
+                self.last_words(seat, &last_lines);
                 self.changes.buried(seat, last_lines);
             }
             Event::Measured(id, bytes) => self.measured(&id, bytes),
@@ -222,6 +235,7 @@ impl Crew {
         workers.extend(self.past.keys().copied().filter(vacant).map(|slot| self.vacancy(slot)));
         workers.sort_by_key(|worker| worker.slot);
         let scale = Some(self.headcount.status(wanted));
+        let (failed_deploy, failed_deploy_at) = self.rejected.as_ref().map(Rejected::told).unzip();
         AppStatus {
             state,
             generation: self.rollout.generation_number(),
@@ -229,6 +243,8 @@ impl Crew {
             scale,
             workers,
             worker_exits: self.exits.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
+            failed_deploy,
+            failed_deploy_at: failed_deploy_at.flatten(),
         }
     }
 
@@ -249,6 +265,7 @@ impl Crew {
             age_s: 0,
             started: None,
             address: String::new(),
+            trouble: None,
             past: self.past.get(&slot).map(|past| past.status(None)).unwrap_or_default(),
         }
     }
@@ -282,17 +299,14 @@ impl Crew {
                 Action::Admit => self.admit(at),
                 Action::Withdraw => self.withdraw(at),
                 Action::ReportUnwell => {
-                    tracing::warn!(app = %id.app, worker = id.slot, "a worker fails its health checks: it is to be replaced");
-                    if let Some(worker) = self.find(id) {
-                        worker.unwell = true;
-                    }
+                    self.unwell(at);
                     self.roll(rollout::Input::Recycle(at));
                 }
                 Action::Suspend => self.suspend(at, true),
                 Action::Resume => self.suspend(at, false),
                 Action::Interrupt => self.interrupt(at),
                 Action::Terminate => self.terminate(at),
-                Action::Kill => self.kill(at),
+                Action::Kill => self.kill(at, input),
                 Action::Bury => self.bury(at),
             }
         }
@@ -325,6 +339,7 @@ impl Crew {
                         tracing::info!(app = %self.app().name, generation, "all workers are of the new generation");
                         self.headcount.ended(true);
                         self.changes.completed();
+                        self.rejected = None;
                         if let Some(setup) = self.setups.get(&generation) {
                             self.rollout.set_backoff(backoff(&setup.spec));
                         }
@@ -350,6 +365,10 @@ impl Crew {
     /// The memory of the largest worker, as last measured.
     pub(super) fn largest(&self) -> u64 {
         self.workers.values().map(|worker| worker.memory).max().unwrap_or(0)
+    }
+
+    pub(super) fn serves(&self) -> bool {
+        self.rollout.ready() > 0
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -418,6 +437,8 @@ pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// Remarks that somebody who waits has not read yet; beyond, the oldest are lost.
+const UNREAD_REMARKS: usize = 64;
 /// Number of the first generation.
 const FIRST: u64 = 1;
 const JITTER: f64 = 0.2;

@@ -1,5 +1,6 @@
 //! One worker as its crew holds it: its process, its slot, its last words.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use crate::config::model::Address;
+use crate::config::model::{Address, ServerKind};
 use crate::name::WorkerId;
 use crate::scope::Scope;
 use crate::telemetry::status::{PastStatus, WorkerState, WorkerStatus};
@@ -39,6 +40,8 @@ pub(super) struct Member {
     pub(super) started: u64,
     pub(super) exit: Exit,
     pub(super) missed: Option<NotReady>,
+    /// Why it is not ready though that was expected, or what its last health check said.
+    pub(super) trouble: Option<String>,
     /// It failed its health checks and is to go.
     pub(super) unwell: bool,
     pub(super) memory: u64,
@@ -74,18 +77,69 @@ impl Member {
             age_s: self.launched_at.elapsed().as_secs(),
             started: Some(self.started),
             address: self.address.to_string(),
+            trouble: self.told_trouble(),
             past,
         }
     }
 
+    fn told_trouble(&self) -> Option<String> {
+        let trouble = self.trouble.as_ref()?;
+        match self.state {
+            State::Starting { .. } => Some(format!("not ready yet: {trouble}")),
+            State::Serving { misses: 0 } => None,
+            State::Serving { misses: 1 } => Some(format!("failed its last health check: {trouble}")),
+            State::Serving { misses } => Some(format!("failed its last {misses} health checks: {trouble}")),
+            State::Suspect { .. }
+            | State::Aborting { .. }
+            | State::Draining { .. }
+            | State::Stopping { .. }
+            | State::Killing { .. }
+            | State::Dead { .. } => None,
+        }
+    }
+
+    /// What keeps it from being ready, and whether that may well pass by itself: it only does not listen yet.
+    pub(super) fn why_not_ready_yet(&self) -> (String, bool) {
+        match self.missed {
+            None => {
+                let path = self.setup.spec.healthcheck_path.as_deref().unwrap_or("/");
+                (format!("no answer to GET {path} yet"), true)
+            }
+            Some(NotReady::Unreachable { .. }) => (self.why_not_ready(), self.elsewhere().is_empty()),
+            Some(
+                NotReady::Silent { .. }
+                | NotReady::NotHttp { .. }
+                | NotReady::NotHttp2 { .. }
+                | NotReady::Status { .. },
+            ) => (self.why_not_ready(), false),
+        }
+    }
+
     /// What kept it from being ready, and where it listens instead if it does.
-    pub(super) fn why_not_ready(&self, wire: Wire) -> String {
+    pub(super) fn why_not_ready(&self) -> String {
         let reason =
             self.missed.as_ref().map_or_else(|| "it was never asked".to_owned(), NotReady::to_string);
-        let elsewhere: Vec<String> = match self.missed {
-            Some(NotReady::Unreachable { .. }) => {
-                listening::addresses(&self.child.family()).iter().map(ToString::to_string).collect()
+        let elsewhere = self.elsewhere();
+        if elsewhere.is_empty() {
+            return reason;
+        }
+        let is_own = |port: u16| matches!(self.address, Address::Tcp(own) if own.port() == port);
+        let hint = match (self.setup.server, self.setup.wire) {
+            (_, Wire::Tcp) if elsewhere.iter().any(|address| is_own(address.port())) => {
+                "let it listen on 127.0.0.1, too"
             }
+            (ServerKind::Node, _) => "let it listen on process.env.PORT",
+            (_, Wire::Tcp) => "give it {port} (`--port {port}`, or as it takes one) in its command",
+            (_, Wire::Unix) => "give it {socket} or {port} in its command",
+        };
+        let elsewhere: Vec<String> = elsewhere.iter().map(ToString::to_string).collect();
+        format!("{reason}; it listens on {}: {hint}", elsewhere.join(", "))
+    }
+
+    /// Where it listens though nobody listens where edge asks.
+    fn elsewhere(&self) -> Vec<SocketAddr> {
+        match self.missed {
+            Some(NotReady::Unreachable { .. }) => listening::addresses(&self.child.family()),
             Some(
                 NotReady::Silent { .. }
                 | NotReady::NotHttp { .. }
@@ -93,15 +147,7 @@ impl Member {
                 | NotReady::Status { .. },
             )
             | None => Vec::new(),
-        };
-        if elsewhere.is_empty() {
-            return reason;
         }
-        let hint = match wire {
-            Wire::Tcp => "{port} (`--port {port}`, or as it takes one)",
-            Wire::Unix => "{socket} or {port}",
-        };
-        format!("{reason}; it listens on {}: give it {hint} in its command", elsewhere.join(", "))
     }
 
     /// How it ended, in words. Where its control group cannot tell, somebody else's SIGKILL is the kernel's if memory ran out

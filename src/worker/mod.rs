@@ -27,6 +27,7 @@ mod probe_http2;
 pub mod program;
 mod recycling;
 mod registry;
+mod remarks;
 pub mod rollout;
 pub mod runnable;
 pub mod scale;

@@ -4,6 +4,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::telemetry::status::PastStatus;
+use crate::worker::rollout::Seat;
 
 /// The past of one slot.
 #[derive(Debug, Default)]
@@ -32,6 +33,10 @@ struct End {
     /// In seconds since 1970.
     at: u64,
     reason: &'static str,
+    /// Which worker it was; 0 where there was none.
+    incarnation: u64,
+    /// What it printed last.
+    line: Option<String>,
 }
 
 /// Whose failure an end is.
@@ -58,21 +63,36 @@ impl Past {
         self.so_far
     }
 
-    /// A worker has ended, or none could be started.
-    pub(super) fn ended(&mut self, how: String, reason: &'static str, at: u64, blame: Blame) {
-        let end = End { how, at, reason };
+    /// A worker has ended, or, as number 0, none could be started.
+    pub(super) fn ended(
+        &mut self,
+        incarnation: u64,
+        how: String,
+        reason: &'static str,
+        at: u64,
+        blame: Blame,
+    ) {
+        let end = End { how, at, reason, incarnation, line: None };
         match blame {
             Blame::Nobody => {}
             Blame::Slot => {
                 self.owes_restart = true;
                 self.last_failure = Some(end.clone());
             }
-            // It took nobody's place.
+            // It took nobody's place, and is no part of what came before the worker that serves on.
             Blame::Candidate => {
                 self.so_far.replacements -= u64::from(std::mem::take(&mut self.replaces));
+                return;
             }
         }
         self.last = Some(end);
+    }
+
+    /// What the worker that ended last had printed at its end.
+    pub(super) fn said(&mut self, incarnation: u64, line: &str) {
+        if let Some(end) = self.last.as_mut().filter(|end| end.incarnation == incarnation) {
+            end.line = Some(line.to_owned());
+        }
     }
 
     /// Past and present as operators see them, for the slot's worker with this count or, without one, the slot.
@@ -88,13 +108,45 @@ impl Past {
             last_exit: last.map(|end| end.how.clone()),
             last_exit_at: last.and_then(|end| moment(end.at)),
             last_exit_reason: last.map(|end| end.reason.to_owned()),
+            last_line: last.and_then(|end| end.line.clone()),
         }
+    }
+}
+
+/// Why a new generation did not take over.
+#[derive(Debug)]
+pub(super) struct Rejected {
+    how: String,
+    at: u64,
+    /// The worker that was the cause.
+    seat: Option<Seat>,
+    last_line: Option<String>,
+}
+
+impl Rejected {
+    /// At a moment in seconds since 1970.
+    pub(super) fn because(how: String, at: u64, seat: Option<Seat>, last_lines: &[String]) -> Self {
+        Self { how, at, seat, last_line: last_lines.last().cloned() }
+    }
+
+    /// What its worker had printed at its end.
+    pub(super) fn said(&mut self, seat: Seat, line: &str) {
+        if self.seat == Some(seat) {
+            self.last_line = Some(line.to_owned());
+        }
+    }
+
+    /// How and when, as operators see it.
+    pub(super) fn told(&self) -> (String, Option<String>) {
+        let line = self.last_line.as_ref().map(|line| format!("; its last line: {line}")).unwrap_or_default();
+        (format!("{}{line}", self.how), moment(self.at))
     }
 }
 
 /// Why nobody was started, in one word.
 pub(super) const NOT_STARTED: &str = "not_started";
 
+/// A time as operators read it.
 fn moment(at: u64) -> Option<String> {
     OffsetDateTime::from_unix_timestamp(i64::try_from(at).ok()?).ok()?.format(&Rfc3339).ok()
 }
@@ -112,7 +164,7 @@ mod tests {
         let mut past = Past::default();
         let first = past.launched(1);
         assert_eq!(past.status(None), PastStatus::default());
-        past.ended("SIGKILL while it served".to_owned(), "signal", 60, Blame::Slot);
+        past.ended(1, "SIGKILL while it served".to_owned(), "signal", 60, Blame::Slot);
         assert_eq!(past.status(None).restarts, 0, "nobody was started in its place yet");
         let second = past.launched(2);
         let status = past.status(Some(second));
@@ -120,10 +172,20 @@ mod tests {
         assert_eq!(status.last_failure.as_deref(), Some("1970-01-01T00:01:00Z"));
         assert_eq!(counted(&past.status(Some(first))), (0, 0), "of before, while it is still there");
         let candidate = past.launched(3);
-        past.ended("exit status 3 before it was ready".to_owned(), "exit", 120, Blame::Candidate);
+        past.ended(3, "exit status 3 before it was ready".to_owned(), "exit", 120, Blame::Candidate);
         assert_eq!(counted(&past.status(None)), (1, 0), "it took nobody's place");
+        past.said(3, "no such module");
+        let status = past.status(Some(second));
+        assert_eq!(
+            status.last_exit.as_deref(),
+            Some("SIGKILL while it served"),
+            "the newcomer's end is not its"
+        );
+        assert_eq!(status.last_line, None);
+        past.said(1, "its last words");
+        assert_eq!(past.status(Some(second)).last_line.as_deref(), Some("its last words"));
         let fourth = past.launched(4);
-        past.ended("exit status 0 after it was asked to stop".to_owned(), "asked", 180, Blame::Nobody);
+        past.ended(2, "exit status 0 after it was asked to stop".to_owned(), "asked", 180, Blame::Nobody);
         let status = past.status(Some(fourth));
         assert_eq!((counted(&status), status.after_first), ((1, 1), 3));
         assert_eq!(past.status(Some(candidate)).after_first, 2, "each has its place in the order");
@@ -137,14 +199,14 @@ mod tests {
     fn what_failed_before_there_was_a_worker_makes_no_later_one_a_restart() {
         let mut past = Past::default();
         for at in 0..3 {
-            past.ended("`sh` of `before_start` failed".to_owned(), NOT_STARTED, at, Blame::Slot);
+            past.ended(0, "`sh` of `before_start` failed".to_owned(), NOT_STARTED, at, Blame::Slot);
         }
         past.launched(1);
         assert_eq!(counted(&past.status(None)), (0, 0));
         past.launched(2);
-        past.ended("exit status 0 after it was asked to stop".to_owned(), "asked", 9, Blame::Nobody);
+        past.ended(2, "exit status 0 after it was asked to stop".to_owned(), "asked", 9, Blame::Nobody);
         assert_eq!(counted(&past.status(None)), (0, 1), "a deploy");
-        past.ended("SIGKILL while it served".to_owned(), "signal", 10, Blame::Slot);
+        past.ended(2, "SIGKILL while it served".to_owned(), "signal", 10, Blame::Slot);
         past.launched(3);
         assert_eq!(counted(&past.status(None)), (1, 1));
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::complaint::Reason;
-use crate::config::model::{App, WorkerSpec};
+use crate::config::model::{App, ServerKind, WorkerSpec};
 use crate::worker::adapter::{self, Wire};
 use crate::worker::lifecycle::Patience;
 use crate::worker::probe::Question;
@@ -16,6 +16,7 @@ use crate::worker::watchdog::{self, Watch};
 pub(super) struct Setup {
     pub(super) app: Arc<App>,
     pub(super) spec: WorkerSpec,
+    pub(super) server: ServerKind,
     pub(super) wire: Wire,
     pub(super) patience: Patience,
     pub(super) watch: Watch,
@@ -39,10 +40,11 @@ impl Setup {
         };
         // The wire follows from the command alone; this plan's address is never used.
         let plan = adapter::plan(&app.name, &spec, 0, Path::new("/"));
-        let (wire, watch) = (plan.wire, Watch::of(&plan));
+        let (server, wire, watch) = (plan.server, plan.wire, Watch::of(&plan));
         Self {
             app,
             spec,
+            server,
             wire,
             patience,
             watch,

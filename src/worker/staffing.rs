@@ -17,8 +17,9 @@ use crate::worker::lifecycle::{self, Input, State, Why};
 use crate::worker::listening;
 use crate::worker::member::Member;
 use crate::worker::output::{self, Source, Tail};
-use crate::worker::past::{self, Blame};
+use crate::worker::past::{self, Blame, Rejected};
 use crate::worker::recycling::Limits;
+use crate::worker::remarks::SLOW;
 use crate::worker::rollout::{self, Seat};
 use crate::worker::setup::Setup;
 use crate::worker::slot::Slot;
@@ -54,6 +55,8 @@ impl Crew {
     pub(super) fn rehearsed(&mut self, generation: u64, outcome: Result<(), RollError>) {
         self.preparing.remove(&generation);
         if let Err(error) = &outcome {
+            self.rejected =
+                Some(Rejected::because(error.reason.clone(), SystemClock.seconds(), None, &error.last_lines));
             let (app, last_lines) = (self.app(), error.last_lines.join("\n"));
             tracing::error!(app = %app.name, generation, error = error.reason, last_lines, "no new worker can start: those that run stay");
         }
@@ -74,12 +77,23 @@ impl Crew {
                     for slot in 0..self.rollout.wanted() {
                         let past = self.past.entry(slot).or_default();
                         past.ended(
+                            0,
                             error.reason.clone(),
                             past::NOT_STARTED,
                             SystemClock.seconds(),
                             Blame::Slot,
                         );
+                        if let Some(line) = error.last_lines.last() {
+                            past.said(0, line);
+                        }
                     }
+                } else {
+                    self.rejected = Some(Rejected::because(
+                        error.reason.clone(),
+                        SystemClock.seconds(),
+                        None,
+                        &error.last_lines,
+                    ));
                 }
                 self.changes.unprepared = Some(error);
                 self.roll(rollout::Input::Unprepared(generation));
@@ -127,6 +141,7 @@ impl Crew {
             started: SystemClock.seconds(),
             exit: Exit::Unknown,
             missed: None,
+            trouble: None,
             unwell: false,
             memory: 0,
             oom_before: usage::out_of_memory_kills(),
@@ -163,7 +178,18 @@ impl Crew {
             let missed = |reason| {
                 let _nobody_listens = events.send(Event::Missed(id.clone(), reason));
             };
-            question.until_ready(&address, missed).await;
+            let waits = async {
+                loop {
+                    tokio::time::sleep(SLOW).await;
+                    if events.send(Event::Slow(id.clone())).is_err() {
+                        break;
+                    }
+                }
+            };
+            tokio::select! {
+                () = question.until_ready(&address, missed) => {}
+                () = waits => {}
+            }
             let _nobody_listens = events.send(Event::Happened(id.clone(), Input::ProbePassed));
         });
     }
@@ -179,7 +205,7 @@ impl Crew {
             worker.idle_timeout,
             worker.concurrency,
         ));
-        worker.missed = None;
+        (worker.missed, worker.trouble) = (None, None);
         let start_ms = worker.launched_at.elapsed().as_millis() as u64;
         tracing::info!(app = %id.app, worker = at.slot, pid, start_ms, "worker ready");
         self.was_ready = true;
@@ -217,6 +243,12 @@ impl Crew {
         let Some(worker) = self.workers.get(&at) else { return };
         let Some(slot) = worker.slot.clone() else { return };
         let (setup, id, events) = (Rc::clone(&worker.setup), worker.id.clone(), self.events.clone());
+        let checked = {
+            let (id, events) = (id.clone(), events.clone());
+            move |trouble| {
+                let _nobody_listens = events.send(Event::Checked(id.clone(), trouble));
+            }
+        };
         let happened = move |input| {
             let _nobody_listens = events.send(Event::Happened(id.clone(), input));
         };
@@ -224,17 +256,23 @@ impl Crew {
             let (happened, setup) = (happened.clone(), Rc::clone(&setup));
             worker.alongside(async move { setup.watch.over(&slot, &setup.question(), happened).await });
         }
-        if setup.spec.healthcheck_path.is_some() {
+        if let Some(path) = setup.spec.healthcheck_path.clone() {
             let address = worker.address.clone();
             worker.alongside(async move {
                 let (question, check) = (setup.question(), setup.spec.healthcheck);
                 loop {
                     tokio::time::sleep(check.interval).await;
                     let well = tokio::time::timeout(check.timeout, question.ask(&address)).await;
-                    happened(match well {
-                        Ok(Ok(())) => Input::ProbePassed,
-                        Ok(Err(_)) | Err(_) => Input::ProbeMissed,
-                    });
+                    let trouble = match well {
+                        Ok(Ok(())) => None,
+                        Ok(Err(reason)) => Some(reason.to_string()),
+                        Err(_) => {
+                            Some(format!("no answer to GET {path} within {} s", check.timeout.as_secs_f64()))
+                        }
+                    };
+                    let input = if trouble.is_none() { Input::ProbePassed } else { Input::ProbeMissed };
+                    checked(trouble);
+                    happened(input);
                 }
             });
         }
@@ -281,7 +319,7 @@ impl Crew {
         let Some(worker) = self.workers.get(&at) else { return };
         let late = matches!(worker.state, State::Stopping { why: Why::NeverReady, .. });
         if late {
-            let reason = worker.why_not_ready(worker.setup.wire);
+            let reason = worker.why_not_ready();
             let (app, pid) = (&worker.id.app, worker.child.pid());
             let seconds = worker.setup.spec.start_timeout.as_secs_f64();
             tracing::error!(%app, worker = at.slot, pid, %reason, seconds, "worker was not ready in time");
@@ -328,12 +366,6 @@ impl Crew {
         worker.tasks.spawn(async move { child.interrupt().await });
     }
 
-    pub(super) fn kill(&mut self, at: Seat) {
-        let Some(worker) = self.workers.get(&at) else { return };
-        tracing::warn!(app = %worker.id.app, worker = at.slot, pid = worker.child.pid(), "killing a worker and all it started");
-        worker.child.kill();
-    }
-
     pub(super) fn bury(&mut self, at: Seat) {
         let Some(worker) = self.workers.remove(&at) else { return };
         let State::Dead { why } = worker.state else { return };
@@ -347,7 +379,7 @@ impl Crew {
             Why::Retired => {
                 let how = format!("{} after it was asked to stop", worker.exit);
                 let past = self.past.entry(at.slot).or_default();
-                past.ended(how, word, SystemClock.seconds(), Blame::Nobody);
+                past.ended(at.incarnation, how, word, SystemClock.seconds(), Blame::Nobody);
             }
             // Said when its time was over; how it then ended says less.
             Why::NeverReady => self.headcount.failed(),
@@ -373,7 +405,11 @@ impl Crew {
     fn failed(&mut self, at: Seat, how: String, word: &'static str) {
         self.roster.note_end(&how);
         let blame = if self.rollout.is_candidate(at) { Blame::Candidate } else { Blame::Slot };
-        self.past.entry(at.slot).or_default().ended(how, word, SystemClock.seconds(), blame);
+        if blame == Blame::Candidate {
+            self.rejected = Some(Rejected::because(how.clone(), SystemClock.seconds(), Some(at), &[]));
+        }
+        let past = self.past.entry(at.slot).or_default();
+        past.ended(at.incarnation, how, word, SystemClock.seconds(), blame);
     }
 }
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::model::{App, Backend, WorkerCount, WorkerSpec};
@@ -78,9 +78,19 @@ impl Supervisor {
         self.crew.borrow().status()
     }
 
+    /// Whether any of its workers takes requests.
+    pub fn serves(&self) -> bool {
+        self.crew.borrow().serves()
+    }
+
     /// Whether memory has room for a successor beside the workers there are, as last measured.
     pub fn has_room(&self) -> bool {
         self.crew.borrow().has_room()
+    }
+
+    /// What is worth a word to those who wait for a change, from now on: who is not ready yet and why, and who was killed.
+    pub fn remarks(&self) -> broadcast::Receiver<String> {
+        self.crew.borrow().remarks.subscribe()
     }
 
     /// Measures the memory of every worker for [`Self::status`], away from the event loop.

@@ -66,6 +66,7 @@ mod shutdown;
 mod status;
 mod supervising;
 mod takeover;
+mod telling;
 mod tls;
 mod upgrades;
 mod websockets;

@@ -1,0 +1,90 @@
+//! What operators hear of workers while it is so, not only once it is over: one is not ready yet, fails its health check,
+//! was killed, or did not take over.
+
+use std::time::Duration;
+
+use crate::name::WorkerId;
+use crate::worker::crew::{Crew, seat};
+use crate::worker::lifecycle::{Input, State, Why};
+use crate::worker::rollout::Seat;
+
+/// A worker that is not ready after this long is told of, and each time after this long what has changed of it.
+pub(super) const SLOW: Duration = Duration::from_secs(5);
+
+impl Crew {
+    /// A worker still starts.
+    pub(super) fn slow(&mut self, id: &WorkerId) {
+        let Some(worker) = self.workers.get_mut(&seat(id)) else { return };
+        let State::Starting { .. } = worker.state else { return };
+        let (reason, is_usual) = worker.why_not_ready_yet();
+        if worker.trouble.as_ref() == Some(&reason) {
+            return;
+        }
+        let (app, slot, pid) = (&id.app, id.slot, worker.child.pid());
+        let limit = worker.setup.spec.start_timeout.as_secs_f64();
+        let seconds = worker.launched_at.elapsed().as_secs();
+        if is_usual {
+            tracing::info!(%app, worker = slot, pid, reason, "the worker is not ready after {seconds} s");
+        } else {
+            tracing::warn!(%app, worker = slot, pid, reason, "the worker is not ready after {seconds} s");
+        }
+        let text = format!(
+            "worker {slot} is not ready after {seconds} s: {reason}; it has until `start_timeout` ({limit} s)"
+        );
+        worker.trouble = Some(reason);
+        self.remark(text);
+    }
+
+    /// A worker was asked for its health.
+    pub(super) fn checked(&mut self, id: &WorkerId, trouble: Option<String>) {
+        if let Some(worker) = self.workers.get_mut(&seat(id)) {
+            worker.trouble = trouble;
+        }
+    }
+
+    /// A worker has failed its health check as often as is allowed.
+    pub(super) fn unwell(&mut self, at: Seat) {
+        let Some(worker) = self.workers.get_mut(&at) else { return };
+        worker.unwell = true;
+        let (spec, reason) = (&worker.setup.spec, worker.trouble.as_deref().unwrap_or_default());
+        let (path, failures) = (spec.healthcheck_path.as_deref().unwrap_or("/"), spec.healthcheck.retries);
+        let app = &worker.id.app;
+        tracing::warn!(%app, worker = at.slot, path, reason, failures, "a worker fails its health checks: it is to be replaced");
+    }
+
+    /// Kills a worker, because of `input`.
+    pub(super) fn kill(&mut self, at: Seat, input: Input) {
+        let Some(worker) = self.workers.get(&at) else { return };
+        let (app, pid) = (&worker.id.app, worker.child.pid());
+        let hung = matches!(worker.state, State::Killing { why: Why::Hung });
+        worker.child.kill();
+        if input != Input::Tick || hung {
+            tracing::warn!(%app, worker = at.slot, pid, "killing a worker and all it started");
+            return;
+        }
+        let seconds = worker.setup.spec.stop_grace_period.as_secs_f64();
+        tracing::warn!(
+            %app,
+            worker = at.slot,
+            pid,
+            "killing a worker and all it started: it did not end within `stop_grace_period` ({seconds} s)"
+        );
+        self.remark(format!("worker {} was killed after `stop_grace_period` ({seconds} s)", at.slot));
+    }
+
+    /// The last line of a worker that is gone belongs to what is remembered of its end.
+    pub(super) fn last_words(&mut self, at: Seat, last_lines: &[String]) {
+        let Some(line) = last_lines.last() else { return };
+        if let Some(rejected) = &mut self.rejected {
+            rejected.said(at, line);
+        }
+        if let Some(past) = self.past.get_mut(&at.slot) {
+            past.said(at.incarnation, line);
+        }
+    }
+
+    /// To whoever waits for a change of this app.
+    fn remark(&self, text: String) {
+        let _nobody_waits = self.remarks.send(text);
+    }
+}
