@@ -33,7 +33,7 @@ pub(super) const ROWS: &[Row] = &[
         "open tunnels at drain and at a deploy",
         "a Close frame, each tunnel told",
         &[
-            "tests/it/shutdown.rs::endless_answers_and_websockets_are_ended_at_the_drain_timeout",
+            "tests/it/shutdown.rs::websockets_are_told_at_once_and_hold_up_nothing",
             "tests/it/endurance.rs::deploy_after_deploy_costs_no_request_and_tells_every_websocket",
         ],
     ),
