@@ -233,6 +233,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
                 Phase::Open(open) => match ready!(open.poll_accept(cx)) {
                     Some(accepted) => {
+                        // All that came, in one turn: meanwhile heads that nobody has reckoned would wait on each connection.
                         let (request, respond) = accepted?;
                         streams.begin(request, respond);
                         if 2 * conn.taken_back.get() > TAKEN_BACK + conn.requests.get() {
