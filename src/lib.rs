@@ -63,6 +63,7 @@
 //!   name.rs                P  host names, app names and worker identities: parsed once, compared, printed
 //!   backoff.rs             P  growing delays between restarts
 //!   report.rs              P  one error chain on one line
+//!   tls_words.rs           P  what the TLS library finds wrong, as an operator would say it
 //!   clock.rs                  wall time as a seam
 //!   complaint.rs              trouble that comes again and again and is told once
 //!   deadline.rs               time-outs of the request path without a timer each
@@ -329,6 +330,7 @@ pub mod pidfd;
 pub mod prefixed;
 pub mod report;
 pub mod scope;
+pub mod tls_words;
 
 pub mod config;
 pub mod telemetry;

@@ -15,6 +15,7 @@ use crate::cert::challenge::{Challenges, Published};
 use crate::cert::self_check::{Found, LIMIT, MOST_ADDRESSES, Mark, Seen, SelfCheck, Verdict, connect, judge};
 use crate::cert::tls_alpn::{self, AnswerError};
 use crate::name::HostName;
+use crate::tls_words;
 
 /// How a certificate writes a SHA-256 in its `acmeIdentifier`: one octet string in another.
 const WRITTEN: [u8; 4] = [4, 34, 4, 32];
@@ -76,7 +77,10 @@ async fn shake_hands(address: SocketAddr, host: &HostName, mark: &Mark) -> Seen 
     };
     let stream = match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
         Ok(stream) => stream,
-        Err(error) => return Seen::Elsewhere(format!("no handshake for a CA ({error})")),
+        Err(error) => {
+            let why = tls_words::cause(&error).map_or_else(|| error.to_string(), tls_words::told);
+            return Seen::Elsewhere(format!("no handshake for a CA: {why}"));
+        }
     };
     let (_, session) = stream.get_ref();
     let wanted = [WRITTEN.as_slice(), &identifier(mark)].concat();

@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use instant_acme::{Error, RetryPolicy};
+use rustls::CertificateError;
 
 use crate::cert::ca_client::{CallError, Refusal};
 use crate::cert::failure::{Answer, Call, Class, Failure, short};
 use crate::report::Report;
+use crate::tls_words;
 
 /// How long a CA may take to validate or to issue.
 pub const POLL_LIMIT: Duration = Duration::from_secs(180);
@@ -92,8 +94,30 @@ impl Trouble {
                 Class::Transient,
                 format!("{ca} did not finish the order for {name} within {} s", POLL_LIMIT.as_secs()),
             ),
-            other => Failure::new(Class::Transient, format!("{ca} cannot be reached: {}", Report(&other))),
+            other => {
+                let why = tls_words::cause(&other).map_or_else(|| Report(&other).to_string(), in_handshake);
+                Failure::new(Class::Transient, format!("{ca} cannot be reached: {why}"))
+            }
         }
+    }
+}
+
+/// Why no handshake with a CA succeeds, and what helps.
+fn in_handshake(error: &rustls::Error) -> String {
+    let told = tls_words::told(error);
+    match error {
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => {
+            format!(
+                "{told}; `acme.ca_root` names the file with the root of the CA's own https, without it the system's roots count"
+            )
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        )
+        | rustls::Error::InvalidMessage(_) => format!("{told}; is the URL in `acme.ca` right?"),
+        _ => told,
     }
 }
 

@@ -3,9 +3,11 @@
 
 use std::fmt;
 
-use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::{CertificateError, Error, RootCertStore};
+
+use crate::tls_words;
 
 /// The certificates of a PEM file, at least one; each can be trusted.
 #[derive(Clone, PartialEq, Eq)]
@@ -20,8 +22,16 @@ impl Trusted {
         for (position, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
             let certificate = certificate.map_err(|error| format!("it is not valid PEM ({error})"))?;
             let added = RootCertStore::empty().add(certificate.clone());
-            added
-                .map_err(|error| format!("certificate {} of it cannot be trusted ({error})", position + 1))?;
+            added.map_err(|error| {
+                let why = match error {
+                    // What is well formed PEM and no X.509 inside.
+                    Error::InvalidCertificate(CertificateError::BadEncoding) => {
+                        "it is damaged, or no X.509 certificate".to_owned()
+                    }
+                    other => tls_words::told(&other),
+                };
+                format!("certificate {} of it cannot be trusted ({why})", position + 1)
+            })?;
             certificates.push(certificate);
         }
         if certificates.is_empty() {
@@ -66,7 +76,7 @@ mod tests {
             ("NAME=VALUE\n", "it holds no certificate"),
             (
                 "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-                "certificate 1 of it cannot be trusted",
+                "certificate 1 of it cannot be trusted (it is damaged, or no X.509 certificate)",
             ),
             (&format!("{PEM}-----BEGIN CERTIFICATE-----\nAAAA\n"), "it is not valid PEM"),
         ] {

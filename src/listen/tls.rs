@@ -15,6 +15,7 @@ use crate::cert::subject::subject;
 use crate::cert::tls_alpn;
 use crate::name::HostName;
 use crate::proxy::conn::TlsInfo;
+use crate::tls_words;
 
 /// A fatal alert `unrecognized_name` (RFC 8446 §6, RFC 6066 §3), as one plaintext record.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
@@ -37,9 +38,21 @@ pub enum HandshakeError {
     /// It was a CA that validated a name: there is nothing more to say.
     #[error("a CA has validated a name")]
     Validation,
-    /// The client, or the network, failed.
+    /// The two do not come to terms, in words.
+    #[error("the TLS handshake failed: {0}")]
+    Refused(String),
+    /// The network failed.
     #[error("the TLS handshake failed")]
     Failed(#[source] io::Error),
+}
+
+impl From<io::Error> for HandshakeError {
+    fn from(error: io::Error) -> Self {
+        match tls_words::cause(&error) {
+            Some(cause) => Self::Refused(tls_words::told(cause)),
+            None => Self::Failed(error),
+        }
+    }
 }
 
 /// A connection past its handshake.
@@ -63,7 +76,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
-    let start = acceptor.await.map_err(HandshakeError::Failed)?;
+    let start = acceptor.await?;
     let written = start.client_hello().server_name().map(str::to_owned);
     // Exactly that protocol (RFC 8737 §3), and only while a challenge for the name is pending.
     let offers_validation =
@@ -72,8 +85,8 @@ where
     if let Some(name) = written.as_deref().filter(|_| validates)
         && let Some(config) = challenges.tls_alpn01(name)
     {
-        let mut stream = start.into_stream(config).await.map_err(HandshakeError::Failed)?;
-        stream.shutdown().await.map_err(HandshakeError::Failed)?;
+        let mut stream = start.into_stream(config).await?;
+        stream.shutdown().await?;
         return Err(HandshakeError::Validation);
     }
     if offers_validation() {
@@ -88,8 +101,7 @@ where
     let Some(served) = served else {
         return Err(refuse(start.io, &UNRECOGNIZED_NAME, HandshakeError::UnknownName(written)).await);
     };
-    let stream =
-        start.into_stream(std::sync::Arc::clone(&served.config)).await.map_err(HandshakeError::Failed)?;
+    let stream = start.into_stream(std::sync::Arc::clone(&served.config)).await?;
     let (_, session) = stream.get_ref();
     let h2 = session.alpn_protocol() == Some(b"h2");
     let version = match session.protocol_version() {

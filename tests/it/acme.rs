@@ -4,6 +4,7 @@ mod crashes;
 mod disk;
 mod load;
 mod proofs;
+mod reaching;
 
 use std::time::{Duration, Instant};
 

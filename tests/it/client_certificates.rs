@@ -119,6 +119,7 @@ async fn edge(origin: &Origin, ca: &Ca) -> (Edge, PathBuf) {
     let auth = |mode: &str| format!("client_auth: {{ca: {}, mode: {mode}}}", file.display());
     let app = |domains: &str, more: &str| format!("domains: [{domains}]\n{more}\n{}", origin.upstream());
     let edge = setup
+        .top("log: {level: debug}")
         .app("require", &app("require.a.test, also.a.test", &auth("require")))
         .app("request", &app("request.a.test", &auth("request")))
         .app("open", &app("\"*.a.test\", 127.0.0.1", "default: true"))
@@ -185,6 +186,15 @@ async fn a_certificate_that_is_missing_expired_or_a_strangers_gets_the_alert_tha
     }
     let mut after = connect(&edge, "require.a.test", Wire::H2, ca.good("ada").as_ref()).await;
     assert_eq!(asked(&mut after, "require.a.test", &[]).await.0, 200);
+    let log = edge.log();
+    for why in [
+        "it showed no certificate",
+        "its certificate is expired",
+        "its certificate is not valid yet",
+        "(UnknownIssuer)",
+    ] {
+        assert!(log.contains(why), "{why}");
+    }
     edge.stop().await;
 }
 
