@@ -28,6 +28,12 @@ pub fn delay(
         return asked + (asked / 10).min(10 * MINUTE).mul_f64(rng.f64());
     }
     let life = installed.map(|validity| validity.life());
+    if failure.class == Class::Store
+        && let Some(soon) = failure.retry_after
+    {
+        let wait = if count <= QUICK { soon } else { soon.saturating_mul(3) };
+        return wait.min(MINUTE).min(longest(life));
+    }
     let plain = table_delay(failure.class, count, life).unwrap_or(DAY);
     let left = installed.map(|validity| validity.left(now)).filter(|left| !left.is_zero());
     // However hopeless it looks: whatever is repaired before the end is noticed before the end.
@@ -50,6 +56,9 @@ pub fn delay(
         | Class::Store => plain.mul_f64(0.8 + rng.f64() * 0.4),
     }
 }
+
+/// How many times whoever makes room on a disk finds edge at once.
+const QUICK: u32 = 12;
 
 /// How many attempts that may each cost an order a name has in an hour, whatever they fail of.
 pub const PER_HOUR: usize = 4;
@@ -88,4 +97,20 @@ pub fn table_delay(class: Class, count: u32, life: Option<Duration>) -> Option<D
         Class::Store => nth(&[30 * SECOND, MINUTE, 2 * MINUTE, 5 * MINUTE], 10 * MINUTE),
     };
     Some(plain.min(longest(life)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edges_own_ca_is_asked_again_soon_and_for_ever() {
+        let mut failure = Failure::new(Class::Store, "no room");
+        failure.retry_after = Some(5 * SECOND);
+        let mut rng = Rng::with_seed(7);
+        for (count, wait) in [(1, 5), (12, 5), (13, 15), (100_000, 15)] {
+            let waits = delay(&failure, count, None, SystemTime::UNIX_EPOCH, &mut rng);
+            assert_eq!(waits, wait * SECOND, "{count}");
+        }
+    }
 }

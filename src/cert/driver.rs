@@ -53,15 +53,17 @@ pub struct Seams {
     pub provider: Arc<CryptoProvider>,
 }
 
-/// Edge's own CA; what stands against it is logged and may pass.
-pub(in crate::cert) fn open_internal(seams: &Seams, now: SystemTime) -> Option<InternalCa> {
-    match InternalCa::open(&seams.internal, Arc::clone(&seams.provider), now) {
-        Ok(ca) => Some(ca),
-        Err(error) => {
-            tracing::error!(error = %Report(&error), "names of the internal CA cannot be served");
-            None
-        }
-    }
+/// Edge's own CA, or what stands against it and may pass.
+pub(in crate::cert) fn open_internal(seams: &Seams, now: SystemTime) -> Result<InternalCa, StoreError> {
+    InternalCa::open(&seams.internal, Arc::clone(&seams.provider), now)
+}
+
+/// The same before any name has asked for it: what stands against it is logged.
+pub(in crate::cert) fn look_at_internal(seams: &Seams, now: SystemTime) -> Option<InternalCa> {
+    let told = |error: &StoreError| {
+        tracing::error!(error = %Report(error), "edge's own CA cannot be used; it is tried again when a name needs it");
+    };
+    open_internal(seams, now).inspect_err(told).ok()
 }
 
 /// What tasks of the driver report to it.

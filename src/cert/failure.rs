@@ -59,7 +59,7 @@ pub struct Failure {
     pub class: Class,
     /// What else it stops.
     pub reach: Reach,
-    /// How long the CA asked to wait.
+    /// How long the CA asked to wait; or after how long edge's own CA, which costs nothing, is asked again.
     pub retry_after: Option<Duration>,
     /// Cause and remedy in one or two sentences, with the name in it where it matters.
     pub message: String,

@@ -14,7 +14,7 @@ use crate::cert::ca_id::CaId;
 use crate::cert::challenge::Challenges;
 use crate::cert::change::Prepared;
 use crate::cert::disk;
-use crate::cert::driver::{Driver, Event, Seams, open_internal};
+use crate::cert::driver::{Driver, Event, Seams, look_at_internal};
 use crate::cert::gate::Gate;
 use crate::cert::import::Kept;
 use crate::cert::issuer::AcmeIssuer;
@@ -102,7 +102,7 @@ pub fn start_with(
     if !owner {
         tracing::warn!("another edge orders certificates into this storage; serving what it obtains");
     }
-    let internal = uses_internal(config).then(|| open_internal(&seams, now)).flatten();
+    let internal = uses_internal(config).then(|| look_at_internal(&seams, now)).flatten();
     let names = Names::load(config, &seams.provider, &*seams.store, internal.as_ref(), &mut rng)?;
     let ordered = names.iter().filter(|name| matches!(name.source, Source::Acme(_)));
     let gate = Gate::after(ordered.filter_map(|name| name.machine.history().obtained_at));

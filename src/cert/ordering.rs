@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
@@ -15,6 +15,9 @@ use crate::cert::names::{Name, NameId, Source, rfc3339};
 use crate::cert::schedule::Input;
 use crate::name::HostPattern;
 use crate::report::Report;
+
+/// Edge's own CA costs nothing: where the disk is full, or closed, the name is served soon after that has ended.
+const ASK_OWN_CA_AGAIN: Duration = Duration::from_secs(5);
 
 impl Driver {
     pub(in crate::cert) fn renew(
@@ -174,12 +177,18 @@ impl Driver {
     }
 
     fn issue_internal(&mut self, pattern: &HostPattern, now: SystemTime) -> Result<CertBundle, NotObtained> {
-        if self.internal.is_none() {
-            self.internal = open_internal(&self.seams, now);
-        }
-        let failed = |message| NotObtained::Failed(Failure::new(Class::Store, message));
-        let Some(ca) = &self.internal else {
-            return Err(failed("edge's internal CA cannot be used; the log says why".to_owned()));
+        let failed = |message| {
+            let mut failure = Failure::new(Class::Store, message);
+            failure.retry_after = Some(ASK_OWN_CA_AGAIN);
+            NotObtained::Failed(failure)
+        };
+        let ca = match &mut self.internal {
+            Some(ca) => ca,
+            none => {
+                let opened = open_internal(&self.seams, now)
+                    .map_err(|error| failed(format!("edge's own CA cannot be used yet: {}", Report(&error))));
+                none.insert(opened?)
+            }
         };
         ca.issue(pattern, now).map_err(|error| failed(Report(&error).to_string()))
     }

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use crate::cert::change::Prepared;
-use crate::cert::driver::{Driver, open_internal};
+use crate::cert::driver::{Driver, look_at_internal};
 use crate::cert::names::{NameId, uses_internal};
 use crate::cert::store_error::StoreError;
 use crate::config::model::Config;
@@ -15,7 +15,7 @@ impl Driver {
         now: SystemTime,
     ) -> Result<Prepared, StoreError> {
         if uses_internal(config) && self.internal.is_none() {
-            self.internal = open_internal(&self.seams, now);
+            self.internal = look_at_internal(&self.seams, now);
         }
         let names = self.names.borrow();
         names.prepare(config, &*self.seams.store, self.internal.as_ref(), &mut self.rng)

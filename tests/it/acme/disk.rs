@@ -6,10 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
 use super::crashes::{NAME, PATIENCE, files, served, setup, trust, whole};
 use crate::ca::free_port;
 use crate::ca::stub::{Fault, Step, Stub};
-use crate::support::edge::Edge;
+use crate::support::edge::{Edge, Setup};
 use crate::support::{processes, until};
 
 /// Why it takes nothing.
@@ -191,4 +195,39 @@ async fn on_a_disk_mounted_read_only_nothing_is_ordered_and_what_comes_is_served
 #[tokio::test]
 async fn in_a_storage_closed_by_its_modes_nothing_is_ordered_and_what_comes_is_served_until_it_is_open() {
     nothing_is_lost(Closed::Modes).await;
+}
+
+#[tokio::test]
+async fn edges_own_ca_waits_for_room_on_a_full_disk_says_so_and_serves_soon_after() {
+    let setup = Setup::new();
+    let storage = setup.dir().join("storage");
+    fs::create_dir(&storage).expect("made");
+    let edge = setup
+        .inside(&Closed::Full.wrapper(&storage))
+        .app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1")
+        .start()
+        .await;
+    let told = edge
+        .wait_for_log("it says what it waits for", |line| {
+            line["cert"] == "a.test" && line["msg"] == "no certificate was obtained"
+        })
+        .await;
+    let error = told["error"].as_str().expect("a reason");
+    assert!(error.starts_with("edge's own CA cannot be used yet: "), "{error}");
+    assert!(error.contains(&storage.display().to_string()) && error.contains("No space left"), "{error}");
+    let moment =
+        |text: &Value| OffsetDateTime::parse(text.as_str().expect("a time"), &Rfc3339).expect("a time");
+    let wait = moment(&told["next_attempt"]) - moment(&told["ts"]);
+    assert!(wait <= Duration::from_secs(6), "{wait}");
+    let certificate = edge.certificate("a.test").await;
+    assert!(certificate["last_error"].as_str().is_some_and(|said| said == error), "{certificate}");
+    assert!(certificate["next_attempt"].is_string(), "{certificate}");
+    Closed::Full.open(&edge, &storage);
+    let begun = Instant::now();
+    until(Duration::from_secs(15), "the certificate", async || {
+        (edge.certificate("a.test").await["state"] == "valid").then_some(())
+    })
+    .await;
+    println!("figure: edge's own CA after a full disk: served {:?} after there was room", begun.elapsed());
+    edge.stop().await;
 }
