@@ -272,6 +272,7 @@
 //!   listen/request.rs      P  the head of a client's HTTP/1 request, read or refused   ← proxy::error, proxy::target, upstream::wire
 //!   listen/response.rs     P  the head of a response, and how its body ends   ← upstream::framing
 //!   listen/wire.rs            a client's HTTP/1 connection, and the body of the request on it   ← upstream
+//!   listen/answer.rs          one answer of HTTP/1.1 on its way, framed   ← proxy, upstream
 //!   listen/http1.rs           HTTP/1.1 with a client, one request after the other   ← proxy, upstream
 //!   listen/date.rs            the date of a response, written once a second
 //!   listen/standby.rs         tasks that are kept for the next thing to wait for

@@ -13,15 +13,15 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode, Version};
-use http_body::{Body as _, Frame};
 
 use crate::boxed::boxed;
 use crate::deadline::{Deadline, Spare};
+use crate::listen::answer::Answer;
 use crate::listen::date::date;
 use crate::listen::linger;
 use crate::listen::meter::{Meter, Metered};
 use crate::listen::request::{self, Fault, Head};
-use crate::listen::response::{self, Announced, Asked, CHUNK_END, Date, Framing, LAST_CHUNK};
+use crate::listen::response::{self, Asked};
 use crate::listen::stage::{Stage, Step};
 use crate::listen::tcp::Client;
 use crate::listen::watch::{Seen, Verdict, Watch};
@@ -35,7 +35,6 @@ use crate::proxy::handle::{Reply, handle, refuse};
 use crate::proxy::plane::Plane;
 use crate::proxy::upgrade::Switch;
 use crate::upstream::client_body::ClientBody;
-use crate::upstream::framing::write_chunk_size;
 use crate::upstream::wire::RequestFraming;
 
 /// How long a connection that never carried a request is kept at drain.
@@ -73,7 +72,7 @@ enum Next {
 }
 
 /// Why a connection carries no more requests.
-enum End {
+pub(super) enum End {
     /// One side wants no more. What was sent must arrive.
     Close,
     /// The same, and nothing was sent lately.
@@ -380,124 +379,6 @@ fn head_end(input: &[u8]) -> Option<usize> {
 impl Asked {
     fn of(parts: &Parts, trailers: bool) -> Self {
         Self { head: parts.method == Method::HEAD, version: parts.version, trailers }
-    }
-}
-
-/// A response on its way.
-struct Answer {
-    body: Body,
-    framing: Framing,
-    asked: Asked,
-    out: Outbox,
-    /// The head waits for the first piece of the body.
-    fresh: bool,
-    /// All of it is in `out`, or was.
-    over: bool,
-    /// It breaks off here.
-    cut: bool,
-    /// The connection may carry another request.
-    more: bool,
-}
-
-impl Answer {
-    fn begin(response: Response<Body>, asked: Asked, close: bool, date: impl FnOnce() -> Date) -> Self {
-        let (head, body) = response.into_parts();
-        let mut out = Outbox::empty();
-        let announced = Announced { length: body.size_hint().exact(), empty: body.is_end_stream() };
-        let (framing, more) = response::write_head(out.text(), &head, announced, asked, close, date);
-        let over = matches!(framing, Framing::None | Framing::Length(0));
-        Self { body, framing, asked, out, fresh: true, over, cut: false, more }
-    }
-
-    /// Writes what there is to write, as far as the client takes it.
-    fn poll<S: Client>(&mut self, cx: &mut Context<'_>, wire: &RefCell<Wire<S>>) -> Poll<Result<(), End>> {
-        // What is here already leaves with the head, in one write.
-        let mut waiting = std::mem::take(&mut self.fresh) && !self.over && self.poll_piece(cx).is_pending();
-        loop {
-            {
-                let wire = &mut *wire.borrow_mut();
-                if self.over && !self.more {
-                    wire.stream.get_mut().part();
-                }
-                let written = match wire.poll_interim(cx) {
-                    Poll::Ready(Ok(())) => self.out.poll_write(cx, &mut wire.stream),
-                    other => other,
-                };
-                // What was written may still lie in TLS's buffer.
-                let written = match written {
-                    Poll::Ready(Ok(())) if self.over || waiting => wire.poll_flush(cx),
-                    other => other,
-                };
-                if ready!(written).is_err() {
-                    return Poll::Ready(Err(End::Abort));
-                }
-            }
-            if self.over {
-                return Poll::Ready(if self.cut { Err(self.torn(End::Close)) } else { Ok(()) });
-            }
-            if waiting {
-                return Poll::Pending;
-            }
-            waiting = self.poll_piece(cx).is_pending();
-        }
-    }
-
-    /// How the connection ends where the rest of the answer is not sent: by `end`, if the client can tell from that alone.
-    fn torn(&self, end: End) -> End {
-        match self.framing {
-            Framing::UntilClose => End::Reset,
-            Framing::None | Framing::Length(_) | Framing::Chunked => end,
-        }
-    }
-
-    /// Puts the next piece of the body into the outbox, which must be empty but for the head.
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose() {
-            Ok(Some(frame)) => match frame.into_data() {
-                Ok(data) => self.put(data),
-                Err(frame) => self.finish(Some(frame)),
-            },
-            Ok(None) => self.finish(None),
-            // Its entry has the reason.
-            Err(_) => (self.over, self.cut) = (true, true),
-        }
-        Poll::Ready(())
-    }
-
-    fn put(&mut self, mut data: Bytes) {
-        let last = self.body.is_end_stream();
-        match &mut self.framing {
-            Framing::None => {}
-            Framing::Length(left) => {
-                // More than announced would be another response.
-                data.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
-                *left -= data.len() as u64;
-                self.over = *left == 0;
-                self.out.put(data, b"");
-            }
-            Framing::Chunked if data.is_empty() => {}
-            Framing::Chunked => {
-                write_chunk_size(self.out.text(), data.len());
-                self.out.put(data, if last { LAST_CHUNK } else { CHUNK_END });
-                self.over = last;
-            }
-            Framing::UntilClose => self.out.put(data, b""),
-        }
-        if last && !self.over {
-            self.finish(None);
-        }
-    }
-
-    fn finish(&mut self, trailers: Option<Frame<Bytes>>) {
-        self.over = true;
-        match self.framing {
-            Framing::None | Framing::Length(0) | Framing::UntilClose => {}
-            Framing::Length(_) => self.cut = true,
-            Framing::Chunked => {
-                let trailers = trailers.and_then(|frame| frame.into_trailers().ok());
-                response::write_end(self.out.text(), trailers.as_ref(), self.asked);
-            }
-        }
     }
 }
 
