@@ -272,8 +272,8 @@
 //!   listen/request.rs      P  the head of a client's HTTP/1 request, read or refused   ← proxy::error, proxy::target, upstream::wire
 //!   listen/response.rs     P  the head of a response, and how its body ends   ← upstream::framing
 //!   listen/wire.rs            a client's HTTP/1 connection, and the body of the request on it   ← upstream
-//!   listen/answer.rs          one answer of HTTP/1.1 on its way, framed   ← proxy, upstream
 //!   listen/http1.rs           HTTP/1.1 with a client, one request after the other   ← proxy, upstream
+//!   listen/http1/answer.rs    one answer on its way, framed   ← proxy, upstream
 //!   listen/date.rs            the date of a response, written once a second
 //!   listen/standby.rs         tasks that are kept for the next thing to wait for
 //!   listen/outflow.rs         what answers have handed on to a client's HTTP/2 connection   ← proxy, upstream
@@ -296,6 +296,7 @@
 //!   daemon/ask.rs             the client's side of that socket
 //!   daemon/table.rs        P  columns for people
 //!   daemon/interrupted.rs     a command whose operator does not want to wait any more
+//!   daemon/check_certificates.rs  the operator's own certificates, as a start would read them
 //!   daemon/check_names.rs     somebody answers for edge while its names are looked at
 //!   daemon/command.rs         the subcommands that ask or read, and print
 //!   daemon/words.rs        P  times, sizes and texts of others as operators read them

@@ -102,10 +102,10 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
             let status = found(asked, &file, &around)?;
             return Ok(ExitCode::from(status));
         }
-        Command::Check { dns: false } => command::check(&config()?),
+        Command::Check { dns: false } => command::check(&config()?)?,
         Command::Check { dns: true } => {
             let config = config()?;
-            command::print(&command::check(&config))?;
+            command::print(&command::check(&config)?)?;
             let (text, sound) = check_names::check(&config);
             command::print(&text)?;
             return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE });

@@ -79,7 +79,12 @@ impl ClientPolicy {
         &self.verifier
     }
 
-    fn read(app: &AppName, auth: &ClientAuth, provider: &Arc<CryptoProvider>) -> Result<Self, StoreError> {
+    /// The policy `auth` of `app`, with what its file holds now.
+    pub fn read(
+        app: &AppName,
+        auth: &ClientAuth,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, StoreError> {
         let stamp = stamp(auth);
         let fail = |source| StoreError::ClientCa { app: app.clone(), path: auth.ca.clone(), source };
         let content = durable::read(&auth.ca, LONGEST).map_err(|error| fail(error.into()))?;

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 
+use crate::cert::store_error::StoreError;
 use crate::clock::{Clock, SystemClock};
 use crate::config::load::Whereabouts;
 use crate::config::model::{Account, Backend, Config, WorkerSpec};
 use crate::daemon::ask::{AskError, Running};
+use crate::daemon::check_certificates;
 use crate::daemon::cli::{Operate, Switch};
 use crate::daemon::explain::{self, Checked};
 use crate::daemon::interrupted::{self, Waiting};
@@ -19,6 +22,7 @@ use crate::daemon::progress::Said;
 use crate::daemon::render;
 use crate::daemon::render_certificates;
 use crate::name::{AppName, HostPattern};
+use crate::report::Report;
 use crate::telemetry::log::wants_colour;
 use crate::telemetry::status::{CertificateStatus, Status};
 use crate::worker::adapter::{self, Plan, Wire};
@@ -40,6 +44,8 @@ pub enum CommandError {
     Root { path: PathBuf, source: io::Error },
     #[error("{} has no app named \"{app}\"; it has {known}", .file.display())]
     NoApp { file: PathBuf, app: String, known: String },
+    #[error("{}", .0.iter().map(|error| Report(error).to_string()).collect::<Vec<_>>().join("\nedge: "))]
+    Unusable(Vec<StoreError>),
     #[error("cannot wait for the running edge")]
     Wait(#[source] io::Error),
     #[error("no app can be named \"{0}\"")]
@@ -53,18 +59,30 @@ pub enum CommandError {
 }
 
 /// `edge check`, of a configuration in which no problem was found.
-pub fn check(config: &Config) -> String {
+pub fn check(config: &Config) -> Result<String, CommandError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let (mut unusable, mut of_files) = (Vec::new(), Vec::new());
+    for app in &config.apps {
+        let found = check_certificates::look(app, &provider, SystemClock.now());
+        unusable.extend(found.errors);
+        of_files.push(found.warnings);
+    }
+    if !unusable.is_empty() {
+        return Err(CommandError::Unusable(unusable));
+    }
     let lines: Vec<(String, Vec<String>, Vec<String>)> = config
         .apps
         .iter()
-        .map(|app| match &app.backend {
+        .zip(of_files)
+        .map(|(app, of_files)| match &app.backend {
             Backend::Workers(spec) => {
                 let plan: Plan = adapter::plan(&app.name, spec, 0, &config.runtime_dir);
-                (explain::command_line(&plan.argv), plan.notes.clone(), warnings(spec, &plan))
+                let line = explain::command_line(&plan.argv);
+                (line, plan.notes.clone(), [warnings(spec, &plan), of_files].concat())
             }
             Backend::Upstream(addresses) => {
                 let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-                (format!("→ {}", addresses.join(", ")), Vec::new(), Vec::new())
+                (format!("→ {}", addresses.join(", ")), Vec::new(), of_files)
             }
         })
         .collect();
@@ -79,7 +97,7 @@ pub fn check(config: &Config) -> String {
             warnings,
         })
         .collect();
-    explain::check(&checked)
+    Ok(explain::check(&checked))
 }
 
 /// `edge explain APP`: its first worker.

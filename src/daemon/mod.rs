@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod ask;
+pub mod check_certificates;
 pub mod check_names;
 pub mod cli;
 pub mod command;

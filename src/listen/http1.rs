@@ -3,6 +3,8 @@
 //! One task does all of it: it reads a head, polls the request's future, writes the answer. An idle connection holds neither a
 //! buffer nor room for a request.
 
+mod answer;
+
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -16,8 +18,8 @@ use http::{HeaderMap, Method, Response, StatusCode, Version};
 
 use crate::boxed::boxed;
 use crate::deadline::{Deadline, Spare};
-use crate::listen::answer::Answer;
 use crate::listen::date::date;
+use crate::listen::http1::answer::Answer;
 use crate::listen::linger;
 use crate::listen::meter::{Meter, Metered};
 use crate::listen::request::{self, Fault, Head};

@@ -1,7 +1,6 @@
 //! Bytes to requests: sockets, handshakes, and HTTP/1.1 or HTTP/2 on one connection with its time-outs.
 
 pub mod accept;
-pub mod answer;
 pub mod arrivals;
 pub mod complaint;
 pub mod date;

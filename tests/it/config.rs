@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
+use rcgen::{CertificateParams, KeyPair};
 use tokio::process::Command;
 
 use crate::support::edge::{BINARY, run};
@@ -82,6 +83,59 @@ async fn check_prints_ok_and_the_command_lines() {
         verdict.starts_with("ok") && text.contains("hypercorn main:app") && text.contains("-b"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn check_reads_the_certificates_that_operators_keep_as_a_start_would() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = KeyPair::generate().unwrap();
+    for (name, from, to) in [("old", 2000, 2001), ("early", 2100, 2101), ("good", 2000, 2100)] {
+        let mut params = CertificateParams::new(vec![format!("{name}.test")]).unwrap();
+        (params.not_before, params.not_after) =
+            (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(to, 1, 1));
+        fs::write(dir.path().join(format!("{name}.pem")), params.self_signed(&key).unwrap().pem()).unwrap();
+    }
+    fs::write(dir.path().join("key.pem"), key.serialize_pem()).unwrap();
+    fs::write(dir.path().join("other.pem"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    let file = dir.path().join("edge.yaml");
+    let check = async |apps: &[(&str, &str, &str)]| {
+        let mut text = "apps:\n".to_owned();
+        for (name, domains, more) in apps {
+            let more = more.replace("DIR", &dir.path().display().to_string());
+            text += &format!("  {name}: {{domains: [{domains}], upstream: \"127.0.0.1:9\", {more}}}\n");
+        }
+        fs::write(&file, text).unwrap();
+        let output = run(&[], &["check"], &file).await;
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let pair = |name: &str| format!("tls: {{cert: DIR/{name}.pem, key: DIR/key.pem}}");
+
+    let (old, early, good) = (pair("old"), pair("early"), pair("good"));
+    let apps = [
+        ("old", "old.test", &old[..]),
+        ("early", "early.test", &early),
+        ("good", "good.test, else.test", &good),
+    ];
+    let (code, text, _) = check(&apps).await;
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("old.pem has been expired since 2001-01-01"), "{text}");
+    assert!(text.contains("early.pem is not valid before 2100-01-01"), "{text}");
+    assert!(text.contains("good.pem does not name else.test"), "{text}");
+    assert!(text.ends_with("ok, 3 warnings\n"), "{text}");
+
+    let unusable = [
+        ("pair", "good.test", "tls: {cert: DIR/good.pem, key: DIR/other.pem}"),
+        ("auth", "auth.test", "tls: internal, client_auth: {ca: DIR/key.pem}"),
+    ];
+    let (code, text, error) = check(&unusable).await;
+    assert_eq!((code, &text[..]), (Some(1), ""), "{error}");
+    for part in ["apps.pair.tls: ", "apps.auth.client_auth.ca: "] {
+        assert!(error.lines().any(|line| line.contains(part)), "{part}: {error}");
+    }
+    let start = run(&[], &["run"], &file).await;
+    let said = String::from_utf8_lossy(&start.stderr);
+    assert!(start.status.code() == Some(1) && said.contains("cannot use "), "a start: {said}");
 }
 
 #[tokio::test]
