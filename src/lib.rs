@@ -135,7 +135,7 @@
 //!   worker/listening.rs       where a worker listens really, for the messages
 //!   worker/past.rs         P  what a slot remembers of the workers it had   ← telemetry
 //!   worker/member.rs          one worker as its crew holds it   ← telemetry
-//!   worker/unread.rs          bytes that a worker was sent and has not read
+//!   worker/unread.rs          bytes that the other end was sent and has not read
 //!   worker/watchdog.rs        whether a worker that serves reads what it is sent
 //!   worker/setup.rs           what the workers of one generation are run by
 //!   worker/recycling.rs       when a worker that serves well is replaced all the same
@@ -264,7 +264,7 @@
 //!   listen/socket.rs          bound addresses
 //!   listen/inherited.rs       those that a service manager holds for edge
 //!   listen/arrivals.rs        connections that wait to be accepted
-//!   listen/tcp.rs             a client's TCP connection, below TLS
+//!   listen/tcp.rs             a client's TCP connection, below TLS   ← worker::unread
 //!   listen/meter.rs           what moves on a connection, for time-outs that ask for progress
 //!   listen/stage.rs           serving, draining or ending, for every connection of a thread to look at
 //!   listen/watch.rs        P  which time-out a connection is under now

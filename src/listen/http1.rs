@@ -77,7 +77,7 @@ enum Next {
 pub(super) enum End {
     /// One side wants no more. What was sent must arrive.
     Close,
-    /// The same, and nothing was sent lately.
+    /// The same, and the last answer was handed to the system before.
     Idle,
     /// It has to go at once, or is gone.
     Abort,
@@ -353,15 +353,10 @@ impl<S: Client + 'static> Talk<S> {
         let Wire { stream, input, .. } = wire.into_inner();
         match end {
             End::Close | End::Idle => {
-                let longest = if matches!(end, End::Idle) { linger::CROSSING } else { linger::LONGEST };
-                linger::close(
-                    stream,
-                    b"",
-                    self.plane.reach.limits.early_response_drain,
-                    longest,
-                    &self.deadline,
-                )
-                .await
+                let most = self.plane.reach.limits.early_response_drain;
+                let has_answered = matches!(end, End::Close);
+                let under_way = |stream: &Metered<S>| stream.get_ref().is_under_way();
+                linger::close(stream, most, has_answered, under_way, &self.deadline).await
             }
             End::Abort => {}
             End::Reset => stream.get_ref().reset_on_close(),

@@ -10,6 +10,8 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::worker::unread;
+
 /// A client's connection, whatever is spoken on it.
 pub trait Client: AsyncRead + AsyncWrite + Unpin {
     /// Reads what came first. [`AsyncRead::poll_read`] of TLS looks for more once it has something, which for a request in one
@@ -24,6 +26,9 @@ pub trait Client: AsyncRead + AsyncWrite + Unpin {
 
     /// Has the connection end with a reset once it is closed: the client must not take its end for the end of an answer.
     fn reset_on_close(&self);
+
+    /// Whether something that was sent has not arrived at the other end.
+    fn is_under_way(&self) -> bool;
 }
 
 /// Sends what is in one piece with `send`, which costs the kernel less than `writev`. TLS nearly always has one piece.
@@ -107,6 +112,10 @@ impl Client for Tcp {
             tracing::debug!(%error, "a connection cannot be reset");
         }
     }
+
+    fn is_under_way(&self) -> bool {
+        unread::of_socket(&self.stream).is_ok_and(|bytes| bytes > 0)
+    }
 }
 
 impl Client for TlsStream<Tcp> {
@@ -129,5 +138,44 @@ impl Client for TlsStream<Tcp> {
 
     fn reset_on_close(&self) {
         self.get_ref().0.reset_on_close();
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.get_ref().0.is_under_way()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_its_client_has_no_room_for_is_under_way() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("bound");
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut client, mut stream) = (client.expect("connected"), Tcp::new(accepted.expect("accepted").0));
+        assert!(!stream.is_under_way());
+        let mut sent = 0;
+        // Unconstrained, because it is the socket that is asked and not the task's budget.
+        while let Poll::Ready(more) = tokio::task::unconstrained(std::future::poll_fn(|cx| {
+            Poll::Ready(Pin::new(&mut stream).poll_write(cx, &[0; 64 * 1024]))
+        }))
+        .await
+        {
+            sent += more.expect("open");
+        }
+        assert!(stream.is_under_way());
+        stream.shutdown().await.expect("open");
+        let mut read = Vec::new();
+        client.read_to_end(&mut read).await.expect("open");
+        assert_eq!(read.len(), sent);
+        drop(client);
+        // Its own end confirms all that it has got.
+        assert_eq!(stream.read(&mut [0]).await.expect("open"), 0);
+        assert!(!stream.is_under_way());
     }
 }

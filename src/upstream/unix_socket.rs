@@ -70,7 +70,7 @@ impl UnixSocket {
 
     /// Bytes that the worker has not read.
     pub(super) fn unread(&self) -> io::Result<u64> {
-        unread::of_unix(self.watched()?.get_ref())
+        unread::of_socket(self.watched()?.get_ref())
     }
 
     /// Writes with `write`, which wants to write `wanted` bytes.

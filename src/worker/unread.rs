@@ -1,4 +1,4 @@
-//! Bytes that a worker was sent and has not read.
+//! Bytes that the other end of a socket was sent and has not read, or has not got.
 #![expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
 
 use std::fs;
@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::libc;
 
 /// Of a unix socket's peer, whether it has accepted the connection or not: the kernel charges the sender until the receiver
-/// reads.
-pub fn of_unix(stream: &impl AsFd) -> io::Result<u64> {
+/// reads. Of TCP, what the other end has not confirmed, including the end of the sending half.
+pub fn of_socket(stream: &impl AsFd) -> io::Result<u64> {
     let mut count: libc::c_int = 0;
     // SAFETY: the descriptor is borrowed for the call, which writes one c_int where it is told to.
     let result = unsafe { libc::ioctl(stream.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
@@ -44,9 +44,9 @@ mod tests {
     fn bytes_count_until_they_are_read() {
         let (mut near, mut far) = std::os::unix::net::UnixStream::pair().expect("a pair");
         near.write_all(b"xx").expect("written");
-        assert!(of_unix(&near).expect("asked") > 0);
+        assert!(of_socket(&near).expect("asked") > 0);
         far.read_exact(&mut [0; 2]).expect("read");
-        assert_eq!(of_unix(&near).expect("asked"), 0);
+        assert_eq!(of_socket(&near).expect("asked"), 0);
 
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let port = listener.local_addr().expect("bound").port();

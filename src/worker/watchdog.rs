@@ -156,7 +156,7 @@ async fn read_by_unix(mut stream: UnixStream, probe: &[u8]) -> bool {
     }
     loop {
         // Most workers read at once; the first look is soon.
-        match unread::of_unix(&stream) {
+        match unread::of_socket(&stream) {
             Ok(0) => break,
             Ok(_) => tokio::time::sleep(LOOK).await,
             Err(_) => return false,
