@@ -88,9 +88,10 @@ impl Leaf {
         OpenOptions::new().write(true).open(self.dir.join(PROCESSES))
     }
 
-    /// Everybody in it who lives.
-    pub(super) fn processes(&self) -> HashSet<u32> {
-        processes(&self.dir)
+    /// Finds everybody in it who lives, wherever it is called.
+    pub(super) fn finder(&self) -> impl FnOnce() -> HashSet<u32> + Send + use<> {
+        let dir = self.dir.clone();
+        move || processes(&dir)
     }
 
     /// Kills everybody in it at once, those included who are just being forked.

@@ -197,8 +197,13 @@ impl Child {
 
     /// Its processes, itself among them.
     pub fn family(&self) -> Vec<Process> {
-        let within = self.leaf.as_ref().map(Leaf::processes).unwrap_or_default();
-        family::of_worker(self.pid, self.mark, &within)
+        self.finder()()
+    }
+
+    /// Finds [`Self::family`] wherever it is called: to look through all processes takes a while where there are many.
+    pub fn finder(&self) -> impl FnOnce() -> Vec<Process> + Send + use<> {
+        let (pid, mark, within) = (self.pid, self.mark, self.leaf.as_ref().map(Leaf::finder));
+        move || family::of_worker(pid, mark, &within.map(|find| find()).unwrap_or_default())
     }
 
     /// After its end: ends and reaps everything it started, removes its socket, strikes it off the record.

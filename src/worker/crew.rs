@@ -4,6 +4,7 @@
 //! stands in `staffing`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,8 +36,8 @@ pub(super) enum Event {
     Happened(WorkerId, Input),
     /// A probe said why a worker is not ready.
     Missed(WorkerId, NotReady),
-    /// A worker still is not ready, some seconds later.
-    Slow(WorkerId),
+    /// A worker still is not ready, some time later, and listens there if not where edge asks.
+    Slow(WorkerId, Vec<SocketAddr>),
     /// A worker was asked for its health, and what is the matter with it.
     Checked(WorkerId, Option<String>),
     /// A worker's process ended.
@@ -145,7 +146,7 @@ impl Crew {
                     worker.missed = Some(reason);
                 }
             }
-            Event::Slow(id) => self.slow(&id),
+            Event::Slow(id, elsewhere) => self.slow(&id, elsewhere),
             Event::Checked(id, trouble) => self.checked(&id, trouble),
             Event::Exited(id, exit) => {
                 if let Some(worker) = self.find(&id) {

@@ -6,8 +6,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::worker::family::Process;
 
-/// TCP addresses on which one of these processes listens.
-pub fn addresses(family: &[Process]) -> Vec<SocketAddr> {
+/// TCP addresses on which one of the processes that `family` finds listens. All there are are looked through, and the kernel's
+/// tables are long where many connections are open: that is done where the event loop does not wait for it.
+pub async fn addresses(family: impl FnOnce() -> Vec<Process> + Send + 'static) -> Vec<SocketAddr> {
+    tokio::task::spawn_blocking(move || read(&family())).await.unwrap_or_default()
+}
+
+/// Those of [`addresses`] that other machines may reach, in text.
+pub async fn beyond_this_machine(family: impl FnOnce() -> Vec<Process> + Send + 'static) -> Vec<String> {
+    let found = addresses(family).await;
+    found.iter().filter(|address| !address.ip().is_loopback()).map(ToString::to_string).collect()
+}
+
+fn read(family: &[Process]) -> Vec<SocketAddr> {
     let sockets: HashSet<u64> = family.iter().flat_map(|one| sockets(one.pid)).collect();
     let mut found = Vec::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
@@ -18,14 +29,6 @@ pub fn addresses(family: &[Process]) -> Vec<SocketAddr> {
     addresses.sort_unstable();
     addresses.dedup();
     addresses
-}
-
-/// Those of [`addresses`] that other machines may reach, in text. The kernel's tables are long where many connections are open:
-/// they are read where the event loop does not wait for it.
-pub async fn beyond_this_machine(family: Vec<Process>) -> Vec<String> {
-    let read = move || addresses(&family);
-    let found = tokio::task::spawn_blocking(read).await.unwrap_or_default();
-    found.iter().filter(|address| !address.ip().is_loopback()).map(ToString::to_string).collect()
 }
 
 fn sockets(pid: u32) -> Vec<u64> {
@@ -68,13 +71,13 @@ mod tests {
     use super::*;
     use crate::worker::family;
 
-    #[test]
-    fn a_listener_of_this_process_is_found() {
+    #[tokio::test]
+    async fn a_listener_of_this_process_is_found() {
         let me = family::process(std::process::id()).expect("we exist");
         for bind in ["127.0.0.1:0", "[::1]:0"] {
             let Ok(listener) = std::net::TcpListener::bind(bind) else { continue };
             let address = listener.local_addr().expect("bound");
-            assert!(addresses(&[me]).contains(&address), "{address}");
+            assert!(addresses(move || vec![me]).await.contains(&address), "{address}");
             drop(listener);
         }
     }

@@ -16,7 +16,6 @@ use crate::worker::adapter::Wire;
 use crate::worker::background;
 use crate::worker::child::{Child, Exit};
 use crate::worker::lifecycle::{State, Why};
-use crate::worker::listening;
 use crate::worker::output::{self, Tail};
 use crate::worker::past::Count;
 use crate::worker::probe::NotReady;
@@ -40,6 +39,8 @@ pub(super) struct Member {
     pub(super) started: u64,
     pub(super) exit: Exit,
     pub(super) missed: Option<NotReady>,
+    /// Where it listened when that was last looked at, because nobody listened where edge asks.
+    pub(super) elsewhere: Vec<SocketAddr>,
     /// Why it is not ready though that was expected, or what its last health check said.
     pub(super) trouble: Option<String>,
     /// It failed its health checks and is to go.
@@ -137,16 +138,16 @@ impl Member {
     }
 
     /// Where it listens though nobody listens where edge asks.
-    fn elsewhere(&self) -> Vec<SocketAddr> {
+    fn elsewhere(&self) -> &[SocketAddr] {
         match self.missed {
-            Some(NotReady::Unreachable { .. }) => listening::addresses(&self.child.family()),
+            Some(NotReady::Unreachable { .. }) => &self.elsewhere,
             Some(
                 NotReady::Silent { .. }
                 | NotReady::NotHttp { .. }
                 | NotReady::NotHttp2 { .. }
                 | NotReady::Status { .. },
             )
-            | None => Vec::new(),
+            | None => &[],
         }
     }
 

@@ -1,6 +1,7 @@
 //! What operators hear of workers while it is so, not only once it is over: one is not ready yet, fails its health check,
 //! was killed, or did not take over.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::name::WorkerId;
@@ -9,13 +10,23 @@ use crate::worker::lifecycle::{Input, State, Why};
 use crate::worker::rollout::Seat;
 
 /// A worker that is not ready after this long is told of, and each time after this long what has changed of it.
-pub(super) const SLOW: Duration = Duration::from_secs(5);
+const SLOW: Duration = Duration::from_secs(5);
+
+/// How long after its launch, and then how often, it is looked at where a worker listens that must be ready within `limit`:
+/// before that is over in any case.
+pub(super) fn pause(limit: Duration) -> Duration {
+    if limit > SLOW { SLOW } else { limit / 2 }
+}
 
 impl Crew {
-    /// A worker still starts.
-    pub(super) fn slow(&mut self, id: &WorkerId) {
+    /// A worker still starts, and listens there if not where edge asks.
+    pub(super) fn slow(&mut self, id: &WorkerId, elsewhere: Vec<SocketAddr>) {
         let Some(worker) = self.workers.get_mut(&seat(id)) else { return };
         let State::Starting { .. } = worker.state else { return };
+        worker.elsewhere = elsewhere;
+        if worker.launched_at.elapsed() < SLOW {
+            return;
+        }
         let (reason, is_usual) = worker.why_not_ready_yet();
         if worker.trouble.as_ref() == Some(&reason) {
             return;

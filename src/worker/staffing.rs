@@ -1,5 +1,6 @@
 //! How a crew carries out each decision: a generation prepared, a worker launched, admitted, withdrawn, ended, buried.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use tokio::task::JoinHandle;
@@ -18,8 +19,9 @@ use crate::worker::listening;
 use crate::worker::member::Member;
 use crate::worker::output::{self, Source, Tail};
 use crate::worker::past::{self, Blame, Rejected};
+use crate::worker::probe::NotReady;
 use crate::worker::recycling::Limits;
-use crate::worker::remarks::SLOW;
+use crate::worker::remarks;
 use crate::worker::rollout::{self, Seat};
 use crate::worker::setup::Setup;
 use crate::worker::slot::Slot;
@@ -141,6 +143,7 @@ impl Crew {
             started: SystemClock.seconds(),
             exit: Exit::Unknown,
             missed: None,
+            elsewhere: Vec::new(),
             trouble: None,
             unwell: false,
             memory: 0,
@@ -174,14 +177,22 @@ impl Crew {
         });
         let question = worker.setup.question();
         let (id, address, events) = (worker.id.clone(), worker.address.clone(), self.events.clone());
+        let (child, pause) = (Rc::clone(&worker.child), remarks::pause(worker.setup.spec.start_timeout));
         worker.alongside(async move {
+            let unreachable = Cell::new(false);
             let missed = |reason| {
+                unreachable.set(matches!(reason, NotReady::Unreachable { .. }));
                 let _nobody_listens = events.send(Event::Missed(id.clone(), reason));
             };
             let waits = async {
                 loop {
-                    tokio::time::sleep(SLOW).await;
-                    if events.send(Event::Slow(id.clone())).is_err() {
+                    tokio::time::sleep(pause).await;
+                    let elsewhere = if unreachable.get() {
+                        listening::addresses(child.finder()).await
+                    } else {
+                        Vec::new()
+                    };
+                    if events.send(Event::Slow(id.clone(), elsewhere)).is_err() {
                         break;
                     }
                 }
@@ -224,7 +235,7 @@ impl Crew {
         }
         let (id, child, setup) = (worker.id.clone(), Rc::clone(&worker.child), Rc::clone(&worker.setup));
         worker.alongside(async move {
-            let addresses = listening::beyond_this_machine(child.family()).await;
+            let addresses = listening::beyond_this_machine(child.finder()).await;
             if !setup.located.replace(true) && !addresses.is_empty() {
                 tracing::warn!(
                     app = %id.app,

@@ -357,12 +357,12 @@ async fn a_worker_that_listens_elsewhere_is_told_so() {
     LocalSet::new()
         .run_until(async {
             let stage = Stage::new();
-            let spec = WorkerSpec { start_timeout: Duration::from_secs(2), ..stage.server(&["astray"]) };
+            let spec = WorkerSpec { start_timeout: Duration::from_secs(4), ..stage.server(&["astray"]) };
             let app = stage.start(spec);
             let said = || app.status().workers.first().and_then(|worker| worker.past.last_exit.clone());
             eventually("it is explained", || said().is_some()).await;
             let said = said().expect("checked");
-            assert!(said.starts_with("not ready in 2 s: nothing listens at unix:"), "{said}");
+            assert!(said.starts_with("not ready in 4 s: nothing listens at unix:"), "{said}");
             assert!(said.contains("it listens on 127.0.0.1:"), "{said}");
             app.stop().await;
         })
