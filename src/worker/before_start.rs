@@ -1,6 +1,5 @@
 //! The commands that are run once before the first worker of a generation: migrations and the like.
 
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use crate::worker::child::{Child, Exit};
 use crate::worker::journal::Journal;
 use crate::worker::launch::{LaunchError, Launcher, Order, Tools};
 use crate::worker::output::{self, Source, Tail};
+use crate::worker::program;
 use crate::worker::setup::Setup;
 
 /// How long the pipes of an ended command may stay open.
@@ -127,21 +127,39 @@ async fn one(
     exit
 }
 
-/// The program with the words behind it that name what it does. Options and what holds more than a name may hold secrets.
+/// The program; where that only runs another, with the script and the one word behind it that says what is to be done. More
+/// is not shown: arguments may hold secrets.
 fn shown(command: &[String]) -> String {
-    const WORDS: usize = 2;
-    let program = command.first().map_or("", String::as_str);
-    let name = Path::new(program).file_name().map_or(program.into(), |name| name.to_string_lossy());
-    let is_name = |word: &&String| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'/');
-        !word.starts_with('-') && !word.is_empty() && word.bytes().all(plain)
+    let program = command.first().map_or("", |word| program::base(word));
+    let before = match command.get(1).map(String::as_str) {
+        Some("exec") if program == "bundle" => 2,
+        Some(_) if program::is_interpreter(program) => 1,
+        Some(_) | None => 0,
     };
-    let mut words = vec![name.into_owned()];
-    words.extend(command.iter().skip(1).take(WORDS).take_while(is_name).cloned());
+    let mut words = vec![program];
+    if let Some(script) = command.get(before).filter(|word| before > 0 && is_file_name(word)) {
+        words.extend(command[1..before].iter().map(String::as_str));
+        words.push(script);
+        words.extend(command.get(before + 1).map(String::as_str).filter(|word| is_task(word)));
+    }
     if words.len() < command.len() {
-        words.push("…".to_owned());
+        words.push("…");
     }
     words.join(" ")
+}
+
+fn is_file_name(word: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'/');
+    !word.starts_with('-') && !word.is_empty() && word.bytes().all(plain)
+}
+
+/// `migrate` and `db:migrate` are tasks; a password or a token has digits, capitals or more letters.
+fn is_task(word: &str) -> bool {
+    const LONGEST: usize = 20;
+    let plain = |byte: u8| byte.is_ascii_lowercase() || matches!(byte, b'_' | b':' | b'-');
+    word.starts_with(|first: char| first.is_ascii_lowercase())
+        && word.len() <= LONGEST
+        && word.bytes().all(plain)
 }
 
 #[cfg(test)]
@@ -149,13 +167,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_is_shown_as_far_as_it_holds_names() {
+    fn a_command_is_shown_without_what_may_be_secret() {
         for (command, said) in [
             ("venv/bin/python manage.py migrate --noinput", "python manage.py migrate …"),
             ("sh migrate.sh", "sh migrate.sh"),
             ("sh -c 'psql postgres://u:secret@db'", "sh …"),
             ("psql postgres://u:secret@db", "psql …"),
             ("/bin/true", "true"),
+            ("vault login hvs.ABC", "vault …"),
+            ("tool auth token", "tool …"),
+            ("python manage.py login hvs.ABC", "python manage.py login …"),
+            ("python3.12 set_password.py Secret", "python3.12 set_password.py …"),
+            ("python set_password.py hunter2", "python set_password.py …"),
+            ("node seed.js abcdefghijklmnopqrstu", "node seed.js …"),
+            ("python -m alembic upgrade head", "python …"),
+            ("bundle exec rake db:migrate", "bundle exec rake db:migrate"),
+            ("bundle config token", "bundle …"),
+            ("bundle exec", "bundle …"),
+            ("python", "python"),
         ] {
             let words = shlex::split(command).expect("splits");
             assert_eq!(shown(&words), said);

@@ -48,6 +48,11 @@ pub(super) fn is_shell(name: &str) -> bool {
     ["sh", "bash", "dash", "ash", "zsh", "ksh"].contains(&name)
 }
 
+/// Whether a program of this name runs the script that is its first argument.
+pub(super) fn is_interpreter(name: &str) -> bool {
+    is_shell(name) || is_python(name) || ["ruby", "node", "nodejs", "php"].contains(&name)
+}
+
 /// The name of a program without its directory.
 pub(super) fn base(word: &str) -> &str {
     word.rsplit('/').next().unwrap_or(word)
