@@ -327,6 +327,9 @@ impl Attempt<'_> {
 
     /// Whether an app's program is there now; what only its mode tells against it is tried all the same.
     async fn look(&self, app: &Arc<App>) -> Result<(), Failed> {
+        let Some(supervisor) = self.live.app(&app.name).and_then(|live| live.supervisor) else {
+            return Ok(());
+        };
         let (app, runtime_dir) = (Arc::clone(app), self.new.runtime_dir.clone());
         let name = app.name.clone();
         let look = move || match &app.backend {
@@ -339,8 +342,7 @@ impl Attempt<'_> {
         match tokio::task::spawn_blocking(look).await {
             Ok(Some(obstacle)) => {
                 let error = RollError { reason: obstacle.to_string(), last_lines: Vec::new() };
-                let known = self.live.app(&name).and_then(|live| live.supervisor);
-                Err(known.map_or_else(|| no_workers(&name), |known| not_rolled(&name, &known, &error)))
+                Err(not_rolled(&name, &supervisor, &error))
             }
             Ok(None) | Err(_) => Ok(()),
         }

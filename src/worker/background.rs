@@ -59,11 +59,9 @@ pub(super) fn told(command: &[String]) -> Option<String> {
 
 /// A shell whose script ends with `&` ends at once.
 fn by_its_end(command: &[String]) -> Option<String> {
-    let [.., shell, option, script] = command else { return None };
-    let is_shell = program::is_shell(program::base(shell));
-    let script = script.trim_end();
+    let script = program::script(command)?.trim_end();
     let leaves = script.ends_with('&') && !script.ends_with("&&");
-    (is_shell && option.starts_with('-') && option.ends_with('c') && leaves).then(|| {
+    leaves.then(|| {
         "the script sends its last command to the background by `&` and ends, and edge takes it for dead: put `exec` before \
          that command, and leave the `&` out"
             .to_owned()

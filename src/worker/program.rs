@@ -37,14 +37,17 @@ pub fn recognise(command: &[String]) -> Recognised {
 
 /// What keeps a server's options from being seen: a shell that starts one whose workers may be synchronous.
 pub(super) fn in_a_script(command: &[String]) -> Option<&'static str> {
-    let [.., shell, option, script] = command else { return None };
-    let is_script = is_shell(base(shell)) && option.starts_with('-') && option.ends_with('c');
     let names = |word: &str| base(word) == "gunicorn";
-    (is_script && script.split_ascii_whitespace().any(names)).then_some("the script")
+    script(command)?.split_ascii_whitespace().any(names).then_some("the script")
 }
 
-/// Whether a program of this name runs scripts by `-c`.
-pub(super) fn is_shell(name: &str) -> bool {
+/// The script that a command ends with, for a shell to run it by `-c`.
+pub(super) fn script(command: &[String]) -> Option<&str> {
+    let [.., shell, option, script] = command else { return None };
+    (is_shell(base(shell)) && option.starts_with('-') && option.ends_with('c')).then_some(script)
+}
+
+fn is_shell(name: &str) -> bool {
     ["sh", "bash", "dash", "ash", "zsh", "ksh"].contains(&name)
 }
 
