@@ -45,7 +45,9 @@ impl Listeners {
         for what in diff::listeners(&config.listen) {
             let bound = match listeners.inherited.at(what.address, threads) {
                 Some(inherited) => inherited?,
-                None => socket::bind(what.address, threads)?,
+                None => {
+                    socket::bind(what.address, threads).map_err(|error| listeners.inherited.explain(error))?
+                }
             };
             for (thread, mine) in by_thread.iter_mut().zip(listeners.enlist(what, bound)) {
                 thread.push(mine);
@@ -67,7 +69,8 @@ impl Listeners {
             }
             let beside = closing.iter().any(|gone| port(gone.address) == port(what.address));
             let neighbours = if beside { Neighbours::Own } else { Neighbours::None };
-            let bound = socket::reserve(what.address, self.threads, neighbours)?;
+            let bound = socket::reserve(what.address, self.threads, neighbours)
+                .map_err(|error| self.inherited.explain(error))?;
             Ok(Reserved { what: *what, bound })
         };
         wanted.iter().map(reserve).collect()
@@ -162,7 +165,8 @@ impl Listeners {
         self.opened += 1;
         let (number, kind) = (self.opened, if what.secure { Kind::Https } else { Kind::Http });
         self.open.push(Open { number, what, address: bound.address });
-        bound.sockets.into_iter().map(|socket| Mine { listener: number, socket, kind }).collect()
+        let (sockets, held) = (bound.sockets, bound.held);
+        sockets.into_iter().map(|socket| Mine { listener: number, socket, kind, held }).collect()
     }
 }
 

@@ -77,6 +77,8 @@ pub struct Mine {
     pub socket: TcpListener,
     /// What is spoken there.
     pub kind: Kind,
+    /// Whether a service manager holds it, too.
+    pub held: bool,
 }
 
 /// What changes for a running thread.
@@ -145,7 +147,7 @@ struct Accepting {
 /// Opens a door like `model` at a socket.
 fn listen(mine: Mine, model: &Door) -> io::Result<Accepting> {
     let arrivals = Arrivals::new(mine.socket)?;
-    let door = Door { kind: mine.kind, ..model.clone() };
+    let door = Door { kind: mine.kind, held: mine.held, ..model.clone() };
     let open = model.scope.child();
     let ended = model.scope.drive(accept::run(arrivals, door, open.clone()));
     Ok(Accepting { open, ended })
@@ -189,6 +191,7 @@ async fn serve(
     let stage = Stage::default();
     let model = Door {
         kind: Kind::Https,
+        held: false,
         plane: plane.clone(),
         handshakes: Handshakes::new(shared.threads),
         stage: stage.clone(),

@@ -60,6 +60,8 @@ pub enum Kind {
 pub struct Door {
     /// What is spoken.
     pub kind: Kind,
+    /// Whether somebody else holds the socket, too: whoever waits there is not lost when edge ends.
+    pub held: bool,
     /// What connections live with.
     pub plane: CurrentPlane,
     /// The thread's handshakes.
@@ -132,6 +134,10 @@ pub async fn run(arrivals: Arrivals, door: Door, open: Scope) {
                 tokio::time::sleep(EXHAUSTED).await;
             }
         }
+    }
+    if door.held && door.scope.is_draining() {
+        // They are the next edge's: this one would wait for them to ask for a second only, and end them.
+        return;
     }
     // A connection in the queue of a socket that closes is reset: whoever got that far is still served. The system is asked,
     // because the runtime hears of the newest ones later and lets a task ask for a few only.
@@ -213,6 +219,7 @@ impl Door {
                 Ok(accepted) => accepted,
                 Err(error) if is_peers(&error) => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) if self.held => return,
                 Err(error) => {
                     tracing::warn!(error = %Report(&error), "connections not accepted yet are reset");
                     return;
@@ -380,5 +387,45 @@ impl Ends {
     fn canonical(&self) -> Self {
         let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         Self { peer: plain(self.peer), local: plain(self.local) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listen::http1::tests::world;
+
+    #[tokio::test]
+    async fn who_waits_at_a_stop_is_served_by_this_edge_or_left_to_the_next_one() {
+        for (held, stops, left) in [(true, true, 1), (true, false, 0), (false, true, 0)] {
+            let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+            socket.set_nonblocking(true).expect("set");
+            let other = socket.try_clone().expect("a descriptor");
+            let _client = std::net::TcpStream::connect(socket.local_addr().expect("bound")).expect("queued");
+            let scope = Scope::new();
+            let open = scope.child();
+            let door = Door {
+                kind: Kind::Http,
+                held,
+                plane: CurrentPlane::new(Plane::clone(&world(0).await.plane)),
+                handshakes: Handshakes::new(1),
+                stage: Stage::default(),
+                complaints: Rc::default(),
+                scope: scope.clone(),
+                standby: Standby::default(),
+            };
+            if stops {
+                scope.drain()
+            } else {
+                open.drain()
+            }
+            let serving = async {
+                run(Arrivals::new(socket).expect("watched"), door, open).await;
+            };
+            let local = tokio::task::LocalSet::new();
+            local.run_until(serving).await;
+            let waiting = std::iter::from_fn(|| other.accept().ok()).count();
+            assert_eq!((waiting, scope.len()), (left, 1 - left), "held: {held}, edge stops: {stops}");
+        }
     }
 }

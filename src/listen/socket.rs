@@ -28,6 +28,29 @@ pub enum BindError {
         /// As configured.
         address: ListenAddr,
     },
+    /// A service manager's socket is in the way.
+    #[error(
+        "cannot listen on {address}: the service manager passes a socket at {passed} in its place; let the socket unit have {unit}"
+    )]
+    Misfit {
+        /// As configured.
+        address: ListenAddr,
+        /// Where the socket is.
+        passed: SocketAddr,
+        /// What the unit would say.
+        unit: String,
+    },
+    /// Somebody listens there, and it may be a service manager whose sockets are not for this process.
+    #[error(
+        "cannot listen on {address}: it is taken, and LISTEN_FDS passes sockets to process {process} (LISTEN_PID), which is not edge; \
+         let the service manager execute edge itself, or whatever it executes become edge by `exec`"
+    )]
+    Elsewhere {
+        /// As configured.
+        address: ListenAddr,
+        /// Whose they are.
+        process: u32,
+    },
     /// Not allowed.
     #[error(
         "cannot listen on {address}: ports below 1024 need root or CAP_NET_BIND_SERVICE; use the systemd unit, \
@@ -55,11 +78,16 @@ pub struct Bound {
     pub address: SocketAddr,
     /// As many sockets as were asked for, non-blocking.
     pub sockets: Vec<TcpListener>,
+    /// Whether they are a service manager's, which listens already.
+    pub held: bool,
 }
 
 impl Bound {
-    /// Connections are taken from now on.
+    /// Connections are taken from now on. How many may wait is for whoever holds the socket to say.
     pub fn listen(&self) -> io::Result<()> {
+        if self.held {
+            return Ok(());
+        }
         self.sockets.iter().try_for_each(|socket| SockRef::from(socket).listen(BACKLOG))
     }
 }
@@ -95,7 +123,7 @@ pub fn reserve(address: ListenAddr, threads: usize, neighbours: Neighbours) -> R
         wanted = socket.local_addr().map_err(|cause| BindError::Other { address, cause })?;
         sockets.push(socket);
     }
-    Ok(Bound { address: wanted, sockets })
+    Ok(Bound { address: wanted, sockets, held: false })
 }
 
 /// The address that is bound for `address`.

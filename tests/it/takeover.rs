@@ -98,3 +98,23 @@ async fn a_socket_that_no_address_asks_for_is_told_and_one_that_is_none_stops_th
     assert_eq!(edge.ended(PATIENCE).await.code(), Some(1));
     assert!(edge.log().contains("descriptor 3, which LISTEN_FDS passes"), "{}", edge.log());
 }
+
+#[tokio::test]
+async fn a_passed_socket_that_is_in_the_way_is_named_with_what_it_would_have_to_be() {
+    let launched = async |at: &str, pass: &str, count: &str| {
+        let socket = std::net::TcpListener::bind((at, 0)).expect("a free port");
+        let port = socket.local_addr().expect("bound").port();
+        let setup = Setup::new().ports(port, 0).holding(socket).environment("LISTEN_FDS", count);
+        let mut edge = setup.inside(&["sh", "-c", pass, "sh"]).app("a", HELLO).launch();
+        assert_eq!(edge.ended(PATIENCE).await.code(), Some(1), "{}", edge.log());
+        (port, edge.log())
+    };
+    let (port, log) = launched("0.0.0.0", "export LISTEN_PID=$$; exec \"$@\" 3<&0 0</dev/null", "1").await;
+    assert!(log.contains(&format!("a socket at 0.0.0.0:{port} in its place")), "{log}");
+    assert!(log.contains(&format!("ListenStream=127.0.0.1:{port}")), "{log}");
+    let (_, log) = launched("127.0.0.1", "export LISTEN_PID=1; exec \"$@\" 3<&0 0</dev/null", "1").await;
+    assert!(log.contains("to process 1 (LISTEN_PID), which is not edge"), "{log}");
+    let pass = "export LISTEN_PID=$$; exec \"$@\" 3<&0 4<&0 0</dev/null";
+    let (port, log) = launched("127.0.0.1", pass, "2").await;
+    assert!(log.contains(&format!("two sockets at 127.0.0.1:{port}")), "{log}");
+}
