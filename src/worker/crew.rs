@@ -301,6 +301,7 @@ impl Crew {
                 Action::Withdraw => self.withdraw(at),
                 Action::ReportUnwell => {
                     self.unwell(at);
+                    self.past.entry(at.slot).or_default().failing(at.incarnation);
                     self.roll(rollout::Input::Recycle(at));
                 }
                 Action::Suspend => self.suspend(at, true),

@@ -12,10 +12,23 @@ pub(super) struct Past {
     so_far: Count,
     /// A worker failed, and nobody was launched since.
     owes_restart: bool,
-    /// The newest worker was launched to take the place of one that did not fail.
-    replaces: bool,
+    /// Why the newest worker was launched, until it failed as a candidate.
+    newest: Follows,
+    /// A worker that failed and serves on until the next one is ready.
+    failing: Option<u64>,
     last_failure: Option<End>,
     last: Option<End>,
+}
+
+/// Whom a worker follows in its slot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Follows {
+    #[default]
+    Nobody,
+    /// One that failed.
+    Failed,
+    /// One that did not.
+    Sound,
 }
 
 /// How many workers of a slot came before one of them, and why it was launched and they were.
@@ -56,11 +69,21 @@ impl Past {
         self.so_far.after_first = incarnation.saturating_sub(1);
         // What failed before there was a worker is no restart: nobody is started again.
         let follows = self.so_far.after_first > 0;
-        let restarts = std::mem::take(&mut self.owes_restart) && follows;
-        self.replaces = follows && !restarts;
-        self.so_far.restarts += u64::from(restarts);
-        self.so_far.replacements += u64::from(self.replaces);
+        self.newest = match (follows, std::mem::take(&mut self.owes_restart)) {
+            (false, _) => Follows::Nobody,
+            (true, true) => Follows::Failed,
+            (true, false) => Follows::Sound,
+        };
+        self.so_far.restarts += u64::from(self.newest == Follows::Failed);
+        self.so_far.replacements += u64::from(self.newest == Follows::Sound);
         self.so_far
+    }
+
+    /// A worker has failed that goes once the next one has taken its place.
+    pub(super) fn failing(&mut self, incarnation: u64) {
+        self.failing = Some(incarnation);
+        // One that was launched since replaces it for another reason, such as a deploy.
+        self.owes_restart |= self.so_far.after_first + 1 == incarnation;
     }
 
     /// A worker has ended, or, as number 0, none could be started.
@@ -76,12 +99,19 @@ impl Past {
         match blame {
             Blame::Nobody => {}
             Blame::Slot => {
-                self.owes_restart = true;
+                self.owes_restart |= self.failing != Some(incarnation);
                 self.last_failure = Some(end.clone());
             }
             // It took nobody's place, and is no part of what came before the worker that serves on.
             Blame::Candidate => {
-                self.so_far.replacements -= u64::from(std::mem::take(&mut self.replaces));
+                match std::mem::take(&mut self.newest) {
+                    Follows::Nobody => {}
+                    Follows::Failed => {
+                        self.so_far.restarts -= 1;
+                        self.owes_restart = true;
+                    }
+                    Follows::Sound => self.so_far.replacements -= 1,
+                }
                 return;
             }
         }
@@ -193,6 +223,32 @@ mod tests {
         assert_eq!(status.last_failure_text.as_deref(), Some("SIGKILL while it served"));
         assert_eq!(status.last_exit_at.as_deref(), Some("1970-01-01T00:03:00Z"));
         assert_eq!(status.last_exit_reason.as_deref(), Some("asked"));
+    }
+
+    #[test]
+    fn one_that_fails_and_serves_until_the_next_is_ready_counts_once() {
+        let mut past = Past::default();
+        past.launched(1);
+        past.failing(1);
+        past.launched(2);
+        assert_eq!(counted(&past.status(None)), (1, 0));
+        past.ended(2, "exit status 3 before it was ready".to_owned(), "exit", 10, Blame::Candidate);
+        assert_eq!(counted(&past.status(None)), (0, 0), "it took nobody's place");
+        past.launched(3);
+        past.ended(1, "exit status 0 after it failed its health checks".to_owned(), "unwell", 20, Blame::Slot);
+        let status = past.status(None);
+        assert_eq!(counted(&status), (1, 0));
+        assert_eq!(status.last_failure.as_deref(), Some("1970-01-01T00:00:20Z"));
+        past.launched(4);
+        assert_eq!(counted(&past.status(None)), (1, 1), "a deploy");
+        past.failing(3);
+        past.ended(3, "SIGKILL while it served".to_owned(), "signal", 30, Blame::Slot);
+        past.launched(5);
+        assert_eq!(counted(&past.status(None)), (1, 2), "the deploy had replaced it");
+        past.failing(5);
+        past.ended(5, "SIGKILL while it served".to_owned(), "signal", 40, Blame::Slot);
+        past.launched(6);
+        assert_eq!(counted(&past.status(None)), (2, 2), "dead before another could start");
     }
 
     #[test]

@@ -238,6 +238,7 @@ async fn a_worker_that_fails_its_health_checks_ends_with_a_word_of_its_own() {
             let how = past.last_exit.as_deref().unwrap_or_default();
             assert!(how.ends_with("after it failed its health checks"), "{how}");
             assert_eq!(past.last_failure_text, past.last_exit);
+            assert_eq!((past.restarts, past.replacements), (1, 0));
             app.stop().await;
         })
         .await;
