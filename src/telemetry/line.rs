@@ -200,6 +200,22 @@ fn clip(text: &[u8]) -> (&[u8], bool) {
     (&text[..end], true)
 }
 
+/// `text`, or as much of its end as the other functions print whole, marked with `…`; from the beginning of a line, if one
+/// begins there.
+pub fn last_part(text: String) -> String {
+    if text.len() <= FIELD_LIMIT {
+        return text;
+    }
+    let least = text.len() - (FIELD_LIMIT - CUT.len());
+    let start = (least..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    let rest = &text[start..];
+    let rest = match rest.split_once('\n') {
+        Some((_, lines)) if !lines.is_empty() => lines,
+        Some(_) | None => rest,
+    };
+    format!("{CUT}{rest}")
+}
+
 fn each_character(text: &[u8], mut put: impl FnMut(char, &[u8])) {
     let mut encoded = [0; 4];
     for chunk in text.utf8_chunks() {
@@ -264,6 +280,16 @@ mod tests {
         assert!(read.len() <= FIELD_LIMIT + 8);
         assert_eq!(text(&[b'a'; FIELD_LIMIT]).len(), FIELD_LIMIT);
         assert_eq!(text(&[b'a'; FIELD_LIMIT + 1]).len(), FIELD_LIMIT + CUT.len());
+    }
+
+    #[test]
+    fn of_last_lines_the_last_are_printed() {
+        assert_eq!(last_part("a\nb".to_owned()), "a\nb");
+        let lines = format!("{}\nRuntimeError: no database url", "ü".repeat(40).repeat(20) + "\nwhere");
+        assert_eq!(last_part(lines), "…where\nRuntimeError: no database url");
+        let one = last_part("ü".repeat(FIELD_LIMIT));
+        assert!(one.starts_with("…ü"), "{one}");
+        assert_eq!(text(one.as_bytes()), one, "is not cut again");
     }
 
     #[test]

@@ -12,11 +12,17 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use crate::clock::{Clock, SystemClock};
 use crate::config::model::{LogFormat, LogLevel};
 use crate::report::Report;
-use crate::telemetry::line::{Palette, Shape, Stamp, put_json, put_text, put_whole_json, put_whole_text};
+use crate::telemetry::line::{
+    Palette, Shape, Stamp, last_part, put_json, put_text, put_whole_json, put_whole_text,
+};
 use crate::telemetry::sink::Sink;
 
 /// Target of the events that carry a line of a worker's output in `message`; with `app`, `worker`, `pid`, `stream`.
 pub const WORKER_OUTPUT: &str = "worker";
+
+/// The field with what a worker or command printed last. Where it is too long its beginning is left out: the cause of an end
+/// stands last.
+const LAST_LINES: &str = "last_lines";
 
 /// Another subscriber was installed before.
 #[derive(Debug, thiserror::Error)]
@@ -190,6 +196,7 @@ impl Fields {
     fn put(&mut self, field: &Field, value: Value) {
         match (field.name(), value) {
             ("message", Value::Text(text) | Value::Bare(text)) => self.message = text,
+            (LAST_LINES, Value::Text(text)) => self.others.push((LAST_LINES, Value::Text(last_part(text)))),
             (name, value) => self.others.push((name, value)),
         }
     }
@@ -289,6 +296,19 @@ mod tests {
             tracing::info!(app = "api", worker = 0_u32, reason = "exit status 1", "worker ended");
         });
         assert_eq!(&written[0][13..], "  INFO worker ended  app=api worker=0 reason=\"exit status 1\"");
+    }
+
+    #[test]
+    fn of_what_a_worker_printed_last_the_end_is_kept() {
+        let last_lines = format!("{}RuntimeError: no database url", "  File \"app.py\", line 1\n".repeat(60));
+        let written = lines(LogLevel::Info, Shape::Json, || {
+            tracing::error!(last_lines, pid = 4711, "worker ended before it was ready");
+        });
+        let value: serde_json::Value = serde_json::from_str(&written[0]).expect("JSON");
+        let kept = value["last_lines"].as_str().unwrap_or_default();
+        assert!(kept.starts_with("…  File"), "{kept}");
+        assert!(kept.ends_with("line 1\nRuntimeError: no database url"), "{kept}");
+        assert_eq!(value["pid"], 4711);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::net::unix::pipe;
 
 use crate::name::AppName;
 use crate::worker::journal::Journal;
+use crate::worker::past::is_frame;
 
 /// Longest line; what is longer becomes several.
 const LINE: usize = 16 * 1024;
@@ -19,6 +20,8 @@ const LINE: usize = 16 * 1024;
 const KEPT_LINES: usize = 50;
 /// Lines in the report of a failure to start.
 pub const REPORTED: usize = 20;
+/// Lines kept of a backtrace that comes after its message: the next ones would push that out.
+const KEPT_FRAMES: usize = 5;
 /// Bytes kept.
 const KEPT_BYTES: usize = 64 * 1024;
 
@@ -30,6 +33,8 @@ pub struct Tail(Rc<RefCell<Kept>>);
 struct Kept {
     lines: VecDeque<String>,
     bytes: usize,
+    /// Lines of a backtrace in a row until now.
+    frames: usize,
 }
 
 impl Tail {
@@ -46,6 +51,10 @@ impl Tail {
 
     fn push(&self, line: String) {
         let mut kept = self.0.borrow_mut();
+        kept.frames = if is_frame(&line) { kept.frames + 1 } else { 0 };
+        if kept.frames > KEPT_FRAMES {
+            return;
+        }
         kept.bytes += line.len();
         kept.lines.push_back(line);
         while kept.lines.len() > KEPT_LINES || kept.bytes > KEPT_BYTES {
@@ -152,6 +161,7 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::past::telling;
 
     fn lines(chunks: &[&[u8]]) -> Vec<String> {
         let seen = RefCell::new(Vec::new());
@@ -185,5 +195,20 @@ mod tests {
         assert_eq!((tail.lines().len(), tail.lines()[0].as_str()), (50, "10"));
         (0..9).for_each(|_| tail.push("x".repeat(LINE)));
         assert_eq!(tail.lines().len(), 4);
+    }
+
+    #[test]
+    fn the_message_above_a_backtrace_is_kept_and_tells_most() {
+        let tail = Tail::default();
+        tail.push("app.rb:3:in 'connect': no database url (RuntimeError)".to_owned());
+        (0..80).for_each(|n| tail.push(format!("\tfrom app.rb:{n}:in 'call'")));
+        let lines = tail.last(REPORTED);
+        assert_eq!((lines.len(), lines[1].as_str()), (6, "\tfrom app.rb:0:in 'call'"));
+        assert_eq!(telling(&lines), Some(&lines[0]));
+        tail.push("the end".to_owned());
+        tail.push("\tfrom app.rb:1:in 'call'".to_owned());
+        assert_eq!(telling(&tail.last(REPORTED)).map(String::as_str), Some("the end"));
+        assert_eq!(telling(&lines[1..]), lines.last(), "where there is nothing else");
+        assert_eq!(telling(&[]), None);
     }
 }

@@ -156,7 +156,7 @@ pub(super) struct Rejected {
 impl Rejected {
     /// At a moment in seconds since 1970.
     pub(super) fn because(how: String, at: u64, seat: Option<Seat>, last_lines: &[String]) -> Self {
-        Self { how, at, seat, last_line: last_lines.last().cloned() }
+        Self { how, at, seat, last_line: telling(last_lines).cloned() }
     }
 
     /// What its worker had printed at its end.
@@ -171,6 +171,16 @@ impl Rejected {
         let line = self.last_line.as_ref().map(|line| format!("; its last line: {line}")).unwrap_or_default();
         (format!("{}{line}", self.how), moment(self.at))
     }
+}
+
+/// The line that says most of an end: the last one, but where Ruby prints its backtrace after the message, the message.
+pub(super) fn telling(lines: &[String]) -> Option<&String> {
+    lines.iter().rev().find(|line| !is_frame(line)).or(lines.last())
+}
+
+/// A line of a backtrace as Ruby prints it.
+pub(super) fn is_frame(line: &str) -> bool {
+    line.starts_with("\tfrom ")
 }
 
 /// Why nobody was started, in one word.
@@ -235,7 +245,13 @@ mod tests {
         past.ended(2, "exit status 3 before it was ready".to_owned(), "exit", 10, Blame::Candidate);
         assert_eq!(counted(&past.status(None)), (0, 0), "it took nobody's place");
         past.launched(3);
-        past.ended(1, "exit status 0 after it failed its health checks".to_owned(), "unwell", 20, Blame::Slot);
+        past.ended(
+            1,
+            "exit status 0 after it failed its health checks".to_owned(),
+            "unwell",
+            20,
+            Blame::Slot,
+        );
         let status = past.status(None);
         assert_eq!(counted(&status), (1, 0));
         assert_eq!(status.last_failure.as_deref(), Some("1970-01-01T00:00:20Z"));

@@ -85,7 +85,7 @@ impl Crew {
                             SystemClock.seconds(),
                             Blame::Slot,
                         );
-                        if let Some(line) = error.last_lines.last() {
+                        if let Some(line) = past::telling(&error.last_lines) {
                             past.said(0, line);
                         }
                     }
