@@ -164,7 +164,9 @@ async fn serve(config: Arc<Config>, inherited: Inherited) -> Result<bool, StartE
     healthy &= forced_by(&mut signals, retired, || workers.abort(), killing).await;
     workers.close(Duration::ZERO).await;
     control.close(LAST_STEPS).await;
+    // Also what was cut before its time was over, because it stood still.
     let cut = live.cut();
+    healthy &= cut.is_none();
     if healthy {
         tracing::info!(drained = true, "stopped");
     } else {
@@ -215,7 +217,7 @@ fn last_requests(open: u64, patience: Duration) -> String {
         more => format!("{more} open requests have"),
     };
     format!(
-        "{requests} {patience:?} (`drain_timeout`) to finish; told to stop again (Ctrl-C, SIGTERM), edge ends at once"
+        "{requests} {patience:?} (`drain_timeout`) to finish; told to stop again (Ctrl-C, SIGTERM), edge cuts what is open"
     )
 }
 

@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
-    /// SIGTERM, SIGINT: finish what is open and end; the second time, end now.
+    /// SIGTERM, SIGINT: finish what is open, then end the workers; again, do not wait for the one that is under way.
     Stop,
     /// SIGHUP: read the configuration again.
     Reload,

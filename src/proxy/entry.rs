@@ -118,6 +118,12 @@ impl Entry {
         self.blame(|| format!("{who} before the end of the answer"));
     }
 
+    /// Edge ends, and cuts it.
+    pub fn cut_at_end(&mut self) {
+        self.is_cut = true;
+        self.blame(|| "edge ended before the end of the answer".to_owned());
+    }
+
     /// Notes why edge answered itself or cut the answer; the first reason stays.
     pub fn blame(&mut self, why: impl FnOnce() -> String) {
         self.record.error.get_or_insert_with(why);

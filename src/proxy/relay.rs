@@ -38,7 +38,7 @@ pub enum End {
     Closed,
     /// Nothing moved for too long.
     Idle,
-    /// Edge ends, and has told the client.
+    /// Edge ends, and the client was told that, or of its worker's end.
     Told,
     /// Edge ended before the client could be told.
     Aborted,
@@ -121,7 +121,11 @@ where
         } else if (up.moved, down.moved, half_closed) != before {
             deadline.set(if half_closed { patience.half_closed } else { patience.idle });
         }
-        deadline.poll_passed(cx).map(|()| End::Idle)
+        deadline.poll_passed(cx).map(|()| match (down.parting, down.is_closed()) {
+            (false, _) => End::Idle,
+            (true, true) => End::Told,
+            (true, false) => End::Aborted,
+        })
     })
     .await;
     let end = if down.told { End::Told } else { end };

@@ -154,7 +154,7 @@ impl Switch {
             End::Idle => "the WebSocket was silent for too long".to_owned(),
             End::Told => "the WebSocket was open when edge ended".to_owned(),
             End::Aborted => {
-                self.entry.cut();
+                self.entry.cut_at_end();
                 return;
             }
             End::Replaced => "the WebSocket was open when its worker was replaced".to_owned(),

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
@@ -105,6 +106,38 @@ async fn websockets_are_told_at_once_and_hold_up_nothing() {
 }
 
 #[tokio::test]
+async fn a_websocket_that_stands_still_within_a_frame_is_cut_and_said_to_be() {
+    let worker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let yaml = format!("domains: [a.test]\nhttp: serve\nupstream: http://{}", worker.local_addr().unwrap());
+    let mut edge = Setup::new().app("a", &yaml).start().await;
+    let mut client = tokio::net::TcpStream::connect(edge.http).await.unwrap();
+    let handshake = b"GET /ws HTTP/1.1\r\nHost: a.test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+                      Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    client.write_all(handshake).await.unwrap();
+    let (mut worker, _) = within(PATIENCE, "the worker is asked", worker.accept()).await.unwrap();
+    read_until(&mut worker, b"\r\n\r\n").await;
+    // Two bytes of a frame of five.
+    let begun = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+                  Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x82\x05ab";
+    worker.write_all(begun).await.unwrap();
+    read_until(&mut client, b"\x82\x05ab").await;
+    edge.signal(Signal::SIGTERM);
+    assert_eq!(edge.ended(PATIENCE).await.code(), Some(1), "a message was cut");
+    let line = edge.wait_for_access("/ws").await;
+    assert_eq!(line["error"], "edge ended before the end of the answer");
+    let stopped = edge.wait_for_log("the last line", |line| line["msg"] == "stopped").await;
+    assert_eq!((&stopped["drained"], &stopped["cut"]), (&false.into(), &"1 of a".into()));
+}
+
+async fn read_until(stream: &mut tokio::net::TcpStream, end: &[u8]) {
+    let mut read = Vec::new();
+    while !read.ends_with(end) {
+        let count = within(PATIENCE, "more bytes", stream.read_buf(&mut read)).await.unwrap();
+        assert!(count > 0, "ended after {:?}", String::from_utf8_lossy(&read));
+    }
+}
+
+#[tokio::test]
 async fn endless_answers_are_ended_at_the_drain_timeout_and_said_to_be_cut() {
     let mut edge = Setup::new().top("drain_timeout: 1s").app("a", HELLO).start().await;
     edge.wait_until_up("a").await;
@@ -130,7 +163,7 @@ async fn endless_answers_are_ended_at_the_drain_timeout_and_said_to_be_cut() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_at_once_with_status_1() {
+async fn a_second_signal_cuts_open_requests_with_status_1() {
     let mut edge = Setup::new().app("a", HELLO).start().await;
     edge.wait_until_up("a").await;
     let mut connection = Connection::open(&edge, "a.test", Wire::H1).await;
@@ -141,7 +174,7 @@ async fn a_second_signal_ends_at_once_with_status_1() {
     edge.wait_for_log("what it waits for", |line| {
         line["msg"].as_str().is_some_and(|text| {
             text.starts_with("stopping: no new connections; 1 open request has 30s")
-                && text.ends_with("told to stop again (Ctrl-C, SIGTERM), edge ends at once")
+                && text.ends_with("told to stop again (Ctrl-C, SIGTERM), edge cuts what is open")
         })
     })
     .await;

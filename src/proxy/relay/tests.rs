@@ -173,6 +173,7 @@ async fn at_drain_nobody_is_waited_for_who_does_not_answer_or_does_not_read() {
         })
         .await;
         assert_eq!(matches!(relayed.end, End::Told), is_told, "{relayed:?}");
+        assert_eq!(matches!(relayed.end, End::Aborted), !is_told, "{relayed:?}");
         let took = started.elapsed();
         assert!(took >= lasts && took <= lasts + Duration::from_secs(2), "{took:?}");
     }

@@ -73,8 +73,8 @@ pub(super) const ROWS: &[Row] = &[
         "tests/it/scaling.rs::where_memory_is_short_a_worker_goes_before_its_successor_and_requests_wait",
     ])
     .deviating("edge does not watch its own memory: what clients can make it hold is bounded, and measured"),
-    Row::new("I15", "SIGTERM once and twice, a storm of SIGHUP, SIGSTOP for a while", "drain, end at once, one reload after the other, goes on", &[
-        "tests/it/shutdown.rs::a_second_signal_ends_at_once_with_status_1",
+    Row::new("I15", "SIGTERM once and twice, a storm of SIGHUP, SIGSTOP for a while", "drain, cut what is open, one reload after the other, goes on", &[
+        "tests/it/shutdown.rs::a_second_signal_cuts_open_requests_with_status_1",
         "tests/it/shutdown.rs::a_request_open_at_sigterm_is_answered_whole",
         "tests/it/catalogue/house.rs::i15_a_storm_of_reloads_and_a_pause_cost_no_worker_and_no_connection",
         "tests/it/catalogue/house.rs::i15_a_client_that_is_gone_without_a_word_does_not_delay_the_end",
