@@ -28,11 +28,9 @@ pub fn delay(
         return asked + (asked / 10).min(10 * MINUTE).mul_f64(rng.f64());
     }
     let life = installed.map(|validity| validity.life());
-    if failure.class == Class::Store
-        && let Some(soon) = failure.retry_after
-    {
+    if let Some(soon) = failure.free_after {
         let wait = if count <= QUICK { soon } else { soon.saturating_mul(3) };
-        return wait.min(MINUTE).min(longest(life));
+        return wait.min(longest(life));
     }
     let plain = table_delay(failure.class, count, life).unwrap_or(DAY);
     let left = installed.map(|validity| validity.left(now)).filter(|left| !left.is_zero());
@@ -106,7 +104,7 @@ mod tests {
     #[test]
     fn edges_own_ca_is_asked_again_soon_and_for_ever() {
         let mut failure = Failure::new(Class::Store, "no room");
-        failure.retry_after = Some(5 * SECOND);
+        failure.free_after = Some(5 * SECOND);
         let mut rng = Rng::with_seed(7);
         for (count, wait) in [(1, 5), (12, 5), (13, 15), (100_000, 15)] {
             let waits = delay(&failure, count, None, SystemTime::UNIX_EPOCH, &mut rng);

@@ -16,6 +16,7 @@ use crate::cert::bundle::CertBundle;
 use crate::cert::ca_id::CaId;
 use crate::cert::change::Prepared;
 use crate::cert::disk::{Job, What};
+use crate::cert::failure::Class;
 use crate::cert::gate::Gate;
 use crate::cert::import::Kept;
 use crate::cert::internal::InternalCa;
@@ -27,6 +28,7 @@ use crate::cert::schedule::{Action, Input, is_plausible};
 use crate::cert::store::{CertStore, load_best};
 use crate::cert::store_error::StoreError;
 use crate::clock::Clock;
+use crate::complaint::Reason;
 use crate::config::model::Config;
 use crate::report::Report;
 use crate::scope::Scope;
@@ -96,6 +98,10 @@ pub(in crate::cert) struct Driver {
     pub(in crate::cert) rng: Rng,
     pub(in crate::cert) owner: bool,
     pub(in crate::cert) internal: Option<InternalCa>,
+    /// When edge's own CA could not be opened last, and why.
+    pub(in crate::cert) not_opened: Option<(Instant, String)>,
+    /// Why edge's own CA did not issue.
+    pub(in crate::cert) not_issued: Reason,
     pub(in crate::cert) jobs: mpsc::UnboundedSender<Job>,
     pub(in crate::cert) seams: Seams,
     pub(in crate::cert) events: mpsc::UnboundedSender<Event>,
@@ -314,6 +320,11 @@ impl Driver {
     }
 
     fn remember(&mut self, index: usize) {
+        // Edge's own CA is asked again after a restart, however often it failed: that it did is written once.
+        let again = |name: &Name| name.is_of_own_ca() && name.machine.history().count(Class::Store) > 1;
+        if self.names.borrow().at(index).is_some_and(again) {
+            return;
+        }
         if let Some(done) = self.write_history(index) {
             self.report(index, done, Event::Written);
         }

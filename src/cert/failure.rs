@@ -59,8 +59,10 @@ pub struct Failure {
     pub class: Class,
     /// What else it stops.
     pub reach: Reach,
-    /// How long the CA asked to wait; or after how long edge's own CA, which costs nothing, is asked again.
+    /// How long the CA asked to wait.
     pub retry_after: Option<Duration>,
+    /// After how long edge's own CA, which costs nothing, is asked again at first.
+    pub free_after: Option<Duration>,
     /// Cause and remedy in one or two sentences, with the name in it where it matters.
     pub message: String,
 }
@@ -109,7 +111,7 @@ pub fn short(kind: &str) -> &str {
 impl Failure {
     /// A failure of one name.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        Self { class, reach: Reach::Name, retry_after: None, message: message.into() }
+        Self { class, reach: Reach::Name, retry_after: None, free_after: None, message: message.into() }
     }
 
     /// A refusal by `ca` of something asked for `name`.
@@ -247,7 +249,7 @@ impl Failure {
                 spoken(answer.detail)
             )
         };
-        Self { class, reach, retry_after: answer.retry_after, message }
+        Self { class, reach, retry_after: answer.retry_after, free_after: None, message }
     }
 
     /// A challenge the CA found wanting: `kind` and `detail` are those of the challenge's own error, which names the

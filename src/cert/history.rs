@@ -62,3 +62,10 @@ pub struct History {
     /// The settings towards the CA that the failures came from.
     pub settings: Option<String>,
 }
+
+impl History {
+    /// Failures of a class since the last success.
+    pub fn count(&self, class: Class) -> u32 {
+        self.failures.get(&class).copied().unwrap_or_default()
+    }
+}

@@ -24,6 +24,7 @@ use crate::cert::resolver::Certificates;
 use crate::cert::store::{AccountStore, DirStore};
 use crate::cert::store_error::StoreError;
 use crate::clock::Clock;
+use crate::complaint::Reason;
 use crate::config::model::Config;
 use crate::report::Report;
 use crate::scope::Scope;
@@ -122,6 +123,8 @@ pub fn start_with(
         rng,
         owner,
         internal,
+        not_opened: None,
+        not_issued: Reason::default(),
         jobs: disk::start(Arc::clone(&seams.store), scope),
         seams,
         events: sender,

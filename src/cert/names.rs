@@ -375,6 +375,11 @@ impl Names {
 }
 
 impl Name {
+    /// Whether edge's own CA issues for it.
+    pub fn is_of_own_ca(&self) -> bool {
+        matches!(self.source, Source::Internal)
+    }
+
     /// Whether the settings towards its CA have changed since it was asked.
     pub fn is_asked_under_others(&self) -> bool {
         match (&self.source, &self.asked_under) {

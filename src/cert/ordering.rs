@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::cert::advice::{Advice, NoAdvice};
 use crate::cert::bundle::CertBundle;
@@ -18,6 +19,8 @@ use crate::report::Report;
 
 /// Edge's own CA costs nothing: where the disk is full, or closed, the name is served soon after that has ended.
 const ASK_OWN_CA_AGAIN: Duration = Duration::from_secs(5);
+/// For so long one look at the disk is enough for all names: less than any of them waits, so that who has waited looks anew.
+const OWN_CA_LOOKED_AT: Duration = Duration::from_secs(4);
 
 impl Driver {
     pub(in crate::cert) fn renew(
@@ -89,11 +92,9 @@ impl Driver {
                     Source::Internal | Source::Files(..) | Source::Off => None,
                 };
                 let replaces = name.bundle.clone().filter(|_| name.issued_by == ca);
-                let failures = &name.machine.history().failures;
-                let failed = |class| failures.get(&class).copied().unwrap_or_default();
-                let turn = failed(Class::Validation).saturating_add(failed(Class::Dns));
-                let internal = matches!(name.source, Source::Internal);
-                (!internal)
+                let history = name.machine.history();
+                let turn = history.count(Class::Validation).saturating_add(history.count(Class::Dns));
+                (!name.is_of_own_ca())
                     .then(|| Wanted { name: name.pattern.clone(), ca, turn, replaces, regardless, check })
                     .ok_or_else(|| name.pattern.clone())
             }
@@ -179,15 +180,24 @@ impl Driver {
     fn issue_internal(&mut self, pattern: &HostPattern, now: SystemTime) -> Result<CertBundle, NotObtained> {
         let failed = |message| {
             let mut failure = Failure::new(Class::Store, message);
-            failure.retry_after = Some(ASK_OWN_CA_AGAIN);
+            failure.free_after = Some(ASK_OWN_CA_AGAIN);
             NotObtained::Failed(failure)
         };
         let ca = match &mut self.internal {
             Some(ca) => ca,
             none => {
-                let opened = open_internal(&self.seams, now)
-                    .map_err(|error| failed(format!("edge's own CA cannot be used yet: {}", Report(&error))));
-                none.insert(opened?)
+                let lately = |(at, _): &&(Instant, String)| at.elapsed() < OWN_CA_LOOKED_AT;
+                if let Some((_, reason)) = self.not_opened.as_ref().filter(lately) {
+                    return Err(failed(reason.clone()));
+                }
+                match open_internal(&self.seams, now) {
+                    Ok(opened) => none.insert(opened),
+                    Err(error) => {
+                        let reason = format!("edge's own CA cannot be used yet: {}", Report(&error));
+                        self.not_opened = Some((Instant::now(), reason.clone()));
+                        return Err(failed(reason));
+                    }
+                }
             }
         };
         ca.issue(pattern, now).map_err(|error| failed(Report(&error).to_string()))
@@ -225,7 +235,7 @@ impl Driver {
     fn obtained(&mut self, index: usize, bundle: CertBundle, now: SystemTime) {
         let (validity, serial, issuer) =
             (bundle.validity(), bundle.serial().to_owned(), bundle.issuer().to_owned());
-        let free = self.names.borrow().at(index).is_some_and(|name| matches!(name.source, Source::Internal));
+        let free = self.names.borrow().at(index).is_some_and(Name::is_of_own_ca);
         let ready = self.names.borrow_mut().hold(index, bundle);
         if let Some(name) = self.names.borrow_mut().at_mut(index) {
             name.issued_by = name.asked;
@@ -264,21 +274,32 @@ impl Driver {
         }
         let (reach, class, message) = (failure.reach, failure.class, failure.message.clone());
         self.feed(index, Input::Failed(failure), now);
-        let (next, ending) = match self.names.borrow().at(index) {
-            Some(name) => (name.machine.history().next_attempt, name.machine.is_ending(now)),
-            None => (None, false),
+        let (next, ending, own_tries) = match self.names.borrow().at(index) {
+            Some(name) => {
+                let history = name.machine.history();
+                let own_tries = name.is_of_own_ca().then(|| history.count(class));
+                (history.next_attempt, name.machine.is_ending(now), own_tries)
+            }
+            None => (None, false, None),
+        };
+        let told = match own_tries {
+            Some(_) => self.not_issued.told(&message, Instant::now().into_std()),
+            None => message.clone(),
         };
         let (cert, next_attempt) = (self.label(index), next.map(rfc3339));
-        if ending {
+        // Of what keeps edge's own CA from issuing, each name is told once, and one of them whenever it is told whole.
+        if own_tries.is_some_and(|tries| tries > 1) && told != message {
+            tracing::debug!(cert, ?class, error = told, next_attempt, "no certificate was obtained");
+        } else if ending {
             tracing::error!(
                 cert,
                 ?class,
-                error = message,
+                error = told,
                 next_attempt,
                 "a certificate ends soon and was not renewed"
             );
         } else {
-            tracing::warn!(cert, ?class, error = message, next_attempt, "no certificate was obtained");
+            tracing::warn!(cert, ?class, error = told, next_attempt, "no certificate was obtained");
         }
         self.tell_failure(index, &message);
         let (Reach::Account, Some(until)) = (reach, next) else { return };

@@ -286,7 +286,7 @@ impl Certificate {
 
     /// The first CA, unless it has failed in a way another one may not; that one is asked once a day.
     fn choose_ca(&mut self, fallbacks: usize, now: SystemTime) -> usize {
-        let failed = |class| self.history.failures.get(&class).copied().unwrap_or_default();
+        let failed = |class| self.history.count(class);
         let rounds = failed(Class::Transient);
         let wanted = rounds >= 3
             || failed(Class::Account) > 0
@@ -324,7 +324,7 @@ impl Certificate {
     fn unready(&mut self, message: String, now: SystemTime) -> Vec<Action> {
         match self.state {
             State::Ordering => {
-                let tried = self.history.failures.get(&Class::Validation).copied().unwrap_or_default();
+                let tried = self.history.count(Class::Validation);
                 let patience = table_delay(Class::Validation, tried.saturating_add(1), self.life());
                 self.history.anyway_at.get_or_insert(seconds::whole(now + patience.unwrap_or(DAY).min(DAY)));
                 self.history.unready = self.history.unready.saturating_add(1);

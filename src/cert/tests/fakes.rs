@@ -194,7 +194,11 @@ impl Rig {
 
     pub(super) fn fail_with(&self, class: Class, reach: Reach, retry_after: Option<Duration>) {
         let message = "the CA said no".to_owned();
-        self.ca.failures.borrow_mut().push_back(Failure { class, reach, retry_after, message });
+        self.ca.failures.borrow_mut().push_back(Failure {
+            reach,
+            retry_after,
+            ..Failure::new(class, message)
+        });
     }
 }
 

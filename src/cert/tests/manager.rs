@@ -218,6 +218,38 @@ async fn the_internal_ca_serves_before_start_returns_and_the_same_after_a_restar
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_keeps_the_internal_ca_from_issuing_is_told_once_for_each_name_and_then_now_and_again() {
+    local(async {
+        let rig = rig();
+        let closed = rig.storage().join("internal");
+        fs::create_dir(rig.storage()).expect("made");
+        fs::write(&closed, "in the way").expect("written");
+        let (logged, _logging) = Logged::begin();
+        let apps = vec![app("api", &["a.test", "b.test", "c.test"], Tls::Internal)];
+        let running = rig.try_run(&config(&rig.storage(), apps)).expect("started");
+        let told = || {
+            let text = logged.text();
+            let said = |line: &&str| line.contains("WARN") && line.contains("no certificate was obtained");
+            let lines = text.lines().filter(said);
+            let (short, whole): (Vec<_>, Vec<_>) = lines.partition(|line| line.contains("as said before"));
+            (whole.len(), short.len())
+        };
+        tokio::time::sleep(Duration::from_secs(590)).await;
+        assert_eq!(told(), (1, 2), "{}", logged.text());
+        assert!(running.error(2).contains(&closed.display().to_string()), "{}", running.error(2));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(told(), (2, 2), "{}", logged.text());
+        fs::remove_file(&closed).expect("removed");
+        tokio::time::sleep(Duration::from_secs(16)).await;
+        running
+            .until("all", |r| r.manager.status().iter().all(|one| one.state == CertificateState::Valid))
+            .await;
+        running.stop().await;
+    })
+    .await;
+}
+
 fn write_pair(dir: &Path, ca: &InternalCa, name: &str) -> Tls {
     let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
     let pem = ca.issue(&pattern(name), now()).expect("issued").to_pem();

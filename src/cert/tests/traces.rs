@@ -11,7 +11,7 @@ use super::lab::{DAY, HOUR, MINUTE, full_length};
 use super::schedule::{admit, start, valid_for};
 use crate::cert::advice::{Advice, NoAdvice, Window};
 use crate::cert::delay::{PER_HOUR, delay};
-use crate::cert::failure::{Class, Failure, Reach};
+use crate::cert::failure::{Class, Failure};
 use crate::cert::gate::Gate;
 use crate::cert::history::History;
 use crate::cert::schedule::{Action, Certificate, Input, LONGEST_WAIT};
@@ -43,12 +43,8 @@ fn hold<S: Strategy>(law: &str, shorter: u32, of: S, check: impl Fn(S::Value, &C
 }
 
 fn failure(class: usize, retry_after: Option<u64>) -> Failure {
-    Failure {
-        class: CLASSES[class % CLASSES.len()],
-        reach: Reach::Name,
-        retry_after: retry_after.map(Duration::from_secs),
-        message: "failed".to_owned(),
-    }
+    let retry_after = retry_after.map(Duration::from_secs);
+    Failure { retry_after, ..Failure::new(CLASSES[class % CLASSES.len()], "failed") }
 }
 
 #[derive(Debug, Clone)]
