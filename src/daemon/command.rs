@@ -145,10 +145,14 @@ pub fn explain(config: &Config, name: &str) -> Result<String, CommandError> {
 /// and whoever runs edge may see more.
 fn warnings(spec: &WorkerSpec, plan: &Plan) -> Vec<String> {
     let view = View::new(spec, spec.environment.get("PATH"));
-    let first = spec.before_start.first().and_then(|command| command.first());
-    let first = first.and_then(|program| view.obstacle(program));
-    let mut warnings: Vec<String> =
-        first.iter().map(|obstacle| format!("`before_start`: {obstacle}")).collect();
+    let mut programs: Vec<&String> = Vec::new();
+    for program in spec.before_start.iter().filter_map(|command| command.first()) {
+        if !programs.contains(&program) {
+            programs.push(program);
+        }
+    }
+    let obstacles = programs.into_iter().filter_map(|program| view.obstacle(program));
+    let mut warnings: Vec<String> = obstacles.map(|obstacle| format!("`before_start`: {obstacle}")).collect();
     for (key, limit) in [("max_memory", spec.recycle.max_memory), ("memory_limit", spec.memory_limit)] {
         if let Some(bytes) = limit.filter(|bytes| *bytes < LEAST_MEMORY) {
             warnings.push(format!(

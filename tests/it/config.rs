@@ -143,7 +143,7 @@ async fn a_program_that_is_not_there_is_warned_of_and_refuses_nothing() {
     let text = "defaults: {environment: {PATH: /usr/bin:/bin}}\napps:\n  api: {domains: [api.test], command: no-such-server}\n  \
                 made: {domains: [made.test], command: ./venv/bin/run, before_start: sh build.sh}\n  \
                 shell: {domains: [shell.test], command: [sh, -c, no-such-server]}\n  \
-                gone: {domains: [gone.test], command: sh -m, before_start: no-such-hook}\n";
+                gone: {domains: [gone.test], command: sh -m, before_start: [no-such-hook, sh -c true, no-other-hook x, no-other-hook y]}\n";
     let (output, _dir) = with_file(&["check"], text).await;
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -152,14 +152,17 @@ async fn a_program_that_is_not_there_is_warned_of_and_refuses_nothing() {
         let mine = lines.take_while(|line| line.starts_with(app) || line.starts_with(' '));
         mine.collect::<Vec<_>>().join("\n")
     };
-    assert!(text.ends_with("\nok, 3 warnings\n"), "{text}");
+    assert!(text.ends_with("\nok, 4 warnings\n"), "{text}");
     assert!(
         of("api").contains("warning: `no-such-server` is not in PATH (/usr/bin:/bin): install it"),
         "{text}"
     );
     assert!(of("made").contains("does not exist") && of("made").contains("unless `before_start`"), "{text}");
     assert!(!of("shell").contains("warning"), "{text}");
-    assert!(of("gone").contains("warning: `before_start`: `no-such-hook` is not in PATH"), "{text}");
+    for hook in ["no-such-hook", "no-other-hook"] {
+        let warning = format!("warning: `before_start`: `{hook}` is not in PATH");
+        assert!(of("gone").contains(&warning), "{text}");
+    }
 }
 
 #[tokio::test]
