@@ -143,7 +143,10 @@ impl Question {
         let attempt = async {
             let unreachable = |error: std::io::Error| NotReady::Unreachable {
                 address: address.to_string(),
-                cause: error.kind().to_string(),
+                cause: match error.kind() {
+                    std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+                    other => other.to_string(),
+                },
             };
             match address {
                 Address::Unix(path) => {
@@ -269,6 +272,6 @@ mod tests {
     async fn a_missing_socket_is_named() {
         let reason =
             question(false).ask(&Address::Unix("/nowhere/x.sock".into())).await.expect_err("no socket");
-        assert_eq!(reason.to_string(), "nothing listens at unix:/nowhere/x.sock (entity not found)");
+        assert_eq!(reason.to_string(), "nothing listens at unix:/nowhere/x.sock (there is no such file)");
     }
 }
