@@ -29,15 +29,23 @@ const MAINTENANCE: &str = "The application is being maintained. Please try again
 /// Lines on their way to an operator who reads slower than workers write.
 const UNREAD: usize = 64;
 
-/// Starts `operation` in `scope`; what it says comes out of the receiver.
-pub fn perform(live: &Rc<Live>, operation: Operation, scope: &Scope) -> mpsc::Receiver<Said> {
+/// Starts `operation` in `scope`; what it says comes out of the receiver. What only follows the workers does so in `readings`,
+/// which outlives them: their last lines are heard.
+pub fn perform(
+    live: &Rc<Live>,
+    operation: Operation,
+    scope: &Scope,
+    readings: &Scope,
+) -> mpsc::Receiver<Said> {
     let (live, ends) = (Rc::clone(live), scope.clone());
     if let Operation::Logs { app, follow } = operation {
         let (operator, hears) = mpsc::channel(UNREAD);
-        drop(scope.spawn(async move {
+        let ends = readings.clone();
+        drop(readings.spawn(async move {
             tokio::select! {
-                () = logs(&live, app, follow, &operator) => {}
-                () = ends.drained() => {}
+                () = logs(&live, app, follow, &operator, &ends) => {}
+                // An operator who does not read holds nothing up.
+                () = ends.aborted() => {}
             }
         }));
         return hears;
@@ -174,8 +182,8 @@ async fn lend(live: &Live, token: &str, answer: &str, operator: &mpsc::Sender<Sa
     let _gone = operator.send(said).await;
 }
 
-/// What workers printed, in the order it came, each line with its time as the log has it.
-async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::Sender<Said>) {
+/// What workers printed, in the order it came, each line with its time as the log has it; followed until `ends` drains.
+async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::Sender<Said>, ends: &Scope) {
     let wanted = |live: &LiveApp| app.as_ref().is_none_or(|name| live.app.name == *name);
     if let Some(name) = app.as_ref().filter(|name| live.app(name).is_none()) {
         let Failed { text, status } = unknown(live, name);
@@ -187,6 +195,7 @@ async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::
     // a new one.
     let mut stamp = Stamp::default();
     let mut read: BTreeMap<usize, (Rc<Journal>, u64)> = BTreeMap::new();
+    let mut over = false;
     loop {
         let apps: Vec<LiveApp> = live.apps().into_iter().filter(wanted).collect();
         let mut lines = Vec::new();
@@ -206,7 +215,10 @@ async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::
                 return;
             }
         }
-        if !follow {
+        if over {
+            let _gone = operator.send(Said::Complaint("edge has stopped".to_owned())).await;
+        }
+        if over || !follow {
             let _gone = operator.send(Said::End(0)).await;
             return;
         }
@@ -215,6 +227,7 @@ async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::
             () = any(more) => {}
             // Apps may have come meanwhile.
             () = tokio::time::sleep(LOOK_FOR_APPS) => {}
+            () = ends.drained() => over = true,
             () = operator.closed() => return,
         }
     }

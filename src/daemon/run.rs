@@ -101,7 +101,7 @@ async fn serve(config: Arc<Config>, inherited: Inherited) -> Result<bool, StartE
         Rc::new(Live::start(Arc::clone(&config), (manager, Arc::clone(&challenges)), listeners, hands));
     // Operations end before what they operate on.
     let operations = Scope::new();
-    drop(control.drive(admin.serve(control.clone(), Rc::new(desk(&live, &operations)))));
+    drop(control.drive(admin.serve(control.clone(), Rc::new(desk(&live, &operations, &control)))));
     live.metrics.attach(&control, measure(&live));
     live.metrics.move_to(metrics);
 
@@ -281,7 +281,7 @@ impl Output {
 }
 
 /// What the admin socket answers with.
-fn desk(live: &Rc<Live>, operations: &Scope) -> Desk {
+fn desk(live: &Rc<Live>, operations: &Scope, readings: &Scope) -> Desk {
     let status = {
         let live = Rc::clone(live);
         move || {
@@ -289,8 +289,8 @@ fn desk(live: &Rc<Live>, operations: &Scope) -> Desk {
             Box::pin(async move { live.status().await }) as PendingStatus
         }
     };
-    let (live, operations) = (Rc::clone(live), operations.clone());
-    let perform = move |operation| perform::perform(&live, operation, &operations);
+    let (live, operations, readings) = (Rc::clone(live), operations.clone(), readings.clone());
+    let perform = move |operation| perform::perform(&live, operation, &operations, &readings);
     Desk { status: Box::new(status), perform: Box::new(perform) }
 }
 

@@ -120,19 +120,27 @@ async fn an_app_that_is_not_there_is_told_with_those_that_are() {
 
 #[tokio::test]
 async fn a_running_edge_stops_while_an_operator_follows_its_logs() {
-    let edge = Setup::new().app("a", HELLO).start().await;
+    let app = HELLO.replace("edge hello", "[sh, -c, 'echo begun; exec edge hello']");
+    let edge = Setup::new().app("a", &app).start().await;
     edge.wait_until_up("a").await;
     let mut following = tokio::process::Command::new(BINARY)
         .args(["logs", "-f", "--config"])
         .arg(edge.dir().join("edge.yaml"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    within(PATIENCE, "it follows", lines.next_line()).await.unwrap().expect("a line");
     edge.stop().await;
-    within(PATIENCE, "the command ends with edge", following.wait()).await.unwrap();
+    let mut last = String::new();
+    while let Some(line) = within(PATIENCE, "a line", lines.next_line()).await.unwrap() {
+        last = line;
+    }
+    assert!(last.ends_with(" a 0 | hello: finished"), "{last}");
+    let output = within(PATIENCE, "the end", following.wait_with_output()).await.unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b"edge has stopped\n"[..]));
 }
 
 #[tokio::test]
