@@ -128,7 +128,13 @@ where
         })
     })
     .await;
-    let end = if down.told { End::Told } else { end };
+    let gone = matches!(end, End::ClientGone(_));
+    let end = match end {
+        _ if down.told => End::Told,
+        // It has the worker's Close frame, and need not wait for the end of the connection.
+        End::ClientGone(_) if down.is_closed() && down.rest.is_empty() => End::Closed,
+        end => end,
+    };
     let goodbye = match end {
         End::Aborted | End::Idle => Some(frames::GOING_AWAY),
         // A killed worker resets its connection.
@@ -138,7 +144,7 @@ where
     if let Some(code) = goodbye.filter(|_| down.takes_close()) {
         farewell(client, code, deadline).await;
     }
-    if let (End::ClientGone(_), Some(patience)) = (&end, patience.parting) {
+    if let Some(patience) = patience.parting.filter(|_| gone) {
         tokio::select! {
             () = part(&mut up, client, worker, deadline, patience) => {}
             () = &mut aborted => {}

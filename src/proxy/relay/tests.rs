@@ -235,3 +235,20 @@ async fn a_worker_whose_client_was_gone_is_waited_for_where_only_a_stream_ends_a
         assert!(took >= lasts && took <= lasts + 2 * second, "{parting:?} {replaced:?}: {took:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_with_the_workers_close_frame_in_hand_has_closed() {
+    for (said, closed) in [(&[0x88, 2, 3, 0xe8][..], true), (&[0x81, 1, b'a'][..], false)] {
+        let (_worker, relayed) = between(&Scope::new(), 1000, async |mut client, mut worker| {
+            worker.write_all(said).await.expect("open");
+            client.read_exact(&mut vec![0; said.len()]).await.expect("what the worker said");
+            drop(client);
+            // Only a write finds that out.
+            worker.write_all(b"x").await.expect("open");
+            worker
+        })
+        .await;
+        assert_eq!(matches!(relayed.end, End::Closed), closed, "{relayed:?}");
+        assert_eq!(matches!(relayed.end, End::ClientGone(_)), !closed, "{relayed:?}");
+    }
+}
