@@ -217,7 +217,8 @@ fn last_requests(open: u64, patience: Duration) -> String {
         more => format!("{more} open requests have"),
     };
     format!(
-        "{requests} {patience:?} (`drain_timeout`) to finish; told to stop again (Ctrl-C, SIGTERM), edge cuts what is open"
+        "{requests} {patience:?} (`drain_timeout`) to finish, WebSockets among them are closed now; told to stop again (Ctrl-C, \
+         SIGTERM), edge cuts what is open"
     )
 }
 
