@@ -76,9 +76,7 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
         // These two change no configuration: they wait for nobody but the app's own supervisor.
         Operation::Restart(app) => {
             let supervisor = supervisor(live, &app)?;
-            if supervisor.status().state == AppState::Deploying {
-                told.say(format!("{app}: waiting for the change of its workers that is under way"));
-            }
+            tell_of_waiting(&app, &supervisor, told);
             told.say(format!("{app}: replacing its workers"));
             reload::tell_of_memory(&app, &supervisor, told);
             let restarted = told.telling(&app, supervisor.remarks(), supervisor.restart()).await;
@@ -117,6 +115,12 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
     }
 }
 
+fn tell_of_waiting(app: &AppName, supervisor: &Supervisor, told: &Progress) {
+    if supervisor.status().state == AppState::Deploying {
+        told.say(format!("{app}: waiting for the change of its workers that is under way"));
+    }
+}
+
 async fn scale(
     supervisor: &Supervisor,
     app: &AppName,
@@ -127,6 +131,7 @@ async fn scale(
         Number::Held(workers) => Some(workers),
         Number::Auto => None,
     };
+    tell_of_waiting(app, supervisor, told);
     told.say(match number {
         Number::Held(workers) => format!("{app}: scaling to {workers} workers"),
         Number::Auto => format!("{app}: scaling to what the file says"),

@@ -59,6 +59,8 @@ pub(super) struct Changes {
     line: VecDeque<(Wish, Reply)>,
     under_way: Option<UnderWay>,
     begun: u64,
+    /// What operators say of the number of workers, until no change is under way.
+    pub(super) holding: Vec<(Option<u32>, Reply)>,
     /// Who waits for another number of workers.
     pub(super) scaling: Vec<Reply>,
     /// Workers that ended before they were ready, until their last lines are in.
@@ -91,6 +93,11 @@ impl Changes {
         let (wish, reply) = self.line.pop_front()?;
         self.under_way = Some(UnderWay { reply, culprit: None, completed: false });
         Some(wish)
+    }
+
+    /// Whether a wish has been begun and has not ended.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.under_way.is_some()
     }
 
     /// The number of a generation that was never used before.
@@ -168,7 +175,9 @@ impl Changes {
     /// Nothing will be changed any more.
     pub(super) fn stop(&mut self) {
         self.fail(RollError::stopping());
-        let waiting = self.line.drain(..).map(|(_, reply)| reply).chain(self.scaling.drain(..));
+        let holding = self.holding.drain(..).map(|(_, reply)| reply);
+        let waiting =
+            self.line.drain(..).map(|(_, reply)| reply).chain(holding).chain(self.scaling.drain(..));
         for reply in waiting {
             let _nobody_waits = reply.send(Err(RollError::stopping()));
         }

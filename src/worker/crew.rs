@@ -167,7 +167,7 @@ impl Crew {
             Event::Prepared(generation, outcome) => self.prepared(generation, outcome),
             Event::Rehearsed(generation, outcome) => self.rehearsed(generation, outcome),
             Event::Change(wish, reply) => self.changes.ask(wish, reply),
-            Event::Scale(workers, reply) => self.hold(workers, reply),
+            Event::Scale(workers, reply) => self.changes.holding.push((workers, reply)),
             Event::Resize(workers, reply) => self.resize(workers, reply),
             Event::Stop => self.stop(),
             Event::Abort => {
@@ -186,6 +186,7 @@ impl Crew {
             self.changes.cleared();
         }
         self.begin_change();
+        self.hold_in_turn();
         if cleared && self.rollout.is_settled() {
             self.changes.settled();
         }

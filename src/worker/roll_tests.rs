@@ -44,6 +44,25 @@ async fn a_roll_replaces_everybody_and_returns_when_the_old_ones_are_gone() {
 }
 
 #[tokio::test]
+async fn another_number_waits_for_the_generation_that_takes_over() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let app = stage.start(stage.server(&[]));
+            stage.ready(0).await;
+            let (restarted, scaled) = tokio::join!(app.restart(), app.scale(Some(2)));
+            restarted.expect("restarted");
+            scaled.expect("scaled");
+            let status = app.status();
+            let before: Vec<u64> = status.workers.iter().map(|worker| worker.past.after_first).collect();
+            assert_eq!((status.generation, before), (2, vec![1, 0]), "the new place had one worker");
+            app.stop().await;
+            stage.leaves_nothing();
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn a_roll_that_fails_says_why_and_leaves_the_old_ones_alone() {
     LocalSet::new()
         .run_until(async {

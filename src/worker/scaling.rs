@@ -11,8 +11,19 @@ use crate::worker::scale::{Load, Step};
 use crate::worker::usage;
 
 impl Crew {
+    /// What operators said of the number, unless a generation is about to take over: workers of the old one would be replaced
+    /// at once.
+    pub(super) fn hold_in_turn(&mut self) {
+        if self.changes.is_under_way() || self.rollout.is_rolling() {
+            return;
+        }
+        for (number, reply) in std::mem::take(&mut self.changes.holding) {
+            self.hold(number, reply);
+        }
+    }
+
     /// An operator holds the number, or lets the file and the load decide again.
-    pub(super) fn hold(&mut self, number: Option<u32>, reply: Reply) {
+    fn hold(&mut self, number: Option<u32>, reply: Reply) {
         if number == Some(0) {
             let _nobody_waits = reply.send(Err(RollError::because("an app has at least one worker")));
             return;
