@@ -300,11 +300,7 @@ impl Crew {
             match action {
                 Action::Admit => self.admit(at),
                 Action::Withdraw => self.withdraw(at),
-                Action::ReportUnwell => {
-                    self.unwell(at);
-                    self.past.entry(at.slot).or_default().failing(at.incarnation);
-                    self.roll(rollout::Input::Recycle(at));
-                }
+                Action::ReportUnwell => self.unwell(at),
                 Action::Suspend => self.suspend(at, true),
                 Action::Resume => self.suspend(at, false),
                 Action::Interrupt => self.interrupt(at),

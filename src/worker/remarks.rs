@@ -55,21 +55,19 @@ impl Crew {
     }
 
     /// A worker has failed its health check as often as is allowed.
-    pub(super) fn unwell(&mut self, at: Seat) {
-        let Some(worker) = self.workers.get_mut(&at) else { return };
-        worker.unwell = true;
+    pub(super) fn told_unwell(&self, at: Seat) {
+        let Some(worker) = self.workers.get(&at) else { return };
         let (spec, reason) = (&worker.setup.spec, worker.trouble.as_deref().unwrap_or_default());
         let (path, failures) = (spec.healthcheck_path.as_deref().unwrap_or("/"), spec.healthcheck.retries);
         let app = &worker.id.app;
         tracing::warn!(%app, worker = at.slot, path, reason, failures, "a worker fails its health checks: it is to be replaced");
     }
 
-    /// Kills a worker, because of `input`.
-    pub(super) fn kill(&mut self, at: Seat, input: Input) {
+    /// A worker was killed, because of `input`.
+    pub(super) fn told_killed(&self, at: Seat, input: Input) {
         let Some(worker) = self.workers.get(&at) else { return };
         let (app, pid) = (&worker.id.app, worker.child.pid());
         let hung = matches!(worker.state, State::Killing { why: Why::Hung });
-        worker.child.kill();
         if input != Input::Tick || hung {
             tracing::warn!(%app, worker = at.slot, pid, "killing a worker and all it started");
             return;

@@ -377,6 +377,22 @@ impl Crew {
         worker.tasks.spawn(async move { child.interrupt().await });
     }
 
+    /// A worker has failed its health check as often as is allowed: it is to go.
+    pub(super) fn unwell(&mut self, at: Seat) {
+        let Some(worker) = self.workers.get_mut(&at) else { return };
+        worker.unwell = true;
+        self.told_unwell(at);
+        self.past.entry(at.slot).or_default().failing(at.incarnation);
+        self.roll(rollout::Input::Recycle(at));
+    }
+
+    /// Kills a worker and all it started, because of `input`.
+    pub(super) fn kill(&mut self, at: Seat, input: Input) {
+        let Some(worker) = self.workers.get(&at) else { return };
+        worker.child.kill();
+        self.told_killed(at, input);
+    }
+
     pub(super) fn bury(&mut self, at: Seat) {
         let Some(worker) = self.workers.remove(&at) else { return };
         let State::Dead { why } = worker.state else { return };
