@@ -53,7 +53,8 @@
 //! (`tests/bench/compare --metrics f`) and one entry each in their thread's table of deadlines, which is looked through ten times a
 //! second: half a hundredth of a core for all of them on one thread. Coming and going, each takes one of 64 locks, 0.3 to 0.7 µs.
 //! Connections are spread over threads by the kernel as they come (`SO_REUSEPORT`), and stay: a few long and busy ones can be
-//! unevenly spread.
+//! unevenly spread. A socket that a service manager holds is one for all threads: each connection wakes those that wait, and goes
+//! to whoever is first, which is less even.
 //!
 //! # The map
 //! A file imports floor 0, its own folder, and what its line or its floor's heading names after `←`. `P` is pure: it decides,

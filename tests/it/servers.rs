@@ -133,9 +133,18 @@ async fn gunicorn_with_a_configuration_file_of_its_own() {
         checked.contains("note: concurrency unknown: what `gunicorn.conf.py` says is not read"),
         "{checked}"
     );
+    four_at_once(&edge).await;
+    edge.edit("workers: 1", "workers: 1\n    concurrency: 4");
+    let checked = edge.done(&["check"]).await;
+    assert!(!checked.contains("concurrency unknown"), "{checked}");
+    edge.stop().await;
+}
+
+/// Four requests are with the only worker at the same time, and none waits for it.
+async fn four_at_once(edge: &Edge) {
     let mut answers = Vec::new();
     for _ in 0..4 {
-        let mut connection = Connection::open(&edge, "app.test", Wire::H1).await;
+        let mut connection = Connection::open(edge, "app.test", Wire::H1).await;
         answers.push(tokio::spawn(async move { connection.get("/slow/2000").await.status }));
     }
     until(PATIENCE, "all are with the worker", async || {
@@ -146,10 +155,6 @@ async fn gunicorn_with_a_configuration_file_of_its_own() {
     for answer in answers {
         assert_eq!(answer.await.unwrap(), 200);
     }
-    edge.edit("workers: 1", "workers: 1\n    concurrency: 4");
-    let checked = edge.done(&["check"]).await;
-    assert!(!checked.contains("concurrency unknown"), "{checked}");
-    edge.stop().await;
 }
 
 async fn delegated(command: &str) {
@@ -164,19 +169,7 @@ async fn delegated(command: &str) {
     })
     .await;
     // Synchronous ones, too, work on as many requests as there are processes, and the rest waits with the server, not with edge.
-    let mut answers = Vec::new();
-    for _ in 0..4 {
-        let mut connection = Connection::open(&edge, "app.test", Wire::H1).await;
-        answers.push(tokio::spawn(async move { connection.get("/slow/2000").await.status }));
-    }
-    until(PATIENCE, "all are with the worker", async || {
-        let app = edge.status().await["apps"]["app"].take();
-        (app["workers"][0]["in_flight"] == 4 && app["queue"] == 0).then_some(())
-    })
-    .await;
-    for answer in answers {
-        assert_eq!(answer.await.unwrap(), 200);
-    }
+    four_at_once(&edge).await;
     let mut connection = Connection::open(&edge, "app.test", Wire::H2).await;
     let answer = connection.post("/upload", Bytes::from(vec![1; 3 << 20])).await;
     assert_eq!((answer.status.as_u16(), answer.json()["bytes"].as_u64()), (200, Some(3 << 20)));
