@@ -135,6 +135,7 @@
 //!   worker/child.rs           one running worker: its end, its signals
 //!   worker/listening.rs       where a worker listens really, for the messages
 //!   worker/past.rs         P  what a slot remembers of the workers it had   ← telemetry
+//!   worker/priority.rs        the priority of a worker's session
 //!   worker/member.rs          one worker as its crew holds it   ← telemetry
 //!   worker/unread.rs          bytes that the other end was sent and has not read
 //!   worker/watchdog.rs        whether a worker that serves reads what it is sent

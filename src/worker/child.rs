@@ -109,6 +109,11 @@ impl Child {
         self.pid
     }
 
+    /// Whether its status was taken: its process id may be another's then.
+    pub(super) fn has_ended(&self) -> bool {
+        self.exit.get().is_some()
+    }
+
     /// The limit of memory that the kernel keeps for it and all it starts.
     pub fn memory_limit(&self) -> Option<u64> {
         self.leaf.as_ref()?.limit()

@@ -22,6 +22,7 @@ mod member;
 pub mod output;
 mod past;
 mod places;
+mod priority;
 pub mod probe;
 mod probe_http2;
 pub mod program;

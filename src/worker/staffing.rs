@@ -19,6 +19,7 @@ use crate::worker::listening;
 use crate::worker::member::Member;
 use crate::worker::output::{self, Source, Tail};
 use crate::worker::past::{self, Blame, Rejected};
+use crate::worker::priority;
 use crate::worker::probe::NotReady;
 use crate::worker::recycling::Limits;
 use crate::worker::remarks;
@@ -153,6 +154,10 @@ impl Crew {
             setup,
         };
         self.watch(&worker);
+        if let Some(nice) = worker.setup.spec.nice {
+            let child = Rc::clone(&worker.child);
+            worker.alongside(async move { priority::share(&child, nice).await });
+        }
         self.workers.insert(seat, worker);
         Ok(())
     }

@@ -370,8 +370,13 @@ async fn a_slow_handler_is_not_touched() {
 
 #[tokio::test]
 async fn limits_and_priority_reach_the_worker() {
-    let yaml = format!("{HELLO}workers: 1\nnice: 5\nulimits: {{nofile: 333, core: {{soft: 0, hard: 1000}}}}");
-    let edge = Setup::new().app("a", &yaml).start().await;
+    let yaml = format!("{HELLO}workers: 3\nnice: 5\nulimits: {{nofile: 333, core: {{soft: 0, hard: 1000}}}}");
+    let mut setup = Setup::new().app("a", &yaml);
+    if processes::root() {
+        // As a service: whom the kernel lets change the priority of one session at a time.
+        setup = setup.inside(&["setpriv", "--bounding-set=-sys_admin"]);
+    }
+    let edge = setup.start().await;
     edge.wait_until_up("a").await;
     let worker = edge.workers("a").await[0];
     let limits = std::fs::read_to_string(format!("/proc/{worker}/limits")).unwrap();
@@ -384,5 +389,14 @@ async fn limits_and_priority_reach_the_worker() {
     let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap();
     let after = stat.rsplit_once(')').unwrap().1;
     assert_eq!(after.split_whitespace().nth(16), Some("5"), "{stat}");
+    for worker in edge.workers("a").await {
+        // There is no such file where the kernel does not group processes by session.
+        let path = format!("/proc/{worker}/autogroup");
+        until(Duration::from_secs(20), "its session has the priority, too", async || {
+            let Ok(group) = std::fs::read_to_string(&path) else { return Some(()) };
+            group.ends_with(" nice 5\n").then_some(())
+        })
+        .await;
+    }
     edge.stop().await;
 }
