@@ -20,6 +20,7 @@ use std::cell::{OnceCell, RefCell};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -30,9 +31,12 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::task::LocalSet;
@@ -191,13 +195,14 @@ async fn ask(run: Rc<Run>, lane: Rc<Lane>, client: u32, idle: Rc<Idle>, seconds:
 /// One client: a request each `clients / rate` seconds, the clients of a lane evenly apart.
 async fn ask_in_time(run: Rc<Run>, lane: Rc<Lane>, client: u32, idle: Rc<Idle>, rate: f64, seconds: f64) {
     let mut open = Vec::new();
+    let alarm = Alarm::new();
     for turn in 0u32.. {
         let number = turn * lane.clients + client;
         let due = f64::from(number) / rate;
         if due >= seconds {
             break;
         }
-        tokio::time::sleep_until((run.began().0 + Duration::from_secs_f64(due)).into()).await;
+        alarm.at(run.began().0 + Duration::from_secs_f64(due)).await;
         open.push(tokio::task::spawn_local(one(
             Rc::clone(&run),
             Rc::clone(&lane),
@@ -208,6 +213,42 @@ async fn ask_in_time(run: Rc<Run>, lane: Rc<Lane>, client: u32, idle: Rc<Idle>, 
     }
     for request in open {
         request.await.expect("a request does not panic");
+    }
+}
+
+/// A client's clock. tokio's timers go by whole milliseconds, rounded up: requests would be late by one, and all that fall into the
+/// same one would be sent at once.
+struct Alarm(AsyncFd<OwnedFd>);
+
+impl Alarm {
+    #[allow(unsafe_code, reason = "its safe form is deprecated, for descriptors that others can close")]
+    fn new() -> Self {
+        let timer = rustix::time::timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        )
+        .expect("a timer");
+        // SAFETY: the descriptor is owned by what is registered, which never replaces it.
+        let watched = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) };
+        Self(watched.expect("a runtime with descriptors"))
+    }
+
+    /// Returns at `due`, which may have been already.
+    async fn at(&self, due: Instant) {
+        let left = due.saturating_duration_since(Instant::now());
+        // A timer set to nothing would never ring.
+        if left.is_zero() {
+            return;
+        }
+        let once = Itimerspec {
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+            it_value: left.try_into().expect("less than centuries"),
+        };
+        rustix::time::timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once).expect("a time");
+        let mut rang = self.0.readable().await.expect("a timer can be waited for");
+        let mut times = [0; 8];
+        rustix::io::read(&self.0, &mut times).expect("it rang");
+        rang.clear_ready();
     }
 }
 
