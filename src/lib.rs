@@ -186,6 +186,7 @@
 //!   cert/look_tls.rs          whether port 443 leads here, on demand
 //!   cert/import.rs         P  which certificates of another program are taken over, and for which names
 //!   cert/ca_id.rs          P  a CA as the store and other programs name it
+//!   cert/cas.rs               the CAs of a configuration
 //!   cert/store_error.rs       what of the store, or of the operator's files, cannot be used
 //!   cert/store.rs             certificates, accounts, orders and failures on disk
 //!   cert/disk.rs              writes in order, away from the thread that drives

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use fastrand::Rng;
 use rustls::server::ProducesTickets;
 
+use crate::cert::cas::Cas;
 use crate::cert::client_policy::ClientPolicy;
 use crate::cert::internal::InternalCa;
-use crate::cert::names::{Cas, Name, NameId, Names, Source};
+use crate::cert::names::{Name, NameId, Names, Source};
 use crate::cert::store::CertStore;
 use crate::cert::store_error::StoreError;
 use crate::config::model::{Acme, App, Config, Tls};

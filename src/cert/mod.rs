@@ -6,6 +6,7 @@ pub mod validity;
 
 pub mod bundle;
 pub mod ca_id;
+pub mod cas;
 pub mod challenge;
 pub mod change;
 pub mod failure;

@@ -7,8 +7,8 @@ use fastrand::Rng;
 
 use crate::cert::bundle::CertBundle;
 use crate::cert::ca_id::CaId;
+use crate::cert::cas::Cas;
 use crate::cert::import::{Kept, may_replace};
-use crate::cert::names::Cas;
 use crate::cert::schedule::{Certificate, Input};
 use crate::cert::store::{CertStore, load_best};
 use crate::cert::store_error::StoreError;

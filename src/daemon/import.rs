@@ -13,10 +13,11 @@ use rustls::crypto::CryptoProvider;
 
 use crate::cert::bundle::CertBundle;
 use crate::cert::ca_id::CaId;
+use crate::cert::cas::Cas;
 use crate::cert::foreign::{self, ForeignError, Found, FoundAccount, Origin, Tree};
 use crate::cert::import::{Candidate, Configured, Planned, plan};
 use crate::cert::manager::Manager;
-use crate::cert::names::{Cas, rfc3339};
+use crate::cert::names::rfc3339;
 use crate::cert::offer::{NotKept, Offer, keep};
 use crate::cert::store::{AccountStore, CertStore, DirStore};
 use crate::cert::store_error::StoreError;
