@@ -137,6 +137,7 @@ pub fn start_with(
     if driver.owner {
         driver.seams.issuer.tidy(scope);
     }
+    driver.names.borrow_mut().tell_refused(now);
     driver.advance();
     driver.publish();
     scope.drive(driver.run(events));

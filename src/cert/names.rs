@@ -84,6 +84,8 @@ pub struct Names {
     pub(in crate::cert) tickets: HashMap<AppName, Arc<dyn ProducesTickets>>,
     /// Of the apps that ask clients for certificates.
     pub(in crate::cert) clients: HashMap<AppName, ClientPolicy>,
+    /// Why clients refuse the certificates of apps, as was told.
+    refused: HashMap<AppName, String>,
 }
 
 impl Names {
@@ -101,6 +103,7 @@ impl Names {
             provider: Arc::clone(provider),
             tickets: HashMap::new(),
             clients: ClientPolicy::all(config, provider)?,
+            refused: HashMap::new(),
         };
         let cas = Cas::of(&config.acme);
         for app in &config.apps {
@@ -280,6 +283,21 @@ impl Names {
         changed
     }
 
+    /// Tells of the operator's certificates that clients refuse because of their time, each once.
+    pub fn tell_refused(&mut self, now: SystemTime) {
+        let told = std::mem::take(&mut self.refused);
+        for name in &self.list {
+            if let Some(error) = name.refused(now)
+                && self.refused.get(&name.app) != Some(&error)
+            {
+                if told.get(&name.app) != Some(&error) {
+                    tracing::warn!(app = %name.app, error, "clients refuse the certificate of an app");
+                }
+                self.refused.insert(name.app.clone(), error);
+            }
+        }
+    }
+
     /// The names.
     pub fn iter(&self) -> impl Iterator<Item = &Name> {
         self.list.iter()
@@ -361,10 +379,19 @@ impl Name {
         }
     }
 
+    /// Why clients refuse the certificate the operator keeps for it.
+    fn refused(&self, now: SystemTime) -> Option<String> {
+        match &self.source {
+            Source::Files(pair, _) => pair.refused(self.bundle.as_ref()?.validity(), now),
+            Source::Acme(_) | Source::Internal | Source::Off => None,
+        }
+    }
+
     fn status(&self, now: SystemTime) -> CertificateStatus {
         let history = self.machine.history();
-        let last_error = self.file_error.clone().or_else(|| history.last_error.clone());
+        let refused = self.refused(now);
         let parked = match history.last_class {
+            _ if refused.is_some() => true,
             Some(Class::Permanent | Class::Action) => true,
             Some(
                 Class::Transient
@@ -378,6 +405,7 @@ impl Name {
             )
             | None => false,
         };
+        let last_error = self.file_error.clone().or(refused).or_else(|| history.last_error.clone());
         let expired = self.bundle.as_ref().is_some_and(|bundle| bundle.validity().not_after <= now);
         let state = match &self.bundle {
             _ if expired => CertificateState::Expired,

@@ -37,6 +37,7 @@ impl Driver {
             tracing::info!("certificate files changed; serving the new ones");
             self.publish();
         }
+        self.names.borrow_mut().tell_refused(self.seams.clock.now());
     }
 
     pub(in crate::cert) fn index(&self, id: NameId) -> Option<usize> {

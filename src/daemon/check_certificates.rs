@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::crypto::CryptoProvider;
-use time::OffsetDateTime;
 
 use crate::cert::bundle::CertBundle;
 use crate::cert::client_policy::ClientPolicy;
@@ -69,27 +68,13 @@ fn is_denied(error: &StoreError) -> bool {
 
 /// Why clients will not accept a certificate that edge can serve.
 fn refused(app: &App, pair: &FilePair, bundle: &CertBundle, now: SystemTime) -> Vec<String> {
-    let file = pair.cert.display();
-    let date = |at: SystemTime| OffsetDateTime::from(at).date();
-    let validity = bundle.validity();
-    let mut warnings = Vec::new();
-    if validity.not_after <= now {
-        warnings.push(format!(
-            "the certificate {file} has been expired since {}: clients refuse it",
-            date(validity.not_after)
-        ));
-    }
-    if validity.not_before > now {
-        warnings.push(format!(
-            "the certificate {file} is not valid before {}: clients refuse it",
-            date(validity.not_before)
-        ));
-    }
+    let mut warnings: Vec<String> = pair.refused(bundle.validity(), now).into_iter().collect();
     let missing: Vec<String> =
         app.domains.iter().filter(|domain| !bundle.covers(domain)).map(ToString::to_string).collect();
     if !missing.is_empty() {
         warnings.push(format!(
-            "the certificate {file} does not name {}: clients refuse it there",
+            "the certificate {} does not name {}: clients refuse it there",
+            pair.cert.display(),
             missing.join(", ")
         ));
     }

@@ -50,8 +50,8 @@ pub fn certificates(certificates: &[CertificateStatus], now: OffsetDateTime, col
     table.print()
 }
 
-/// Whether a monitor may sleep: the certificate is there, and it is not so close to its end that several renewals must have
-/// failed.
+/// Whether a monitor may sleep: the certificate is there, clients accept it already, and it is not so close to its end that several
+/// renewals must have failed.
 pub fn is_well(certificate: &CertificateStatus, now: OffsetDateTime) -> bool {
     let time = |at: &Option<String>| at.as_deref().and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok());
     let Some(end) = time(&certificate.not_after) else { return false };
@@ -60,7 +60,8 @@ pub fn is_well(certificate: &CertificateStatus, now: OffsetDateTime) -> bool {
         Some(renewal) => (end - renewal) / 3,
         None => time::Duration::days(10),
     };
-    certificate.state != CertificateState::Expired && now + spare < end
+    let begun = time(&certificate.not_before).is_none_or(|begin| begin <= now);
+    certificate.state != CertificateState::Expired && begun && now + spare < end
 }
 
 fn next(certificate: &CertificateStatus, now: OffsetDateTime) -> String {
@@ -174,6 +175,8 @@ api.example.com   valid     41d of 45d  renews in 11d, in the CA's window  Let's
         let retrying = CertificateStatus { state: CertificateState::Retrying, ..good.clone() };
         assert!(is_well(&retrying, NOW), "there is time to try again");
         assert!(!is_well(&CertificateStatus { not_after: None, ..retrying }, NOW));
+        let early = CertificateStatus { not_before: Some("2026-01-01T00:00:01Z".to_owned()), ..good.clone() };
+        assert!(!is_well(&early, NOW), "clients refuse it");
         let by_hand = CertificateStatus { renew_at: None, ..good };
         assert!(is_well(&by_hand, NOW) && !is_well(&by_hand, datetime!(2026-02-05 00:00 UTC)));
     }

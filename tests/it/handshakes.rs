@@ -379,7 +379,19 @@ async fn e10_an_expired_certificate_of_its_own_is_served_and_told_of() {
         let said = openssl(edge.https, name, &["-ign_eof"], &get(name)).await;
         assert!(said.contains(error) && said.contains("HTTP/1.1 200"), "{name}: {said}");
     }
-    assert_eq!(edge.certificate("old.test").await["state"], "expired");
+    for (name, state, why) in [
+        ("old", "expired", "old.pem has been expired since 2001-01-01"),
+        ("early", "parked", "early.pem is not valid before 2100-01-01"),
+    ] {
+        let certificate = edge.certificate(&format!("{name}.test")).await;
+        assert_eq!(certificate["state"], state);
+        assert!(certificate["last_error"].as_str().unwrap().contains(why), "{certificate}");
+        let told = |line: &serde_json::Value| {
+            let error = line["error"].as_str().unwrap_or_default();
+            line["level"] == "warn" && line["app"] == name && error.contains(why)
+        };
+        edge.wait_for_log("that clients refuse it", told).await;
+    }
     assert_serves(&edge).await;
     edge.stop().await;
 }

@@ -251,8 +251,12 @@ async fn what_keeps_the_internal_ca_from_issuing_is_told_once_for_each_name_and_
 }
 
 fn write_pair(dir: &Path, ca: &InternalCa, name: &str) -> Tls {
+    write_pair_of(now(), dir, ca, name)
+}
+
+fn write_pair_of(issued: SystemTime, dir: &Path, ca: &InternalCa, name: &str) -> Tls {
     let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
-    let pem = ca.issue(&pattern(name), now()).expect("issued").to_pem();
+    let pem = ca.issue(&pattern(name), issued).expect("issued").to_pem();
     fs::write(&cert, &pem).expect("written");
     fs::write(&key, &pem).expect("written");
     Tls::Files { cert, key }
@@ -273,6 +277,45 @@ async fn changed_files_are_served_and_broken_ones_are_not() {
         write_pair(rig.dir.path(), &rig.ca.ca, "a.example.com");
         running.until("replaced", |r| !Arc::ptr_eq(&first, &find(r))).await;
         assert_eq!(running.state(0), CertificateState::Valid);
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_whose_certificate_is_out_of_its_time_are_told_of_once_and_served() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    local(async {
+        let rig = rig();
+        let (logged, _logging) = Logged::begin();
+        let write = |issued| write_pair_of(issued, rig.dir.path(), &rig.ca.ca, "a.example.com");
+        let told = || logged.text().lines().filter(|line| line.contains("clients refuse")).count();
+        let begun = now();
+        let tls = write(begun - 91 * DAY);
+        let config = config(&rig.storage(), vec![app("shop", &["a.example.com", "b.example.com"], tls)]);
+        let running = rig.try_run(&config).expect("started");
+        let text = logged.text();
+        let ended = time::OffsetDateTime::from(begun - DAY).date();
+        let file = rig.dir.path().join("cert.pem").display().to_string();
+        let said = format!(
+            "the certificate {file} has been expired since {ended}: clients refuse it; put a renewed"
+        );
+        assert!(text.contains("WARN") && text.contains("shop") && text.contains(&said), "{text}");
+        assert_eq!(running.state(0), CertificateState::Expired);
+        assert!(running.error(0).contains(&said), "{}", running.error(0));
+        // Looked at again and again, and told once, though it is two names'.
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert_eq!(told(), 1, "{}", logged.text());
+        write(now() + 10 * DAY);
+        running.until("another", |r| r.state(0) == CertificateState::Parked).await;
+        assert!(logged.text().contains(&format!("{file} is not valid before ")), "{}", logged.text());
+        assert_eq!(told(), 2, "{}", logged.text());
+        let found = running.certificates.find(Some(&host("a.example.com")), LOCAL);
+        assert!(found.is_some(), "served all the same");
+        tokio::time::sleep(10 * DAY).await;
+        assert_eq!((running.state(0), running.error(0)), (CertificateState::Valid, String::new()));
+        tokio::time::sleep(91 * DAY).await;
+        assert_eq!((running.state(0), told()), (CertificateState::Expired, 3), "{}", logged.text());
         running.stop().await;
     })
     .await;
