@@ -76,7 +76,8 @@ fn filter(level: LogLevel) -> Targets {
         // Of what a client floods a connection with edge tells itself, once a second.
         .with_target("h2", own.min(LevelFilter::ERROR))
         .with_target("edge", own)
-        .with_target(WORKER_OUTPUT, LevelFilter::TRACE)
+        // No finer than they are: what is finer is then passed over at once, wherever a library says it.
+        .with_target(WORKER_OUTPUT, LevelFilter::INFO)
 }
 
 struct Lines {
