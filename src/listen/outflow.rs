@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
 
 use crate::deadline::Deadline;
 use crate::proxy::entry::Entry;
@@ -50,7 +51,11 @@ impl Outflow {
     pub fn written(&self) {
         self.handed.set(0);
         self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
-        self.whole.borrow_mut().clear();
+        let mut whole = self.whole.borrow_mut();
+        if !whole.is_empty() {
+            let now = Instant::now();
+            whole.drain(..).for_each(|entry| entry.ended(now));
+        }
     }
 
     /// The answer to this request was handed on to its end. Where more wait to leave than there may be streams, the first of them is

@@ -24,6 +24,9 @@ pub struct Entry {
     /// The site it was for, where one was found.
     pub site: Option<Arc<Site>>,
     started: Instant,
+    entered: Instant,
+    /// When it was over, where that is known better than by its drop.
+    ended: Option<Instant>,
     plane: Rc<Plane>,
     _open: OpenRequest,
     /// Its place among the client's requests at workers.
@@ -41,30 +44,32 @@ impl Entry {
         (client, conn): (IpAddr, &ConnInfo),
         plane: &Rc<Plane>,
     ) -> Box<Self> {
-        let record = AccessRecord {
-            at: plane.clock.now(),
-            app: None,
-            worker: None,
-            client,
-            host: None,
-            method: parts.method.clone(),
-            uri: parts.uri.clone(),
-            version: parts.version,
-            status: client_gone(),
-            bytes_in: 0,
-            bytes_out: 0,
-            duration: std::time::Duration::ZERO,
-            queued: std::time::Duration::ZERO,
-            upstream: None,
-            retries: 0,
-            tls: conn.tls.as_ref().map(|tls| tls.version),
-            request_id,
-            error: None,
-        };
+        let now = Instant::now();
         Box::new(Self {
-            record,
+            record: AccessRecord {
+                at: plane.clock.now(),
+                app: None,
+                worker: None,
+                client,
+                host: None,
+                method: parts.method.clone(),
+                uri: parts.uri.clone(),
+                version: parts.version,
+                status: client_gone(),
+                bytes_in: 0,
+                bytes_out: 0,
+                duration: std::time::Duration::ZERO,
+                queued: std::time::Duration::ZERO,
+                upstream: None,
+                retries: 0,
+                tls: conn.tls.as_ref().map(|tls| tls.version),
+                request_id,
+                error: None,
+            },
             site: None,
-            started: Instant::now(),
+            started: now,
+            entered: now,
+            ended: None,
             plane: Rc::clone(plane),
             _open: OpenRequest::on(conn),
             in_flight: None,
@@ -84,10 +89,23 @@ impl Entry {
             // Boxed, because hardly any request needs the room.
             None => {
                 let waiting = Box::pin(caller.presence().enter(most, &self.plane.reach.deadlines));
-                Some(waiting.await.map_err(|Crowded| ProxyError::Crowded)?)
+                let entered = waiting.await.map_err(|Crowded| ProxyError::Crowded)?;
+                self.entered = Instant::now();
+                Some(entered)
             }
         };
         Ok(())
+    }
+
+    /// When it had its place. Where it did not wait for one, when its head was read: what it takes until then is not worth another
+    /// look at the clock.
+    pub fn entered(&self) -> Instant {
+        self.entered
+    }
+
+    /// It was over at this time, as others were: one look at the clock is enough for all of them.
+    pub fn ended(mut self: Box<Self>, now: Instant) {
+        self.ended = Some(now);
     }
 
     /// From now on it is a WebSocket, which is open for hours: its place is given back, because it counts as a connection, and
@@ -132,7 +150,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.record.duration = self.started.elapsed();
+        self.record.duration = self.ended.unwrap_or_else(Instant::now) - self.started;
         if self.record.status == client_gone() {
             let who = self.who_ended();
             self.blame(|| format!("{who} before there was an answer"));

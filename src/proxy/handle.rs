@@ -259,9 +259,11 @@ impl<'a> Passage<'a> {
         body: &mut Option<Box<RequestBody>>,
         early: Interim<'_>,
     ) -> Result<Answer, ProxyError> {
+        let mut began = self.entry.entered();
         if let Some(body) = body.as_mut().filter(|_| site.synchronous) {
             let taken = body.take_in(&self.plane.reach.budget).await;
             taken.map_err(|error| ProxyError::Send(error.into()))?;
+            began = Instant::now();
         }
         let head = RequestHead {
             method: &self.parts.method,
@@ -288,7 +290,6 @@ impl<'a> Passage<'a> {
         let mut failed: Option<SendError> = None;
         let (mut made, mut fatal) = (0, 0);
         loop {
-            let began = Instant::now();
             let wish =
                 Wish { tried: &tried[..made], home, lasting: upgrade, queue: site.app.queue, now: began };
             let (lease, asked) = match relieved.take().or_else(|| site.pool.at_once(&wish)) {
@@ -337,6 +338,7 @@ impl<'a> Passage<'a> {
                 Verdict::Retry => {
                     tracing::debug!(app = %site.app.name, worker = tried[made - 1].0, %error, "asking another worker");
                     failed = Some(error);
+                    began = Instant::now();
                 }
             }
         }
