@@ -125,7 +125,7 @@ impl<'a> Passage<'a> {
         if self.present.framing {
             target::check_framing(&self.parts.headers)?;
         }
-        let host = target::authority(&self.parts, secure, self.conn.local)?;
+        let host = target::authority(&self.parts, self.present.host, secure, self.conn.local)?;
         self.entry.record.host = Some(host.clone());
         let authority = Authority::parse(target::text(&host)?)?;
         match target {
@@ -186,7 +186,8 @@ impl<'a> Passage<'a> {
         let (plane, limits) = (self.plane, &self.plane.reach.limits);
         let held = plane.heads.hold(self.parts.headers.len(), self.present.size, limits);
         let _held = held.ok_or(ProxyError::TooMuchHeld)?;
-        if self.parts.version == Version::HTTP_2 {
+        let multiplexed = self.parts.version == Version::HTTP_2;
+        if multiplexed {
             headers::fit(&mut self.parts.headers);
         }
         self.entry.enter(&self.caller).await?;
@@ -206,7 +207,11 @@ impl<'a> Passage<'a> {
             client_subject: self.conn.tls.as_ref().and_then(|tls| tls.client_subject.as_ref()),
             trailers: self.present.te && opening.is_none() && headers::takes_trailers(&self.parts.headers),
         };
-        headers::request(&mut self.parts.headers, self.parts.version, self.present.connection);
+        headers::request(
+            &mut self.parts.headers,
+            self.present.connection,
+            multiplexed && self.present.crumbs,
+        );
 
         let mut body = has_body.then(|| {
             let reach = &self.plane.reach;

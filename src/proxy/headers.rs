@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use http::header::{CONNECTION, COOKIE, TE};
-use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// Room for so many fields that are not there is given back: no browser says enough of them to leave as much.
 const SPARE: usize = 32;
@@ -30,14 +30,14 @@ pub struct Forwarding<'a> {
 }
 
 /// Takes out of a client's fields what must not reach a worker, `Host` and framing excepted: those the exchange leaves out.
-/// `connection` says that they may hold `Connection`.
-pub fn request(headers: &mut HeaderMap, version: Version, connection: bool) {
+/// `connection` says that they may hold `Connection`, `crumbs` that cookies may have come in crumbs.
+pub fn request(headers: &mut HeaderMap, connection: bool, crumbs: bool) {
     if connection {
         // The client's own list first, so that it can never name a field that edge writes (RFC 9110 §7.6.1).
         remove_named_by_connection(headers);
     }
     remove_where(headers, |name| is_of_one_hop(name) || is_refused_from_clients(name));
-    if version == Version::HTTP_2 {
+    if crumbs {
         join_cookies(headers);
     }
 }

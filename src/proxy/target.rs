@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 
@@ -85,6 +85,10 @@ impl<'a> Authority<'a> {
 /// How large a request is, and which of the fields that something depends on it has. Most have none: one look over all spares a search for each.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Present {
+    /// `Host`.
+    pub host: bool,
+    /// `Cookie`, more than once.
+    pub crumbs: bool,
     /// `Connection`.
     pub connection: bool,
     /// `Content-Length`.
@@ -106,8 +110,13 @@ pub fn look_over(parts: &Parts, limits: &Limits) -> Result<Present, ProxyError> 
         return Err(ProxyError::UriTooLong);
     }
     let mut present = Present { size: uri, ..Present::default() };
+    let mut cookie = false;
     for (name, value) in &parts.headers {
         present.size += name.as_str().len() + value.len() + 4;
+        present.host |= *name == HOST;
+        if *name == COOKIE {
+            present.crumbs |= std::mem::replace(&mut cookie, true);
+        }
         present.connection |= *name == CONNECTION;
         present.length |= *name == CONTENT_LENGTH;
         present.framing |= *name == TRANSFER_ENCODING || *name == EXPECT;
@@ -204,12 +213,21 @@ pub fn check_announced_length(headers: &HeaderMap, limit: u64) -> Result<(), Pro
 }
 
 /// The request's one authority as the client wrote it, from `Host`, an absolute target or `:authority`. Disagreement is
-/// refused. A request of HTTP/1.0 may have none: it means the address it arrived at (RFC 9112 §3.3).
-pub fn authority(parts: &Parts, secure: bool, local: SocketAddr) -> Result<HeaderValue, ProxyError> {
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(ProxyError::Malformed("it has more than one Host"));
+/// refused. A request of HTTP/1.0 may have none: it means the address it arrived at (RFC 9112 §3.3). `has_host` says that there
+/// may be a `Host`.
+pub fn authority(
+    parts: &Parts,
+    has_host: bool,
+    secure: bool,
+    local: SocketAddr,
+) -> Result<HeaderValue, ProxyError> {
+    let mut host = None;
+    if has_host {
+        let mut hosts = parts.headers.get_all(HOST).iter();
+        host = hosts.next();
+        if hosts.next().is_some() {
+            return Err(ProxyError::Malformed("it has more than one Host"));
+        }
     }
     match (host, parts.uri.authority()) {
         (Some(host), None) => Ok(host.clone()),
@@ -277,7 +295,7 @@ mod tests {
             ("B04 neither", "/", h2, &[], None),
             ("HTTP/1.0 without", "/", Version::HTTP_10, &[], Some("192.0.2.7:80")),
         ] {
-            let found = authority(&request("GET", uri, version, hosts), false, local());
+            let found = authority(&request("GET", uri, version, hosts), true, false, local());
             assert_eq!(found.ok().as_ref().map(|host| host.to_str().expect(id)), expected, "{id}");
         }
     }

@@ -184,8 +184,7 @@ pub fn parse_response_head(
         Ok(status) if code < 600 => status,
         Ok(_) | Err(_) => return Err(Malformed("its status is not between 100 and 599")),
     };
-    let mut fields = Fields::read(block, response.headers)?;
-    let head = fields.finish(status, minor, asked)?;
+    let head = Fields::read(block, response.headers)?.finish(status, minor, asked)?;
     Ok(Some((head, length)))
 }
 
@@ -257,7 +256,7 @@ impl Fields {
         }
     }
 
-    fn finish(&mut self, status: StatusCode, minor: u8, asked: Asked) -> Result<ResponseHead, Malformed> {
+    fn finish(mut self, status: StatusCode, minor: u8, asked: Asked) -> Result<ResponseHead, Malformed> {
         if self.chunked && minor == 0 {
             return Err(Malformed("it is HTTP/1.0 and has a Transfer-Encoding"));
         }
@@ -294,7 +293,7 @@ impl Fields {
             self.headers.insert(CONTENT_LENGTH, value);
         }
         let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-        Ok(ResponseHead { status, version, headers: std::mem::take(&mut self.headers), framing, reusable })
+        Ok(ResponseHead { status, version, headers: self.headers, framing, reusable })
     }
 
     /// RFC 6455 §4.1: what a client must see before it may speak WebSocket.

@@ -136,7 +136,7 @@ fn requests(bench: &Bench, limits: &Limits) {
         if present.framing {
             target::check_framing(&parts.headers)?;
         }
-        target::authority(&parts, true, local)
+        target::authority(&parts, present.host, true, local)
     };
     bench.of("request: size, target, framing and authority checked", || (), check);
 }
@@ -169,7 +169,7 @@ fn routing(bench: &Bench, config: &Config) {
 fn towards_workers(bench: &Bench, limits: &Limits) {
     let parts = head(limits).parts;
     let rewrite = |mut fields: HeaderMap| {
-        headers::request(&mut fields, Version::HTTP_11, true);
+        headers::request(&mut fields, true, false);
         fields
     };
     bench.of("header fields: rewritten, 14 of them", || parts.headers.clone(), rewrite);
