@@ -54,7 +54,7 @@
 //! second: half a hundredth of a core for all of them on one thread. Coming and going, each takes one of 64 locks, 0.3 to 0.7 µs.
 //! Connections are spread over threads by the kernel as they come (`SO_REUSEPORT`), and stay: a few long and busy ones can be
 //! unevenly spread. A socket that a service manager holds is one for all threads: each connection wakes those that wait, and goes
-//! to whoever is first, which is less even.
+//! to whoever is first and has not clearly more than its share (`listen/share`): up to an eighth and four more.
 //!
 //! # The map
 //! A file imports floor 0, its own folder, and what its line or its floor's heading names after `←`. `P` is pure: it decides,
@@ -286,6 +286,7 @@
 //!   listen/proxy_header.rs P  the PROXY protocol: for whom a load balancer connects
 //!   listen/introduction.rs    that header read off a connection, and nothing more
 //!   listen/handshakes.rs      how many handshakes are under way, and who makes room
+//!   listen/share.rs           how many of all connections a thread serves
 //!   listen/accept.rs          the accept loop; a connection from handshake to end   ← proxy
 //!   listen/tls.rs             handshake: name, certificate, ALPN, validation by a CA   ← cert, proxy::conn
 //!

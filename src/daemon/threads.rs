@@ -19,6 +19,7 @@ use crate::deadline::Deadlines;
 use crate::listen::accept::{self, Door, Kind};
 use crate::listen::arrivals::Arrivals;
 use crate::listen::handshakes::Handshakes;
+use crate::listen::share::Share;
 use crate::listen::stage::Stage;
 use crate::listen::standby::Standby;
 use crate::proxy::clients::Clients;
@@ -192,6 +193,7 @@ async fn serve(
     let model = Door {
         kind: Kind::Https,
         held: false,
+        share: Share::new(shared.threads),
         plane: plane.clone(),
         handshakes: Handshakes::new(shared.threads),
         stage: stage.clone(),

@@ -19,6 +19,7 @@ use crate::listen::http1::serve_http1;
 use crate::listen::http2::serve_http2;
 use crate::listen::introduction::{IntroductionError, introduced};
 use crate::listen::proxy_header::Said;
+use crate::listen::share::Share;
 use crate::listen::stage::Stage;
 use crate::listen::standby::Standby;
 use crate::listen::stream::Stream;
@@ -62,6 +63,8 @@ pub struct Door {
     pub kind: Kind,
     /// Whether somebody else holds the socket, too: whoever waits there is not lost when edge ends.
     pub held: bool,
+    /// What the thread has of all connections.
+    pub share: Share,
     /// What connections live with.
     pub plane: CurrentPlane,
     /// The thread's handshakes.
@@ -112,7 +115,7 @@ pub async fn run(arrivals: Arrivals, door: Door, open: Scope) {
         let accepted = tokio::select! {
             biased;
             () = open.drained() => break,
-            accepted = arrivals.accept() => accepted,
+            accepted = arrivals.accept(|| door.leaves_the_next()) => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -169,6 +172,11 @@ impl Door {
         refuse(&stream);
         self.tell_crowded(peer.ip(), refused);
         None
+    }
+
+    /// Whether the next connection is for other threads to take, which wait at the same socket.
+    fn leaves_the_next(&self) -> bool {
+        self.held && self.share.is_exceeded(self.plane.plane().clients.connections())
     }
 
     fn tell_crowded(&self, client: IpAddr, limit: &str) {
@@ -237,12 +245,13 @@ impl Door {
     }
 
     fn spawn(&self, admitted: Admitted, handshake: Option<Handshake>) {
-        let door = self.clone();
+        let (door, counted) = (self.clone(), self.share.count());
         drop(self.scope.spawn(async move {
             let peer = admitted.peer;
             if let Err(refusal) = door.serve(admitted, handshake).await {
                 door.tell(peer, &refusal);
             }
+            drop(counted);
         }));
     }
 }
@@ -391,41 +400,4 @@ impl Ends {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::listen::http1::tests::world;
-
-    #[tokio::test]
-    async fn who_waits_at_a_stop_is_served_by_this_edge_or_left_to_the_next_one() {
-        for (held, stops, left) in [(true, true, 1), (true, false, 0), (false, true, 0)] {
-            let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-            socket.set_nonblocking(true).expect("set");
-            let other = socket.try_clone().expect("a descriptor");
-            let _client = std::net::TcpStream::connect(socket.local_addr().expect("bound")).expect("queued");
-            let scope = Scope::new();
-            let open = scope.child();
-            let door = Door {
-                kind: Kind::Http,
-                held,
-                plane: CurrentPlane::new(Plane::clone(&world(0).await.plane)),
-                handshakes: Handshakes::new(1),
-                stage: Stage::default(),
-                complaints: Rc::default(),
-                scope: scope.clone(),
-                standby: Standby::default(),
-            };
-            if stops {
-                scope.drain()
-            } else {
-                open.drain()
-            }
-            let serving = async {
-                run(Arrivals::new(socket).expect("watched"), door, open).await;
-            };
-            let local = tokio::task::LocalSet::new();
-            local.run_until(serving).await;
-            let waiting = std::iter::from_fn(|| other.accept().ok()).count();
-            assert_eq!((waiting, scope.len()), (left, 1 - left), "held: {held}, edge stops: {stops}");
-        }
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -15,12 +16,17 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 
+/// How long one is left to other threads: they were woken for it, too, and an idle one has it by then.
+const TURN: Duration = Duration::from_millis(1);
+
 /// A listening socket on its thread.
 #[derive(Debug)]
 pub struct Arrivals {
     watched: AsyncFd<TcpListener>,
     /// The runtime was told of some since they had all been taken, and none of those was taken yet.
     told: Cell<bool>,
+    /// Those that wait were left to other threads once, which did not take them all.
+    left: Cell<bool>,
 }
 
 impl Arrivals {
@@ -28,17 +34,26 @@ impl Arrivals {
     pub fn new(socket: TcpListener) -> io::Result<Self> {
         // SAFETY: the descriptor is owned by the registration, which this file neither gives away nor lets change.
         let watched = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
-        Ok(Self { watched, told: Cell::new(true) })
+        Ok(Self { watched, told: Cell::new(true), left: Cell::new(false) })
     }
 
-    /// The next one. Cancel-safe. A flood of them leaves the thread's other tasks their turns.
-    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+    /// The next one, which other threads may have first where `leaves` says so. Cancel-safe. A flood of them leaves the thread's
+    /// other tasks their turns.
+    pub async fn accept(&self, leaves: impl Fn() -> bool) -> io::Result<(TcpStream, SocketAddr)> {
         tokio::task::coop::consume_budget().await;
         loop {
             let mut readiness = self.watched.readable().await?;
+            if !self.left.get() && leaves() {
+                tokio::time::sleep(TURN).await;
+                self.left.set(true);
+                self.told.set(false);
+            }
             match readiness.try_io(|watched| self.take(watched.get_ref())) {
                 Ok(accepted) => return accepted,
-                Err(_none) => self.told.set(true),
+                Err(_none) => {
+                    self.told.set(true);
+                    self.left.set(false);
+                }
             }
         }
     }
@@ -88,12 +103,12 @@ mod tests {
         for together in [1, 3, 0, 2] {
             let clients: Vec<Client> = (0..together).map(|_| come()).collect();
             for client in &clients {
-                let (stream, peer) = arrivals.accept().await.expect("accepted");
+                let (stream, peer) = arrivals.accept(|| false).await.expect("accepted");
                 assert_eq!(peer, client.local_addr().expect("known"));
                 assert_eq!(stream.peer_addr().expect("known"), peer);
             }
             // Nobody else, and whoever comes once that was seen is heard of.
-            let mut next = pin!(arrivals.accept());
+            let mut next = pin!(arrivals.accept(|| false));
             assert!(next.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
             let late = come();
             assert_eq!(next.await.expect("accepted").1, late.local_addr().expect("known"));

@@ -15,6 +15,7 @@ pub mod outflow;
 pub mod proxy_header;
 pub mod request;
 pub mod response;
+pub mod share;
 pub mod socket;
 pub mod stage;
 pub mod standby;
