@@ -93,6 +93,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        self.meter.begin_turn();
         match self.stage.step() {
             Step::Aborting => return self.poll_parting(cx),
             Step::Draining if self.drained.is_none() => self.drain(),

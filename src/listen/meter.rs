@@ -17,9 +17,17 @@ pub struct Meter {
     read: Cell<u64>,
     /// When writing first found no room; `None` while there is room.
     blocked: Cell<Option<Instant>>,
+    /// Whether reading found nothing in this turn; `None` where nobody tells of turns.
+    dry: Cell<Option<bool>>,
 }
 
 impl Meter {
+    /// A turn of the connection's task begins. Where turns are told of, reading that has found nothing finds nothing for the rest
+    /// of one, and whoever asks again, as HTTP/2 does after each request, is told without a look: what comes meanwhile wakes the task.
+    pub fn begin_turn(&self) {
+        self.dry.set(Some(false));
+    }
+
     /// Bytes received so far.
     pub fn read(&self) -> u64 {
         self.read.get()
@@ -78,8 +86,14 @@ impl<S> Metered<S> {
         buf: &mut ReadBuf<'_>,
         poll: impl FnOnce(&mut S, &mut ReadBuf<'_>) -> Poll<io::Result<()>>,
     ) -> Poll<io::Result<()>> {
+        let dry = &self.meter.dry;
+        if dry.get() == Some(true) {
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
-        ready!(poll(&mut self.stream, buf))?;
+        let read = poll(&mut self.stream, buf);
+        dry.set(dry.get().map(|_| read.is_pending()));
+        ready!(read)?;
         self.meter.read.set(self.meter.read.get() + (buf.filled().len() - before) as u64);
         Poll::Ready(Ok(()))
     }
@@ -135,5 +149,49 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         let outcome = Pin::new(&mut this.stream).poll_shutdown(cx);
         this.meter.note_write(&outcome);
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// Counts how often it is asked for something to read.
+    struct Asked<S>(S, u32);
+
+    impl<S: AsyncRead + Unpin> AsyncRead for Asked<S> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            self.1 += 1;
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_dry_is_asked_once_a_turn_where_turns_are_told_of() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let (mut stream, meter) = Metered::new(Asked(server, 0));
+        let mut read = async || {
+            let mut room = [0; 64];
+            let mut buf = ReadBuf::new(&mut room);
+            std::future::poll_fn(|cx| {
+                let read = Pin::new(&mut stream).poll_read(cx, &mut buf).is_ready();
+                Poll::Ready((read, stream.get_ref().1))
+            })
+            .await
+        };
+        assert_eq!((read().await, read().await), ((false, 1), (false, 2)));
+        meter.begin_turn();
+        assert_eq!((read().await, read().await), ((false, 3), (false, 3)));
+        client.write_all(b"a").await.expect("there is room");
+        assert_eq!(read().await, (false, 3));
+        meter.begin_turn();
+        assert_eq!((read().await, meter.read()), ((true, 4), 1));
+        assert_eq!((read().await, read().await), ((false, 5), (false, 5)));
     }
 }
