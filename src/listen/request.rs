@@ -211,7 +211,8 @@ impl Reading {
 
     fn note(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), ProxyError> {
         if *name == CONTENT_LENGTH {
-            let length = content_length(value).map_err(|Malformed(what)| ProxyError::Malformed(what))?;
+            let length =
+                content_length(value.as_bytes()).map_err(|Malformed(what)| ProxyError::Malformed(what))?;
             if self.length.is_some_and(|known| known != length) {
                 return Err(ProxyError::Malformed("it has two different Content-Length fields"));
             }

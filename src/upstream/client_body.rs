@@ -60,7 +60,7 @@ impl ClientBody {
         if stream.is_end_stream() {
             return Self::none();
         }
-        let left = length.and_then(|length| content_length(length).ok());
+        let left = length.and_then(|length| content_length(length.as_bytes()).ok());
         Self(Source::Stream(Box::new((Incoming { stream, left, over: false }, read_on))))
     }
 

@@ -345,8 +345,9 @@ impl Attempt<'_> {
             if self.interim > self.limits.interim {
                 return Err(Malformed("it has too many interim responses"));
             }
-            if let Some(early) = self.early.filter(|_| head.status != StatusCode::CONTINUE) {
-                early(head.status, &head.headers);
+            let interim = &head.response;
+            if let Some(early) = self.early.filter(|_| interim.status() != StatusCode::CONTINUE) {
+                early(interim.status(), interim.headers());
             }
             if block.is_empty() {
                 return Ok(None);
@@ -375,18 +376,14 @@ impl Attempt<'_> {
 
     fn into_answer(self, reach: &Reach, mut lease: Lease, (head, input): Begun) -> Answer {
         lease.answered();
-        let framing = head.framing;
-        let mut response = http::Response::new(());
-        *response.status_mut() = head.status;
-        *response.version_mut() = head.version;
-        *response.headers_mut() = head.headers;
-        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        let ResponseHead { response, framing, reusable } = head;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let stream = Box::new(Prefixed::new(input, self.connection));
             return Answer::Upgraded { head: response, tunnel: Tunnel { lease, stream } };
         }
         let request_bytes = self.upload.received();
         if framing.is_here(&input) && self.upload.is_sent() {
-            if head.reusable {
+            if reusable {
                 reach.idle.put(lease.slot(), self.connection, self.watch.now());
             }
             return Answer::Response(response.map(|()| ResponseBody::whole(lease, input, request_bytes)));
@@ -400,7 +397,7 @@ impl Attempt<'_> {
             bulk: input.len() >= READ_SIZE,
             input,
             decoder: BodyDecoder::new(framing, &reach.limits.chunks),
-            reusable: head.reusable,
+            reusable,
             watch,
             pool: Rc::clone(&reach.idle),
             streams_ended: None,

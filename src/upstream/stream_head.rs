@@ -117,7 +117,7 @@ fn check_fields(fields: &mut HeaderMap, limits: &ResponseLimits) -> Result<Optio
     for name in foreign {
         fields.remove(name);
     }
-    let mut lengths = fields.get_all(CONTENT_LENGTH).iter().map(content_length);
+    let mut lengths = fields.get_all(CONTENT_LENGTH).iter().map(|value| content_length(value.as_bytes()));
     let length = lengths.next().transpose()?;
     if lengths.any(|other| other != length.ok_or(Malformed("its Content-Length is malformed"))) {
         return Err(Malformed("it has two different Content-Length fields"));

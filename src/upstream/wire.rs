@@ -10,7 +10,7 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::{Method, StatusCode, Version};
+use http::{Method, Response, StatusCode, Version};
 
 use crate::config::limits::ResponseLimits;
 
@@ -90,12 +90,9 @@ pub struct RequestHead<'a> {
 /// The head of a response.
 #[derive(Debug)]
 pub struct ResponseHead {
-    /// Status, 100 to 599.
-    pub status: StatusCode,
-    /// HTTP/1.1 or HTTP/1.0.
-    pub version: Version,
-    /// Fields without hop-by-hop ones; `Content-Length` only where it is true. A 101 keeps `Upgrade`.
-    pub headers: HeaderMap,
+    /// Status, 100 to 599; HTTP/1.1 or HTTP/1.0; fields without hop-by-hop ones, `Content-Length` only where it is true. A 101
+    /// keeps `Upgrade`.
+    pub response: Response<()>,
     /// How its body ends.
     pub framing: ResponseFraming,
     /// Whether the worker lets the connection serve another request after a clean end.
@@ -105,7 +102,8 @@ pub struct ResponseHead {
 impl ResponseHead {
     /// Whether a final response follows. 101 is final.
     pub fn is_interim(&self) -> bool {
-        self.status.is_informational() && self.status != StatusCode::SWITCHING_PROTOCOLS
+        let status = self.response.status();
+        status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
     }
 }
 
@@ -191,7 +189,8 @@ pub fn parse_response_head(
 /// What the fields of a head say, sorted by what they are about.
 #[derive(Default)]
 struct Fields {
-    headers: HeaderMap,
+    /// With those that are passed on.
+    response: Response<()>,
     length: Option<(u64, HeaderValue)>,
     chunked: bool,
     close: bool,
@@ -203,49 +202,57 @@ struct Fields {
 
 impl Fields {
     fn read(block: &Bytes, lines: &[httparse::Header<'_>]) -> Result<Self, Malformed> {
-        let mut fields = Self { headers: HeaderMap::with_capacity(lines.len()), ..Self::default() };
+        let mut fields = Self::default();
+        fields.response.headers_mut().reserve(lines.len());
         for line in lines {
             let name = HeaderName::from_bytes(line.name.as_bytes())
                 .map_err(|_| Malformed("a field name is malformed"))?;
-            let value = HeaderValue::from_maybe_shared(block.slice_ref(line.value))
-                .map_err(|_| Malformed("a field value holds control characters"))?;
-            fields.take(name, value)?;
+            fields.take(name, line.value, || {
+                HeaderValue::from_maybe_shared(block.slice_ref(line.value))
+                    .map_err(|_| Malformed("a field value holds control characters"))
+            })?;
         }
         Ok(fields)
     }
 
-    fn take(&mut self, name: HeaderName, value: HeaderValue) -> Result<(), Malformed> {
+    /// Takes a field that says `text`; `value` makes it one to pass on.
+    fn take(
+        &mut self,
+        name: HeaderName,
+        text: &[u8],
+        value: impl FnOnce() -> Result<HeaderValue, Malformed>,
+    ) -> Result<(), Malformed> {
         if name == CONTENT_LENGTH {
-            let length = content_length(&value)?;
+            let length = content_length(text)?;
             match &self.length {
                 Some((known, _)) if *known != length => {
                     return Err(Malformed("it has two different Content-Length fields"));
                 }
                 // One spelling: `007` is passed on as `7`.
-                None if value.len() > 1 && value.as_bytes().starts_with(b"0") => {
+                None if text.len() > 1 && text.starts_with(b"0") => {
                     self.length = Some((length, HeaderValue::from(length)));
                 }
-                None => self.length = Some((length, value)),
+                None => self.length = Some((length, value()?)),
                 Some(_) => {}
             }
         } else if name == TRANSFER_ENCODING {
             // Exactly one `chunked`: lists and codings in front of it are where parsers disagree.
-            if self.chunked || !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            if self.chunked || !text.trim_ascii().eq_ignore_ascii_case(b"chunked") {
                 return Err(Malformed("its Transfer-Encoding is not `chunked`"));
             }
             self.chunked = true;
         } else if name == CONNECTION {
-            self.take_connection(&value);
+            self.take_connection(text);
         } else if name == UPGRADE {
-            self.upgrade = Some(value);
+            self.upgrade = Some(value()?);
         } else if !is_connection_field(&name) {
-            self.headers.append(name, value);
+            self.response.headers_mut().append(name, value()?);
         }
         Ok(())
     }
 
-    fn take_connection(&mut self, value: &HeaderValue) {
-        for option in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+    fn take_connection(&mut self, text: &[u8]) {
+        for option in text.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
             if option.eq_ignore_ascii_case(b"close") {
                 self.close = true;
             } else if option.eq_ignore_ascii_case(b"keep-alive") {
@@ -261,7 +268,7 @@ impl Fields {
             return Err(Malformed("it is HTTP/1.0 and has a Transfer-Encoding"));
         }
         for name in &self.hop_by_hop {
-            self.headers.remove(name);
+            self.response.headers_mut().remove(name);
         }
         if status == StatusCode::SWITCHING_PROTOCOLS {
             self.check_switch(asked)?;
@@ -290,10 +297,11 @@ impl Fields {
             && !self.chunked
             && !bodiless
         {
-            self.headers.insert(CONTENT_LENGTH, value);
+            self.response.headers_mut().insert(CONTENT_LENGTH, value);
         }
-        let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-        Ok(ResponseHead { status, version, headers: self.headers, framing, reusable })
+        *self.response.status_mut() = status;
+        *self.response.version_mut() = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
+        Ok(ResponseHead { response: self.response, framing, reusable })
     }
 
     /// RFC 6455 §4.1: what a client must see before it may speak WebSocket.
@@ -305,18 +313,19 @@ impl Fields {
         if !upgrade.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket") {
             return Err(Malformed("its 101 is not for WebSocket"));
         }
-        if !self.headers.contains_key(SEC_WEBSOCKET_ACCEPT) {
+        let headers = self.response.headers_mut();
+        if !headers.contains_key(SEC_WEBSOCKET_ACCEPT) {
             return Err(Malformed("its 101 has no Sec-WebSocket-Accept"));
         }
-        self.headers.insert(UPGRADE, upgrade);
+        headers.insert(UPGRADE, upgrade);
         Ok(())
     }
 }
 
 /// Digits only, as RFC 9110 §8.6 has it: no sign, no list, no more than 63 bits.
-pub fn content_length(value: &HeaderValue) -> Result<u64, Malformed> {
+pub fn content_length(text: &[u8]) -> Result<u64, Malformed> {
     const BAD: Malformed = Malformed("its Content-Length is malformed");
-    let digits = value.as_bytes().trim_ascii();
+    let digits = text.trim_ascii();
     if digits.is_empty() {
         return Err(BAD);
     }

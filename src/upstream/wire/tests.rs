@@ -89,10 +89,11 @@ fn the_end_of_a_body_is_found_as_the_rfc_says() {
     ] {
         let head = parse(text, asked).expect(text);
         assert_eq!((head.framing, head.reusable), (framing, reusable), "{text:?}");
-        let known = head.headers.get(CONTENT_LENGTH).map(|value| value.to_str().expect("text"));
+        let known = head.response.headers().get(CONTENT_LENGTH).map(|value| value.to_str().expect("text"));
         assert_eq!(known, length, "{text:?}");
         assert!(
-            !head.headers.contains_key(TRANSFER_ENCODING) && !head.headers.contains_key(CONNECTION),
+            !head.response.headers().contains_key(TRANSFER_ENCODING)
+                && !head.response.headers().contains_key(CONNECTION),
             "{text:?}"
         );
     }
@@ -138,7 +139,7 @@ fn what_is_no_valid_answer_is_refused() {
 #[test]
 fn heads_beyond_the_limits_are_refused_and_those_within_pass() {
     let fields = |count: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(count));
-    assert_eq!(parse(&fields(MAX_FIELDS), GET).expect("200 fields").headers.len(), MAX_FIELDS);
+    assert_eq!(parse(&fields(MAX_FIELDS), GET).expect("200 fields").response.headers().len(), MAX_FIELDS);
     assert_eq!(parse(&fields(MAX_FIELDS + 1), GET).expect_err("201"), "its head has too many fields");
     let field = |size: usize| format!("HTTP/1.1 200 OK\r\na: {}\r\n\r\n", "b".repeat(size));
     assert!(parse(&field(60_000), GET).is_ok());
@@ -156,12 +157,12 @@ fn fields_of_the_connection_stay_behind_and_the_rest_passes_in_order() {
         GET,
     )
     .expect("valid");
-    let mut names: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
+    let mut names: Vec<_> = head.response.headers().keys().map(HeaderName::as_str).collect();
     names.sort_unstable();
     assert_eq!(names, ["content-length", "server", "set-cookie", "trailer", "x-bytes"]);
-    let cookies: Vec<_> = head.headers.get_all("set-cookie").iter().collect();
+    let cookies: Vec<_> = head.response.headers().get_all("set-cookie").iter().collect();
     assert_eq!(cookies, ["a", "b"]);
-    assert_eq!(head.headers["x-bytes"].as_bytes(), "\u{e9}".as_bytes());
+    assert_eq!(head.response.headers()["x-bytes"].as_bytes(), "\u{e9}".as_bytes());
 }
 
 #[test]
@@ -170,7 +171,10 @@ fn a_switch_to_websocket_keeps_what_the_client_must_see() {
         "HTTP/1.1 101 X\r\nconnection: Upgrade\r\nupgrade: WebSocket\r\nsec-websocket-accept: x\r\n\r\n";
     let head = parse(text, SOCKET).expect("valid");
     assert!(!head.is_interim());
-    assert_eq!((&head.headers["upgrade"], head.headers.len()), (&HeaderValue::from_static("WebSocket"), 2));
+    assert_eq!(
+        (&head.response.headers()["upgrade"], head.response.headers().len()),
+        (&HeaderValue::from_static("WebSocket"), 2)
+    );
 }
 
 #[test]
