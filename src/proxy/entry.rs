@@ -24,9 +24,6 @@ pub struct Entry {
     /// The site it was for, where one was found.
     pub site: Option<Arc<Site>>,
     started: Instant,
-    entered: Instant,
-    /// When it was over, where that is known better than by its drop.
-    ended: Option<Instant>,
     plane: Rc<Plane>,
     _open: OpenRequest,
     /// Its place among the client's requests at workers.
@@ -34,6 +31,8 @@ pub struct Entry {
     is_tunnel: bool,
     /// Edge ended before it.
     is_cut: bool,
+    /// How long it took is known.
+    is_over: bool,
 }
 
 impl Entry {
@@ -44,7 +43,6 @@ impl Entry {
         (client, conn): (IpAddr, &ConnInfo),
         plane: &Rc<Plane>,
     ) -> Box<Self> {
-        let now = Instant::now();
         Box::new(Self {
             record: AccessRecord {
                 at: plane.clock.now(),
@@ -67,45 +65,37 @@ impl Entry {
                 error: None,
             },
             site: None,
-            started: now,
-            entered: now,
-            ended: None,
+            started: Instant::now(),
             plane: Rc::clone(plane),
             _open: OpenRequest::on(conn),
             in_flight: None,
             is_tunnel: false,
             is_cut: false,
+            is_over: false,
         })
     }
 
-    /// Takes a place among the requests of its client at workers, after a while where all are taken.
-    pub async fn enter(&mut self, caller: &Caller<'_>) -> Result<(), ProxyError> {
+    /// Takes a place among the requests of its client at workers, after a while where all are taken; told is when. Where it does
+    /// not wait, that is when its head was read: what it takes until then is not worth another look at the clock.
+    pub async fn enter(&mut self, caller: &Caller<'_>) -> Result<Instant, ProxyError> {
         let most = self.plane.reach.limits.in_flight_per_client;
         if most == 0 {
-            return Ok(());
+            return Ok(self.started);
         }
-        self.in_flight = match caller.presence().try_enter(most) {
-            Some(entered) => Some(entered),
-            // Boxed, because hardly any request needs the room.
-            None => {
-                let waiting = Box::pin(caller.presence().enter(most, &self.plane.reach.deadlines));
-                let entered = waiting.await.map_err(|Crowded| ProxyError::Crowded)?;
-                self.entered = Instant::now();
-                Some(entered)
-            }
-        };
-        Ok(())
-    }
-
-    /// When it had its place. Where it did not wait for one, when its head was read: what it takes until then is not worth another
-    /// look at the clock.
-    pub fn entered(&self) -> Instant {
-        self.entered
+        if let Some(entered) = caller.presence().try_enter(most) {
+            self.in_flight = Some(entered);
+            return Ok(self.started);
+        }
+        // Boxed, because hardly any request needs the room.
+        let waiting = Box::pin(caller.presence().enter(most, &self.plane.reach.deadlines));
+        self.in_flight = Some(waiting.await.map_err(|Crowded| ProxyError::Crowded)?);
+        Ok(Instant::now())
     }
 
     /// It was over at this time, as others were: one look at the clock is enough for all of them.
     pub fn ended(mut self: Box<Self>, now: Instant) {
-        self.ended = Some(now);
+        self.record.duration = now - self.started;
+        self.is_over = true;
     }
 
     /// From now on it is a WebSocket, which is open for hours: its place is given back, because it counts as a connection, and
@@ -150,7 +140,9 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.record.duration = self.ended.unwrap_or_else(Instant::now) - self.started;
+        if !self.is_over {
+            self.record.duration = self.started.elapsed();
+        }
         if self.record.status == client_gone() {
             let who = self.who_ended();
             self.blame(|| format!("{who} before there was an answer"));

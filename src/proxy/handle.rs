@@ -173,76 +173,81 @@ impl<'a> Passage<'a> {
     }
 
     /// The request goes to a worker of `site`, and to another where the first cannot answer it.
-    async fn forward(
+    #[expect(clippy::manual_async_fn, reason = "its future would have room for each parameter twice")]
+    fn forward(
         &mut self,
         site: &Site,
         host: &HeaderValue,
         incoming: ClientBody,
         early: Interim<'_>,
-    ) -> Result<Outcome, ProxyError> {
-        if self.present.length {
-            target::check_announced_length(&self.parts.headers, site.app.max_body)?;
-        }
-        let (plane, limits) = (self.plane, &self.plane.reach.limits);
-        let held = plane.heads.hold(self.parts.headers.len(), self.present.size, limits);
-        let _held = held.ok_or(ProxyError::TooMuchHeld)?;
-        let multiplexed = self.parts.version == Version::HTTP_2;
-        if multiplexed {
-            headers::fit(&mut self.parts.headers);
-        }
-        self.entry.enter(&self.caller).await?;
-        let has_body = !incoming.is_end_stream();
-        // A CONNECT has no need of the field.
-        let may_open = self.present.upgrade || self.parts.method == Method::CONNECT;
-        let opening = if may_open { upgrade::opening(&mut self.parts, has_body)? } else { None };
-
-        // Of their own, because the answer borrows all of the passage.
-        let (named, seen_host) = (self.caller.named().cloned(), self.caller.host().cloned());
-        let about = Forwarding {
-            client: self.caller.ip(),
-            client_text: named.as_ref().unwrap_or(self.conn.client()),
-            secure: self.caller.is_secure(),
-            host: seen_host.as_ref().unwrap_or(host),
-            request_id: self.entry.record.request_id,
-            client_subject: self.conn.tls.as_ref().and_then(|tls| tls.client_subject.as_ref()),
-            trailers: self.present.te && opening.is_none() && headers::takes_trailers(&self.parts.headers),
-        };
-        headers::request(
-            &mut self.parts.headers,
-            self.present.connection,
-            multiplexed && self.present.crumbs,
-        );
-
-        let mut body = has_body.then(|| {
-            let reach = &self.plane.reach;
-            RequestBody::new(incoming, reach.deadlines.deadline(), reach.bounds(site.app.max_body))
-        });
-        let home = sticky::home(&site.app, &self.parts.headers, self.caller.ip());
-        let answer = self.ask(site, (host, &about), home, opening.is_some(), &mut body, early).await;
-        if let Some(unsent) = &body {
-            self.entry.record.bytes_in = unsent.received();
-        }
-        let mut answer = answer?;
-        let slot = answer.slot().id.slot;
-        if let Some(cookie) = sticky::cookie(&site.app, slot, home, self.caller.is_secure()) {
-            answer.headers_mut().append(SET_COOKIE, cookie);
-        }
-        match answer {
-            Answer::Response(response) => {
-                if let Some(opening) = &opening {
-                    opening.check_declined(response.status())?;
-                }
-                if !site.synchronous || response.body().is_whole() {
-                    return Ok(Outcome::Answer(response.map(Content::Upstream)));
-                }
-                // Boxed: most requests need no room for this.
-                Ok(Outcome::Answer(Box::pin(self.read_ahead(response)).await))
+    ) -> impl Future<Output = Result<Outcome, ProxyError>> {
+        async move {
+            if self.present.length {
+                target::check_announced_length(&self.parts.headers, site.app.max_body)?;
             }
-            Answer::Stream(response) => Ok(Outcome::Answer(response.map(Content::Stream))),
-            Answer::Upgraded { head, tunnel } => {
-                let opening = opening.as_ref().ok_or(ProxyError::BadUpgrade("it was not asked for"))?;
-                let head = opening.open(head, tunnel.lease.slot().protocol)?;
-                Ok(Outcome::Tunnel { head, worker: tunnel })
+            let (plane, limits) = (self.plane, &self.plane.reach.limits);
+            let held = plane.heads.hold(self.parts.headers.len(), self.present.size, limits);
+            let _held = held.ok_or(ProxyError::TooMuchHeld)?;
+            if self.parts.version == Version::HTTP_2 {
+                headers::fit(&mut self.parts.headers);
+            }
+            let began = self.entry.enter(&self.caller).await?;
+            let has_body = !incoming.is_end_stream();
+            // A CONNECT has no need of the field.
+            let may_open = self.present.upgrade || self.parts.method == Method::CONNECT;
+            let opening = if may_open { upgrade::opening(&mut self.parts, has_body)? } else { None };
+
+            // Of their own, because the answer borrows all of the passage.
+            let (named, seen_host) = (self.caller.named().cloned(), self.caller.host().cloned());
+            let about = Forwarding {
+                client: self.caller.ip(),
+                client_text: named.as_ref().unwrap_or(self.conn.client()),
+                secure: self.caller.is_secure(),
+                host: seen_host.as_ref().unwrap_or(host),
+                request_id: self.entry.record.request_id,
+                client_subject: self.conn.tls.as_ref().and_then(|tls| tls.client_subject.as_ref()),
+                trailers: self.present.te
+                    && opening.is_none()
+                    && headers::takes_trailers(&self.parts.headers),
+            };
+            headers::request(
+                &mut self.parts.headers,
+                self.present.connection,
+                self.parts.version == Version::HTTP_2 && self.present.crumbs,
+            );
+
+            let mut body = has_body.then(|| {
+                let reach = &self.plane.reach;
+                RequestBody::new(incoming, reach.deadlines.deadline(), reach.bounds(site.app.max_body))
+            });
+            let home = sticky::home(&site.app, &self.parts.headers, self.caller.ip());
+            let answer =
+                self.ask(site, (host, &about), (home, began), opening.is_some(), &mut body, early).await;
+            if let Some(unsent) = &body {
+                self.entry.record.bytes_in = unsent.received();
+            }
+            let mut answer = answer?;
+            let slot = answer.slot().id.slot;
+            if let Some(cookie) = sticky::cookie(&site.app, slot, home, self.caller.is_secure()) {
+                answer.headers_mut().append(SET_COOKIE, cookie);
+            }
+            match answer {
+                Answer::Response(response) => {
+                    if let Some(opening) = &opening {
+                        opening.check_declined(response.status())?;
+                    }
+                    if !site.synchronous || response.body().is_whole() {
+                        return Ok(Outcome::Answer(response.map(Content::Upstream)));
+                    }
+                    // Boxed: most requests need no room for this.
+                    Ok(Outcome::Answer(Box::pin(self.read_ahead(response)).await))
+                }
+                Answer::Stream(response) => Ok(Outcome::Answer(response.map(Content::Stream))),
+                Answer::Upgraded { head, tunnel } => {
+                    let opening = opening.as_ref().ok_or(ProxyError::BadUpgrade("it was not asked for"))?;
+                    let head = opening.open(head, tunnel.lease.slot().protocol)?;
+                    Ok(Outcome::Tunnel { head, worker: tunnel })
+                }
             }
         }
     }
@@ -255,95 +260,97 @@ impl<'a> Passage<'a> {
     }
 
     /// Asks workers until one answers or asking again would be wrong.
-    async fn ask(
+    #[expect(clippy::manual_async_fn, reason = "its future would have room for each parameter twice")]
+    fn ask(
         &mut self,
         site: &Site,
         (host, about): (&HeaderValue, &Forwarding<'_>),
-        home: Home,
+        (home, mut began): (Home, Instant),
         upgrade: bool,
         body: &mut Option<Box<RequestBody>>,
         early: Interim<'_>,
-    ) -> Result<Answer, ProxyError> {
-        let mut began = self.entry.entered();
-        if let Some(body) = body.as_mut().filter(|_| site.synchronous) {
-            let taken = body.take_in(&self.plane.reach.budget).await;
-            taken.map_err(|error| ProxyError::Send(error.into()))?;
-            began = Instant::now();
-        }
-        let head = RequestHead {
-            method: &self.parts.method,
-            target: path_and_query(&self.parts),
-            host,
-            headers: &self.parts.headers,
-            add: &|out| headers::forwarding(out, about),
-            upgrade,
-        };
-        let record = &mut self.entry.record;
-        let has_body = body.is_some();
-        let prompt = body.as_ref().is_none_or(|body| body.is_short());
-        // The lease of the worker that is asked next: it was seen to have room, and another request would take that.
-        let relieved = Cell::new(None);
-        let relief = |slot: &Slot, now| {
-            // A client that belongs to a worker is better off waiting for it, unless it reads nothing.
-            let leaves = home == Home::Anywhere || slot.is_forsaken();
-            let lease = leaves.then(|| site.pool.relieve(slot, now)).flatten();
-            let found = lease.is_some();
-            relieved.set(lease);
-            found
-        };
-        let mut tried = [(0, 0); attempt::ATTEMPTS];
-        let mut failed: Option<SendError> = None;
-        let (mut made, mut fatal) = (0, 0);
-        loop {
-            let wish =
-                Wish { tried: &tried[..made], home, lasting: upgrade, queue: site.app.queue, now: began };
-            let (lease, asked) = match relieved.take().or_else(|| site.pool.at_once(&wish)) {
-                Some(lease) => (lease, began),
-                None => {
-                    let _wait = Wait { queued: &mut record.queued, began };
-                    // Boxed: most requests find a worker at once.
-                    match Box::pin(site.pool.acquire(&wish)).await {
-                        Ok(lease) => (lease, Instant::now()),
-                        // What the worker did tells more than that there is no other.
-                        Err(none) => return Err(failed.map_or_else(|| none.into(), ProxyError::Send)),
+    ) -> impl Future<Output = Result<Answer, ProxyError>> {
+        async move {
+            if let Some(body) = body.as_mut().filter(|_| site.synchronous) {
+                let taken = body.take_in(&self.plane.reach.budget).await;
+                taken.map_err(|error| ProxyError::Send(error.into()))?;
+                began = Instant::now();
+            }
+            let head = RequestHead {
+                method: &self.parts.method,
+                target: path_and_query(&self.parts),
+                host,
+                headers: &self.parts.headers,
+                add: &|out| headers::forwarding(out, about),
+                upgrade,
+            };
+            let record = &mut self.entry.record;
+            let has_body = body.is_some();
+            let prompt = body.as_ref().is_none_or(|body| body.is_short());
+            // The lease of the worker that is asked next: it was seen to have room, and another request would take that.
+            let relieved = Cell::new(None);
+            let relief = |slot: &Slot, now| {
+                // A client that belongs to a worker is better off waiting for it, unless it reads nothing.
+                let leaves = home == Home::Anywhere || slot.is_forsaken();
+                let lease = leaves.then(|| site.pool.relieve(slot, now)).flatten();
+                let found = lease.is_some();
+                relieved.set(lease);
+                found
+            };
+            let mut tried = [(0, 0); attempt::ATTEMPTS];
+            let mut failed: Option<SendError> = None;
+            let (mut made, mut fatal) = (0, 0);
+            loop {
+                let wish =
+                    Wish { tried: &tried[..made], home, lasting: upgrade, queue: site.app.queue, now: began };
+                let (lease, asked) = match relieved.take().or_else(|| site.pool.at_once(&wish)) {
+                    Some(lease) => (lease, began),
+                    None => {
+                        let _wait = Wait { queued: &mut record.queued, began };
+                        // Boxed: most requests find a worker at once.
+                        match Box::pin(site.pool.acquire(&wish)).await {
+                            Ok(lease) => (lease, Instant::now()),
+                            // What the worker did tells more than that there is no other.
+                            Err(none) => return Err(failed.map_or_else(|| none.into(), ProxyError::Send)),
+                        }
                     }
-                }
-            };
-            // Now that there is another: where none is, the client gets the first one's failure.
-            record.retries += u32::from(made > 0);
-            record.worker = Some((lease.slot().id.slot, lease.slot().pid));
-            tried[made] = (lease.slot().id.slot, lease.slot().id.incarnation);
+                };
+                // Now that there is another: where none is, the client gets the first one's failure.
+                record.retries += u32::from(made > 0);
+                record.worker = Some((lease.slot().id.slot, lease.slot().pid));
+                tried[made] = (lease.slot().id.slot, lease.slot().id.incarnation);
 
-            let answer = match lease.slot().protocol {
-                Protocol::Http1 => {
-                    let may_leave = attempt::may_leave(made, failed.as_ref());
-                    let elsewhere: Elsewhere<'_> = if may_leave { Some(&relief) } else { None };
-                    exchange(&self.plane.reach, lease, &head, body, early, elsewhere).await
-                }
-                // Boxed, so that requests of the other kind need no room for it.
-                Protocol::H2c => {
-                    Box::pin(stream::exchange(&self.plane.reach, lease, &head, body, early)).await
-                }
-            };
-            let took = asked.elapsed();
-            record.upstream = Some(took);
-            let error = match answer {
-                Ok(answer) => {
-                    // What a client's upload took says nothing of the worker.
-                    site.pool.note_answer(answer.slot(), prompt.then_some(took), asked + took);
-                    return Ok(answer);
-                }
-                Err(error) => error,
-            };
-            let replayable = !has_body || body.is_some();
-            made += 1;
-            fatal += usize::from(attempt::is_fatal(&error));
-            match attempt::verdict(&error, head.method, replayable, made, fatal) {
-                Verdict::GiveUp => return Err(ProxyError::Send(error)),
-                Verdict::Retry => {
-                    tracing::debug!(app = %site.app.name, worker = tried[made - 1].0, %error, "asking another worker");
-                    failed = Some(error);
-                    began = Instant::now();
+                let answer = match lease.slot().protocol {
+                    Protocol::Http1 => {
+                        let may_leave = attempt::may_leave(made, failed.as_ref());
+                        let elsewhere: Elsewhere<'_> = if may_leave { Some(&relief) } else { None };
+                        exchange(&self.plane.reach, lease, &head, body, early, elsewhere).await
+                    }
+                    // Boxed, so that requests of the other kind need no room for it.
+                    Protocol::H2c => {
+                        Box::pin(stream::exchange(&self.plane.reach, lease, &head, body, early)).await
+                    }
+                };
+                let took = asked.elapsed();
+                record.upstream = Some(took);
+                let error = match answer {
+                    Ok(answer) => {
+                        // What a client's upload took says nothing of the worker.
+                        site.pool.note_answer(answer.slot(), prompt.then_some(took), asked + took);
+                        return Ok(answer);
+                    }
+                    Err(error) => error,
+                };
+                let replayable = !has_body || body.is_some();
+                made += 1;
+                fatal += usize::from(attempt::is_fatal(&error));
+                match attempt::verdict(&error, head.method, replayable, made, fatal) {
+                    Verdict::GiveUp => return Err(ProxyError::Send(error)),
+                    Verdict::Retry => {
+                        tracing::debug!(app = %site.app.name, worker = tried[made - 1].0, %error, "asking another worker");
+                        failed = Some(error);
+                        began = Instant::now();
+                    }
                 }
             }
         }

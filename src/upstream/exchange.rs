@@ -2,7 +2,7 @@
 //!
 //! Everything is polled inside the request's own task: no task, channel or timer is made for it.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
@@ -129,82 +129,85 @@ pub type Elsewhere<'a> = Option<&'a dyn Fn(&Slot, std::time::Instant) -> bool>;
 ///
 /// `body` is `None` where the request has none. It is taken out only once the exchange begins to read it, so after an error a
 /// body still there is untouched. Dropping the future closes the worker's connection, which cancels the request there.
-/// An idle connection that turns out closed before anything was sent is replaced by a fresh one without being reported.
-pub async fn exchange(
+/// An idle connection that turns out closed before anything was sent is replaced by a fresh one without being reported. No
+/// `async fn`: its future would have room for each parameter twice, as it came and as it is used.
+pub fn exchange(
     reach: &Reach,
     mut lease: Lease,
     head: &RequestHead<'_>,
     body: &mut Option<Box<RequestBody>>,
     early: Interim<'_>,
     elsewhere: Elsewhere<'_>,
-) -> Result<Answer, SendError> {
+) -> impl Future<Output = Result<Answer, SendError>> {
     if body.as_ref().is_some_and(|body| !body.is_short()) {
         // It may be the client who is waited for.
         lease.answered();
     }
-    // A block, so that the future keeps no room for what has moved into the attempt.
-    let mut attempt = {
-        let framing = request_framing(body.as_deref());
-        let mut out = Outbox::empty();
-        write_request_head(out.text(), head, framing)
-            .map_err(|Malformed(what)| SendError::Unwritable(what))?;
-        if let Some(body) = body.as_ref() {
-            body.check_announced()?;
-        }
-        let deadline = reach.deadlines.deadline();
-        let connection = match reach.idle.take(lease.slot(), deadline.now()) {
-            Some(connection) => connection,
-            // Boxed, so that requests that find a connection need no room for it.
-            None => Box::pin(connect(reach, &lease.slot().address, &deadline)).await?,
-        };
-        // Safe, not merely idempotent: the worker may read it yet, when the client has long gone on. A DELETE carried out then
-        // would undo what came after it.
-        let may_leave = head.method.is_safe() && framing == RequestFraming::None;
-        let elsewhere = elsewhere.filter(|_| may_leave);
-        let first_look = if elsewhere.is_some() { FIRST_LOOK } else { LOOK };
-        let mut upload = Upload::new(out, framing);
-        if framing != RequestFraming::None {
-            upload.attach(body.take());
-        }
-        Attempt {
-            connection,
-            upload,
-            partial: BytesMut::new(),
-            asked: Asked { head: *head.method == Method::HEAD, upgrade: head.upgrade },
-            limits: reach.limits.response,
-            interim: 0,
-            early,
-            elsewhere,
-            watch: Watch::new(deadline, first_look.min(reach.timeouts.first_byte)),
-            first_byte: reach.timeouts.first_byte,
-            silent_since: None,
-        }
-    };
-    let mut answer = poll_fn(|cx| attempt.poll_answer(cx, lease.slot())).await;
-    if let Err(SendError::Closed { reused: true, sent, .. }) = answer
-        && !lease.slot().is_stuck()
-        && attempt.may_send_again(head.method)
-    {
-        // Whatever else is idle is as old, so the second try is on a connection of its own.
-        let deadline = reach.deadlines.deadline();
-        attempt.moved();
-        match Box::pin(connect(reach, &lease.slot().address, &deadline)).await {
-            Ok(connection) => {
-                attempt.connection = connection;
-                answer = poll_fn(|cx| attempt.poll_answer(cx, lease.slot())).await;
+    async move {
+        // A block, so that the future keeps no room for what has moved into the attempt.
+        let mut attempt = {
+            let framing = request_framing(body.as_deref());
+            let mut out = Outbox::empty();
+            write_request_head(out.text(), head, framing)
+                .map_err(|Malformed(what)| SendError::Unwritable(what))?;
+            if let Some(body) = body.as_ref() {
+                body.check_announced()?;
             }
-            // It was no idle connection's end but the worker's, and this request may have been the reason.
-            Err(_) if sent => {}
-            Err(unreachable) => return Err(unreachable),
+            let deadline = reach.deadlines.deadline();
+            let connection = match reach.idle.take(lease.slot(), deadline.now()) {
+                Some(connection) => connection,
+                // Boxed, so that requests that find a connection need no room for it.
+                None => Box::pin(connect(reach, &lease.slot().address, &deadline)).await?,
+            };
+            // Safe, not merely idempotent: the worker may read it yet, when the client has long gone on. A DELETE carried out then
+            // would undo what came after it.
+            let may_leave = head.method.is_safe() && framing == RequestFraming::None;
+            let elsewhere = elsewhere.filter(|_| may_leave);
+            let first_look = if elsewhere.is_some() { FIRST_LOOK } else { LOOK };
+            let mut upload = Upload::new(out, framing);
+            if framing != RequestFraming::None {
+                upload.attach(body.take());
+            }
+            Attempt {
+                connection,
+                upload,
+                partial: BytesMut::new(),
+                asked: Asked { head: *head.method == Method::HEAD, upgrade: head.upgrade },
+                limits: reach.limits.response,
+                interim: 0,
+                early,
+                elsewhere,
+                watch: Watch::new(deadline, first_look.min(reach.timeouts.first_byte)),
+                first_byte: reach.timeouts.first_byte,
+                silent_since: None,
+            }
+        };
+        let mut answer = poll_fn(|cx| attempt.poll_answer(cx, lease.slot())).await;
+        if let Err(SendError::Closed { reused: true, sent, .. }) = answer
+            && !lease.slot().is_stuck()
+            && attempt.may_send_again(head.method)
+        {
+            // Whatever else is idle is as old, so the second try is on a connection of its own.
+            let deadline = reach.deadlines.deadline();
+            attempt.moved();
+            match Box::pin(connect(reach, &lease.slot().address, &deadline)).await {
+                Ok(connection) => {
+                    attempt.connection = connection;
+                    answer = poll_fn(|cx| attempt.poll_answer(cx, lease.slot())).await;
+                }
+                // It was no idle connection's end but the worker's, and this request may have been the reason.
+                Err(_) if sent => {}
+                Err(unreachable) => return Err(unreachable),
+            }
         }
-    }
-    match answer {
-        Ok(begun) => Ok(attempt.into_answer(reach, lease, begun)),
-        // A worker's end resets the connections it has left something unread on, and closes the others.
-        Err(SendError::Closed { cause: None, sent: true, .. }) if lease.slot().is_stuck() => {
-            Err(SendError::Hung)
+        match answer {
+            Ok(begun) => Ok(attempt.into_answer(reach, lease, begun)),
+            // A worker's end resets the connections it has left something unread on, and closes the others.
+            Err(SendError::Closed { cause: None, sent: true, .. }) if lease.slot().is_stuck() => {
+                Err(SendError::Hung)
+            }
+            Err(error) => Err(error),
         }
-        Err(error) => Err(error),
     }
 }
 
