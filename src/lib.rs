@@ -25,8 +25,9 @@
 //!   `worker/launch` spawns, `worker/child` signals and kills, `worker/probe` asks whether it is ready, `worker/slot` opens and
 //!   closes it to requests.
 //!
-//! A changed configuration comes in by `daemon/reload`: `config/load` reads it, `config/diff` says what is touched, and what can
-//! fail (addresses, new apps, new workers) is done before the certificates, the routing and the listeners change.
+//! A changed configuration comes in by `daemon/reload`: `config/load` reads it, `config/diff` says what is touched, and in
+//! `daemon/attempt` what can fail (addresses, new apps, new workers) is done before the certificates, the routing and the listeners
+//! change.
 //!
 //! # Publications
 //! One writer, many readers, replaced whole: the roster of slots (`worker/slot`: supervisor → pool), certificates
@@ -316,7 +317,9 @@
 //!   daemon/listeners.rs       bound addresses, opened and closed while connections live on
 //!   daemon/metrics.rs         the endpoint that Prometheus asks
 //!   daemon/live.rs            what runs: configuration, apps, listeners; publishes the routing
-//!   daemon/reload.rs          a changed configuration put in force, or nothing
+//!   daemon/rolling.rs         what operators hear where workers are to be replaced
+//!   daemon/attempt.rs         a changed configuration put in force, or nothing
+//!   daemon/reload.rs          the file read again, and what is to change by that
 //!   daemon/perform.rs         what an operator asked for, done: reload, restart, scale, maintenance, logs, renewal
 //!   daemon/run.rs             serve until told, then stop in order
 //! ```

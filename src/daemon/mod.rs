@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod ask;
+pub mod attempt;
 pub mod check_certificates;
 pub mod check_names;
 pub mod cli;
@@ -20,6 +21,7 @@ pub mod progress;
 pub mod reload;
 pub mod render;
 pub mod render_certificates;
+pub mod rolling;
 pub mod run;
 pub mod signals;
 pub mod start_error;

@@ -14,7 +14,8 @@ use crate::daemon::import;
 use crate::daemon::live::{Live, LiveApp};
 use crate::daemon::operation::{Number, Operation};
 use crate::daemon::progress::{Failed, Progress, Said};
-use crate::daemon::reload::{self, no_workers, not_rolled};
+use crate::daemon::reload;
+use crate::daemon::rolling::{no_workers, not_rolled, tell_of_memory};
 use crate::name::AppName;
 use crate::report::Report;
 use crate::scope::Scope;
@@ -78,7 +79,7 @@ async fn change(live: &Live, operation: Operation, told: &Progress) -> Result<()
             let supervisor = supervisor(live, &app)?;
             tell_of_waiting(&app, &supervisor, told);
             told.say(format!("{app}: replacing its workers"));
-            reload::tell_of_memory(&app, &supervisor, told);
+            tell_of_memory(&app, &supervisor, told);
             let restarted = told.telling(&app, supervisor.remarks(), supervisor.restart()).await;
             restarted.map_err(|error| not_rolled(&app, &supervisor, &error))?;
             told.say(format!("{app}: new workers serve, old ones are gone"));
