@@ -29,7 +29,7 @@ def quantiles(values):
 
 
 def ms(value):
-    return "–" if value is None else f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms" if value < 1000 else f"{value / 1000:.1f} s"
+    return "–" if value is None else f"{value:.2f} ms" if value < 1 else f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms" if value < 1000 else f"{value / 1000:.1f} s"
 
 
 def hurry():
