@@ -269,7 +269,7 @@
 //!   listen/inherited.rs       those that a service manager holds for edge
 //!   listen/arrivals.rs        connections that wait to be accepted
 //!   listen/tcp.rs             a client's TCP connection, below TLS   ← worker::unread
-//!   listen/meter.rs           what moves on a connection, for time-outs that ask for progress
+//!   listen/meter.rs           what moves on a connection, for time-outs that ask for progress; when nothing is there to read
 //!   listen/stage.rs           serving, draining or ending, for every connection of a thread to look at
 //!   listen/watch.rs        P  which time-out a connection is under now
 //!   listen/linger.rs          closing without losing the last answer

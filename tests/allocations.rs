@@ -64,7 +64,7 @@ unsafe impl GlobalAlloc for Counting {
 /// request and of the answer, each a map of two parts; the request's bytes and the answer's, and what lets the answer's body share
 /// them; and three of the TLS library's, for a record in and a record out.
 const AT_MOST: f64 = 11.2;
-/// Of all of them together, not quite half of it the future.
+/// Of all of them together, half of it the future.
 const BYTES_AT_MOST: f64 = 5_540.0;
 
 #[test]

@@ -1,4 +1,4 @@
-//! Counts what moves on a client's connection, for the time-outs that ask for progress.
+//! Counts what moves on a client's connection, for the time-outs that ask for progress; and knows when nothing is there to read.
 
 use std::cell::Cell;
 use std::io;
