@@ -26,7 +26,7 @@
 //!   closes it to requests.
 //!
 //! A changed configuration comes in by `daemon/reload`: `config/load` reads it, `config/diff` says what is touched, and in
-//! `daemon/attempt` what can fail (addresses, new apps, new workers) is done before the certificates, the routing and the listeners
+//! `daemon/adoption` what can fail (addresses, new apps, new workers) is done before the certificates, the routing and the listeners
 //! change.
 //!
 //! # Publications
@@ -318,7 +318,7 @@
 //!   daemon/metrics.rs         the endpoint that Prometheus asks
 //!   daemon/live.rs            what runs: configuration, apps, listeners; publishes the routing
 //!   daemon/rolling.rs         what operators hear where workers are to be replaced
-//!   daemon/attempt.rs         a changed configuration put in force, or nothing
+//!   daemon/adoption.rs        a changed configuration put in force, or nothing
 //!   daemon/reload.rs          the file read again, and what is to change by that
 //!   daemon/perform.rs         what an operator asked for, done: reload, restart, scale, maintenance, logs, renewal
 //!   daemon/run.rs             serve until told, then stop in order

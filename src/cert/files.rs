@@ -54,7 +54,7 @@ impl FilePair {
         };
         let file = self.cert.display();
         Some(format!(
-            "the certificate {file} {when}: clients refuse it; {mend}: edge serves it within a minute"
+            "the certificate {file} {when}: clients refuse it; {mend}: a running edge serves it within a minute"
         ))
     }
 

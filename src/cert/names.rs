@@ -1,7 +1,7 @@
 //! Every configured name with its certificate: loaded at start, changed by the manager, shown as publication and as status.
 //! Touches the disk while loading only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -85,7 +85,7 @@ pub struct Names {
     /// Of the apps that ask clients for certificates.
     pub(in crate::cert) clients: HashMap<AppName, ClientPolicy>,
     /// Why clients refuse the certificates of apps, as was told.
-    refused: HashMap<AppName, String>,
+    refused: HashSet<(AppName, String)>,
 }
 
 impl Names {
@@ -103,7 +103,7 @@ impl Names {
             provider: Arc::clone(provider),
             tickets: HashMap::new(),
             clients: ClientPolicy::all(config, provider)?,
-            refused: HashMap::new(),
+            refused: HashSet::new(),
         };
         let cas = Cas::of(&config.acme);
         for app in &config.apps {
@@ -287,14 +287,12 @@ impl Names {
     pub fn tell_refused(&mut self, now: SystemTime) {
         let told = std::mem::take(&mut self.refused);
         for name in &self.list {
-            if let Some(error) = name.refused(now)
-                && self.refused.get(&name.app) != Some(&error)
-            {
-                if told.get(&name.app) != Some(&error) {
-                    tracing::warn!(app = %name.app, error, "clients refuse the certificate of an app");
-                }
-                self.refused.insert(name.app.clone(), error);
+            let Some(error) = name.refused(now) else { continue };
+            let refused = (name.app.clone(), error);
+            if !told.contains(&refused) && !self.refused.contains(&refused) {
+                tracing::warn!(app = %refused.0, error = refused.1, "the certificate of an app is not valid now");
             }
+            self.refused.insert(refused);
         }
     }
 

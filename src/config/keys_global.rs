@@ -118,7 +118,7 @@ pub(super) const GLOBAL: &[Key] = &[
         "log.level",
         Is("info"),
         Global,
-        "Least severity that is logged: `error`, `warn`, `info`, `debug` or `trace`.",
+        "Least severity that is logged: `error`, `warn`, `info` or `debug`; `trace` says no more than that.",
     ),
     key(
         "log.format",

@@ -1,8 +1,8 @@
 //! Assembly: no policy.
 
 pub mod admin;
+pub mod adoption;
 pub mod ask;
-pub mod attempt;
 pub mod check_certificates;
 pub mod check_names;
 pub mod cli;

@@ -9,7 +9,7 @@ use crate::config::load;
 use crate::config::model::{Backend, Config};
 use crate::config::problem::Problems;
 use crate::config::surroundings::Surroundings;
-use crate::daemon::attempt::Attempt;
+use crate::daemon::adoption::Adoption;
 use crate::daemon::cli;
 use crate::daemon::live::Live;
 use crate::daemon::progress::{Failed, Progress};
@@ -52,7 +52,7 @@ pub async fn reload(live: &Live, app: Option<&AppName>, told: &Progress) -> Resu
         told.say("nothing has changed");
         return Ok(());
     }
-    Attempt::new(live, new, told, &turn).run(&changes).await
+    Adoption::new(live, new, told, &turn).run(&changes).await
 }
 
 /// Off the event loop: files and the system's databases of users and hosts may be slow.

@@ -36,7 +36,7 @@ impl Share {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -245,10 +245,11 @@ impl Alarm {
             it_value: left.try_into().expect("less than centuries"),
         };
         rustix::time::timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once).expect("a time");
-        let mut rang = self.0.readable().await.expect("a timer can be waited for");
         let mut times = [0; 8];
-        rustix::io::read(&self.0, &mut times).expect("it rang");
-        rang.clear_ready();
+        while Instant::now() < due {
+            let mut ready = self.0.readable().await.expect("a timer can be waited for");
+            let _rang = ready.try_io(|timer| Ok(rustix::io::read(timer, &mut times)?));
+        }
     }
 }
 

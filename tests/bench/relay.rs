@@ -17,6 +17,7 @@ use std::rc::Rc;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 /// The two ends of what passes through, which wait where they are full: nobody is served meanwhile.
@@ -42,7 +43,10 @@ fn main() {
     let mut ready: Vec<Event> = Vec::with_capacity(256);
     loop {
         ready.clear();
-        epoll::wait(&poll, spare_capacity(&mut ready), None).expect("an epoll");
+        match epoll::wait(&poll, spare_capacity(&mut ready), None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => unreachable!("an epoll: {error}"),
+        }
         for event in &ready {
             let token = event.data.u64();
             if token == number(&listener) {
@@ -74,7 +78,12 @@ fn main() {
 
 /// Whether there may be more.
 fn moved(from: &OwnedFd, to: &OwnedFd, room: &mut [MaybeUninit<u8>]) -> bool {
-    let Ok(((mut rest, _), _)) = rustix::net::recv(from, room, RecvFlags::empty()) else { return false };
+    let mut rest = match rustix::net::recv(from, room, RecvFlags::DONTWAIT) {
+        Ok(((bytes, _), _)) => bytes,
+        // What was told of may have been one that ended, whose number this one has now.
+        Err(Errno::AGAIN | Errno::INTR) => return true,
+        Err(_) => return false,
+    };
     if rest.is_empty() {
         return false;
     }

@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(250);
 const LAST_LINES: usize = 20;
 
 /// A reload under way, with what is to be undone if it fails.
-pub struct Attempt<'a> {
+pub struct Adoption<'a> {
     live: &'a Live,
     old: Arc<Config>,
     new: Arc<Config>,
@@ -57,7 +57,7 @@ enum Done {
     Scaled,
 }
 
-impl<'a> Attempt<'a> {
+impl<'a> Adoption<'a> {
     /// What puts `new` in the place of what is in force; nothing is done yet.
     pub fn new(live: &'a Live, new: Arc<Config>, told: &'a Progress, turn: &'a Taken<'a>) -> Self {
         Self {
@@ -73,7 +73,8 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Does it, of which `changes` is the difference. Completes when new workers serve and old ones are gone.
+    /// Puts the new configuration in force, which differs from the old one by `changes`. Completes when new workers serve and old ones are
+    /// gone.
     pub async fn run(mut self, changes: &[Change]) -> Result<(), Failed> {
         let of = |wanted: fn(&Change) -> Option<&Listener>| -> Vec<Listener> {
             changes.iter().filter_map(wanted).copied().collect()
