@@ -104,6 +104,19 @@ pub enum LaunchError {
         /// What stands in the way.
         obstacle: Obstacle,
     },
+    /// It may not have its priority.
+    #[error(
+        "cannot give a worker `nice: {nice}`: edge may not raise a priority, which takes root or CAP_SYS_NICE (in systemd's unit, also in CapabilityBoundingSet=); allow it, or leave `nice` out"
+    )]
+    Priority {
+        /// As configured.
+        nice: i32,
+    },
+    /// It may not have its limits.
+    #[error(
+        "cannot give a worker its `ulimits`: one is above edge's own hard limit, which takes root or CAP_SYS_RESOURCE, or above what the kernel allows; raise it for edge (in systemd's unit, LimitNOFILE= and its like), or lower it in `ulimits`"
+    )]
+    Limits,
     /// Its control group cannot be entered.
     #[error("cannot enter a new control group")]
     Group(#[source] io::Error),
@@ -255,6 +268,11 @@ fn command(order: &Order<'_>) -> Command {
 
 /// Why the program of `order` was not run, as far as the files tell.
 fn refused(order: &Order<'_>, source: io::Error) -> LaunchError {
+    match (source.raw_os_error(), order.spec.nice) {
+        (Some(NO_PRIORITY), Some(nice)) => return LaunchError::Priority { nice },
+        (Some(NO_LIMITS), _) => return LaunchError::Limits,
+        (Some(_) | None, _) => {}
+    }
     let program = order.plan.argv.first().cloned().unwrap_or_default();
     let of_files = matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
     if let Some(obstacle) = runnable::obstacle(order.spec, order.plan).filter(|_| of_files) {
@@ -315,10 +333,12 @@ fn prepare(command: &mut Command, spec: &WorkerSpec, inherited: Inherited) -> Re
             libc::umask(0o007);
             check(libc::setrlimit(libc::RLIMIT_NOFILE, &open_files))?;
             for (resource, limit) in &limits {
-                check(libc::setrlimit(*resource, limit))?;
+                check(libc::setrlimit(*resource, limit))
+                    .map_err(|_| io::Error::from_raw_os_error(NO_LIMITS))?;
             }
             if let Some(nice) = nice {
-                check(libc::setpriority(libc::PRIO_PROCESS, 0, nice))?;
+                check(libc::setpriority(libc::PRIO_PROCESS, 0, nice))
+                    .map_err(|_| io::Error::from_raw_os_error(NO_PRIORITY))?;
             }
             if let Some((uid, gid, groups)) = &account {
                 check(libc::setgroups(groups.len(), groups.as_ptr()))?;
@@ -357,6 +377,11 @@ fn kernel_limit(limit: &Ulimit) -> (libc::__rlimit_resource_t, libc::rlimit) {
     // `u64::MAX` is RLIM_INFINITY.
     (resource, libc::rlimit { rlim_cur: limit.soft, rlim_max: limit.hard })
 }
+
+/// How the child says that it was its priority or its limits: a number is all that comes back, and the kernel's own for these are
+/// execve's as well. No call of the child's gives one of these two.
+const NO_PRIORITY: libc::c_int = libc::EDOM;
+const NO_LIMITS: libc::c_int = libc::ERANGE;
 
 const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
 

@@ -400,3 +400,25 @@ async fn limits_and_priority_reach_the_worker() {
     }
     edge.stop().await;
 }
+
+#[tokio::test]
+async fn a_priority_or_limit_that_edge_may_not_give_is_named() {
+    // More open files than any kernel allows.
+    let apps = [("a", "nice: -5"), ("b", "ulimits: {nofile: 4000000000}")];
+    let app = |setup: Setup, (name, more): (&str, &str)| {
+        setup.app(name, &format!("domains: [{name}.test]\ncommand: edge hello\nworkers: 1\n{more}"))
+    };
+    let mut setup = apps.into_iter().fold(Setup::new(), app);
+    if processes::root() {
+        setup = setup.inside(&["setpriv", "--bounding-set=-sys_nice"]);
+    }
+    let edge = setup.start().await;
+    for (name, what) in [("a", "`nice: -5`"), ("b", "its `ulimits`")] {
+        let said = format!("cannot give a worker {what}: ");
+        let told = |line: &serde_json::Value| {
+            line["app"] == name && line["error"].as_str().is_some_and(|error| error.starts_with(&said))
+        };
+        edge.wait_for_log("why no worker starts", told).await;
+    }
+    edge.stop().await;
+}
