@@ -125,7 +125,7 @@ impl<'a> Passage<'a> {
         if self.present.framing {
             target::check_framing(&self.parts.headers)?;
         }
-        let host = target::authority(&self.parts, self.present.host, secure, self.conn.local)?;
+        let host = target::authority(&self.parts, &self.present, secure, self.conn.local)?;
         self.entry.record.host = Some(host.clone());
         let authority = Authority::parse(target::text(&host)?)?;
         match target {
@@ -210,11 +210,7 @@ impl<'a> Passage<'a> {
                     && opening.is_none()
                     && headers::takes_trailers(&self.parts.headers),
             };
-            headers::request(
-                &mut self.parts.headers,
-                self.present.connection,
-                self.parts.version == Version::HTTP_2 && self.present.crumbs,
-            );
+            headers::request(&mut self.parts.headers, &self.present);
 
             let mut body = has_body.then(|| {
                 let reach = &self.plane.reach;

@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use http::header::{CONNECTION, COOKIE, TE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::proxy::target::Present;
+
 /// Room for so many fields that are not there is given back: no browser says enough of them to leave as much.
 const SPARE: usize = 32;
 
@@ -30,14 +32,14 @@ pub struct Forwarding<'a> {
 }
 
 /// Takes out of a client's fields what must not reach a worker, `Host` and framing excepted: those the exchange leaves out.
-/// `connection` says that they may hold `Connection`, `crumbs` that cookies may have come in crumbs.
-pub fn request(headers: &mut HeaderMap, connection: bool, crumbs: bool) {
-    if connection {
+/// `present` tells what they held when they came.
+pub fn request(headers: &mut HeaderMap, present: &Present) {
+    if present.connection {
         // The client's own list first, so that it can never name a field that edge writes (RFC 9110 §7.6.1).
         remove_named_by_connection(headers);
     }
     remove_where(headers, |name| is_of_one_hop(name) || is_refused_from_clients(name));
-    if crumbs {
+    if present.crumbs {
         join_cookies(headers);
     }
 }

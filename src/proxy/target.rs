@@ -87,7 +87,7 @@ impl<'a> Authority<'a> {
 pub struct Present {
     /// `Host`.
     pub host: bool,
-    /// `Cookie`, more than once.
+    /// `Cookie`, more than once, over HTTP/2: in crumbs.
     pub crumbs: bool,
     /// `Connection`.
     pub connection: bool,
@@ -115,7 +115,7 @@ pub fn look_over(parts: &Parts, limits: &Limits) -> Result<Present, ProxyError> 
         present.size += name.as_str().len() + value.len() + 4;
         present.host |= *name == HOST;
         if *name == COOKIE {
-            present.crumbs |= std::mem::replace(&mut cookie, true);
+            present.crumbs |= std::mem::replace(&mut cookie, true) && parts.version == Version::HTTP_2;
         }
         present.connection |= *name == CONNECTION;
         present.length |= *name == CONTENT_LENGTH;
@@ -213,16 +213,15 @@ pub fn check_announced_length(headers: &HeaderMap, limit: u64) -> Result<(), Pro
 }
 
 /// The request's one authority as the client wrote it, from `Host`, an absolute target or `:authority`. Disagreement is
-/// refused. A request of HTTP/1.0 may have none: it means the address it arrived at (RFC 9112 §3.3). `has_host` says that there
-/// may be a `Host`.
+/// refused. A request of HTTP/1.0 may have none: it means the address it arrived at (RFC 9112 §3.3).
 pub fn authority(
     parts: &Parts,
-    has_host: bool,
+    present: &Present,
     secure: bool,
     local: SocketAddr,
 ) -> Result<HeaderValue, ProxyError> {
     let mut host = None;
-    if has_host {
+    if present.host {
         let mut hosts = parts.headers.get_all(HOST).iter();
         host = hosts.next();
         if hosts.next().is_some() {
@@ -276,6 +275,7 @@ mod tests {
 
     #[test]
     fn a_request_has_exactly_one_authority() {
+        let (_, limits) = presets();
         let h1 = Version::HTTP_11;
         let h2 = Version::HTTP_2;
         for (id, uri, version, hosts, expected) in [
@@ -291,11 +291,16 @@ mod tests {
             ("absolute target alone", "http://a.test/", h1, &[], None),
             ("h2", "http://a.test/", h2, &[], Some("a.test")),
             ("h2 both", "http://a.test/", h2, &["a.test"], Some("a.test")),
+            ("h2 Host alone", "/", h2, &["a.test"], Some("a.test")),
+            ("B04 both and another", "http://a.test/", h2, &["a.test", "b.test"], None),
+            ("B04 two", "/", h2, &["a.test", "a.test"], None),
             ("B04 differing", "http://a.test/", h2, &["b.test"], None),
             ("B04 neither", "/", h2, &[], None),
             ("HTTP/1.0 without", "/", Version::HTTP_10, &[], Some("192.0.2.7:80")),
         ] {
-            let found = authority(&request("GET", uri, version, hosts), true, false, local());
+            let parts = request("GET", uri, version, hosts);
+            let present = look_over(&parts, &limits).expect(id);
+            let found = authority(&parts, &present, false, local());
             assert_eq!(found.ok().as_ref().map(|host| host.to_str().expect(id)), expected, "{id}");
         }
     }

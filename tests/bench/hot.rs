@@ -136,7 +136,7 @@ fn requests(bench: &Bench, limits: &Limits) {
         if present.framing {
             target::check_framing(&parts.headers)?;
         }
-        target::authority(&parts, present.host, true, local)
+        target::authority(&parts, &present, true, local)
     };
     bench.of("request: size, target, framing and authority checked", || (), check);
 }
@@ -168,8 +168,9 @@ fn routing(bench: &Bench, config: &Config) {
 
 fn towards_workers(bench: &Bench, limits: &Limits) {
     let parts = head(limits).parts;
+    let present = target::look_over(&parts, limits).expect("it is within bounds");
     let rewrite = |mut fields: HeaderMap| {
-        headers::request(&mut fields, true, false);
+        headers::request(&mut fields, &present);
         fields
     };
     bench.of("header fields: rewritten, 14 of them", || parts.headers.clone(), rewrite);

@@ -1,7 +1,9 @@
-use http::Method;
+use http::{Method, Request, Version};
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::check_limits::presets;
+use crate::proxy::target::look_over;
 use crate::upstream::wire::{RequestFraming, RequestHead, write_request_head};
 
 fn map(fields: &[(&str, &str)]) -> HeaderMap {
@@ -14,7 +16,7 @@ fn map(fields: &[(&str, &str)]) -> HeaderMap {
 }
 
 /// Makes `headers` what a worker reads of them.
-fn forward(headers: &mut HeaderMap, client: &str, host: &str, crumbs: bool) {
+fn forward(headers: &mut HeaderMap, client: &str, host: &str, version: Version) {
     let about = Forwarding {
         client: client.parse().expect("valid"),
         client_text: &HeaderValue::from_str(client).expect("valid"),
@@ -24,7 +26,11 @@ fn forward(headers: &mut HeaderMap, client: &str, host: &str, crumbs: bool) {
         client_subject: None,
         trailers: false,
     };
-    request(headers, true, crumbs);
+    let (mut parts, ()) = Request::new(()).into_parts();
+    (parts.version, parts.headers) = (version, std::mem::take(headers));
+    let present = look_over(&parts, &presets().1).expect("within bounds");
+    *headers = parts.headers;
+    request(headers, &present);
     let head = RequestHead {
         method: &Method::GET,
         target: "/",
@@ -58,7 +64,7 @@ const TOLD: [(&str, &str); 7] = [
 
 fn forwarded_from(fields: &[(&str, &str)]) -> HeaderMap {
     let mut headers = map(fields);
-    forward(&mut headers, "192.0.2.1", "a.test:8443", false);
+    forward(&mut headers, "192.0.2.1", "a.test:8443", Version::HTTP_11);
     headers
 }
 
@@ -159,17 +165,20 @@ fn everything_else_passes_in_its_order() {
 fn cookie_crumbs_of_http2_become_one_cookie() {
     let crumbs = [("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")];
     let mut headers = map(&crumbs);
-    forward(&mut headers, "192.0.2.1", "a.test", true);
+    forward(&mut headers, "192.0.2.1", "a.test", Version::HTTP_2);
     assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
     let mut headers = map(&crumbs[..1]);
-    forward(&mut headers, "192.0.2.1", "a.test", true);
+    forward(&mut headers, "192.0.2.1", "a.test", Version::HTTP_2);
     assert_eq!(headers[COOKIE], "a=1");
+    let mut headers = map(&crumbs);
+    forward(&mut headers, "192.0.2.1", "a.test", Version::HTTP_11);
+    assert_eq!(headers.get_all(COOKIE).iter().count(), 3, "other versions have no crumbs");
 }
 
 #[test]
 fn an_ipv6_client_is_quoted_in_forwarded_and_bare_elsewhere() {
     let mut headers = HeaderMap::new();
-    forward(&mut headers, "2001:db8::1", "a.test", false);
+    forward(&mut headers, "2001:db8::1", "a.test", Version::HTTP_11);
     assert_eq!(headers["forwarded"], "for=\"[2001:db8::1]\";host=a.test;proto=https");
     assert_eq!(headers["x-forwarded-for"], "2001:db8::1");
     assert_eq!(headers["x-real-ip"], "2001:db8::1");
