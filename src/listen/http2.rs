@@ -92,6 +92,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
         Self { connection, streams, conn, meter, stage, timeouts, watch, deadline, parting, drained }
     }
 
+    /// One turn. The connection is polled nowhere but below here: outside a turn that has begun it might never read again.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         self.meter.begin_turn();
         match self.stage.step() {

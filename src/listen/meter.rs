@@ -17,7 +17,8 @@ pub struct Meter {
     read: Cell<u64>,
     /// When writing first found no room; `None` while there is room.
     blocked: Cell<Option<Instant>>,
-    /// Whether reading found nothing in this turn; `None` where nobody tells of turns.
+    /// Whether reading found nothing in this turn; `None` where nobody tells of turns. Who has told of one must tell of each: once
+    /// it is `Some(true)`, nothing but [`Meter::begin_turn`] lets the stream be read again.
     dry: Cell<Option<bool>>,
 }
 
