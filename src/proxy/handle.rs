@@ -99,6 +99,14 @@ enum Routed {
     Elsewhere(String),
 }
 
+/// A search for a worker.
+struct Search {
+    /// Where the client belongs.
+    home: Home,
+    /// From when the time in the queue counts; a body that is taken in first moves it on, and so does an attempt that failed.
+    began: Instant,
+}
+
 /// What a request ends in.
 enum Outcome {
     Answer(Response<Content>),
@@ -217,8 +225,9 @@ impl<'a> Passage<'a> {
                 RequestBody::new(incoming, reach.deadlines.deadline(), reach.bounds(site.app.max_body))
             });
             let home = sticky::home(&site.app, &self.parts.headers, self.caller.ip());
-            let answer =
-                self.ask(site, (host, &about), (home, began), opening.is_some(), &mut body, early).await;
+            let answer = self
+                .ask(site, (host, &about), Search { home, began }, opening.is_some(), &mut body, early)
+                .await;
             if let Some(unsent) = &body {
                 self.entry.record.bytes_in = unsent.received();
             }
@@ -261,7 +270,7 @@ impl<'a> Passage<'a> {
         &mut self,
         site: &Site,
         (host, about): (&HeaderValue, &Forwarding<'_>),
-        (home, mut began): (Home, Instant),
+        Search { home, mut began }: Search,
         upgrade: bool,
         body: &mut Option<Box<RequestBody>>,
         early: Interim<'_>,
