@@ -55,7 +55,8 @@
 //! second: half a hundredth of a core for all of them on one thread. Coming and going, each takes one of 64 locks, 0.3 to 0.7 µs.
 //! Connections are spread over threads by the kernel as they come (`SO_REUSEPORT`), and stay: a few long and busy ones can be
 //! unevenly spread. A socket that a service manager holds is one for all threads: each connection wakes those that wait, and goes
-//! to whoever is first and has not clearly more than its share (`listen/share`): up to an eighth and four more.
+//! to whoever is first. A thread with clearly more than its share (`listen/share`) leaves the next once, for a millisecond; what
+//! nobody has taken by then it takes, and what comes until none wait: where the others are busy there is no bound to what it has.
 //!
 //! # The map
 //! A file imports floor 0, its own folder, and what its line or its floor's heading names after `←`. `P` is pure: it decides,

@@ -25,7 +25,7 @@ pub struct Arrivals {
     watched: AsyncFd<TcpListener>,
     /// The runtime was told of some since they had all been taken, and none of those was taken yet.
     told: Cell<bool>,
-    /// Those that wait were left to other threads once, which did not take them all.
+    /// Those that wait were left to other threads once: they are not again until none wait.
     left: Cell<bool>,
 }
 
@@ -37,8 +37,8 @@ impl Arrivals {
         Ok(Self { watched, told: Cell::new(true), left: Cell::new(false) })
     }
 
-    /// The next one, which other threads may have first where `leaves` says so. Cancel-safe. A flood of them leaves the thread's
-    /// other tasks their turns.
+    /// The next one. Where `leaves` says so it is left to other threads once; what none has taken by then is taken, and what comes
+    /// until none wait. Cancel-safe. A flood of them leaves the thread's other tasks their turns.
     pub async fn accept(&self, leaves: impl Fn() -> bool) -> io::Result<(TcpStream, SocketAddr)> {
         tokio::task::coop::consume_budget().await;
         loop {
@@ -91,15 +91,21 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Waker};
 
+    use tokio::sync::Notify;
+    use tokio::time::Instant;
+
     use super::*;
 
-    #[tokio::test]
-    async fn who_comes_together_and_who_comes_later_is_accepted() {
+    fn listening() -> (Arrivals, impl Fn() -> Client) {
         let socket = TcpListener::bind("127.0.0.1:0").expect("bound");
         socket.set_nonblocking(true).expect("set");
         let address = socket.local_addr().expect("bound");
-        let arrivals = Arrivals::new(socket).expect("watched");
-        let come = || Client::connect(address).expect("connected");
+        (Arrivals::new(socket).expect("watched"), move || Client::connect(address).expect("connected"))
+    }
+
+    #[tokio::test]
+    async fn who_comes_together_and_who_comes_later_is_accepted() {
+        let (arrivals, come) = listening();
         for together in [1, 3, 0, 2] {
             let clients: Vec<Client> = (0..together).map(|_| come()).collect();
             for client in &clients {
@@ -115,5 +121,45 @@ mod tests {
         }
         let _waiting = come();
         assert!(is_anybody_here(&arrivals.into_socket()).expect("asked"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_is_left_to_others_once_and_again_when_none_waited() {
+        let (arrivals, come) = listening();
+        let (leaves, asked) = (Cell::new(true), Notify::new());
+        let accept = || {
+            arrivals.accept(|| {
+                asked.notify_one();
+                leaves.get()
+            })
+        };
+        let taken = async |client: &Client| {
+            let since = Instant::now();
+            assert_eq!(accept().await.expect("accepted").1, client.local_addr().expect("known"));
+            since.elapsed() >= TURN
+        };
+        let see_none = || assert!(pin!(accept()).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+
+        let burst = [come(), come()];
+        assert!(taken(&burst[0]).await, "nobody else took it in its time");
+        assert!(!taken(&burst[1]).await, "it waited with one that was left");
+        see_none();
+        let next = come();
+        assert!(taken(&next).await, "none waited before it");
+        see_none();
+        leaves.set(false);
+        let within = come();
+        assert!(!taken(&within).await, "the thread has not more than its share");
+
+        see_none();
+        leaves.set(true);
+        let late = come();
+        asked.notified().await;
+        tokio::select! {
+            biased;
+            _ = accept() => panic!("it was not left"),
+            () = asked.notified() => {}
+        }
+        assert!(taken(&late).await, "its time had not passed");
     }
 }

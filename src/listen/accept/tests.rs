@@ -31,9 +31,12 @@ async fn of_threads_that_wait_at_one_socket_none_has_much_more_than_its_share() 
         let mut clients = Vec::new();
         while clients.len() < 64 {
             clients.push(std::net::TcpStream::connect(address).expect("it listens"));
-            while one.scope.len() + other.scope.len() < clients.len() {
-                tokio::time::sleep(Duration::from_micros(100)).await;
-            }
+            let taken = async {
+                while one.scope.len() + other.scope.len() < clients.len() {
+                    tokio::time::sleep(Duration::from_micros(100)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), taken).await.expect("one of them takes it");
         }
         let most = one.scope.len().max(other.scope.len());
         assert!(most <= 32 + 4 + 4, "{most} of 64");
