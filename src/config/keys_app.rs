@@ -120,7 +120,7 @@ pub(super) const APP: &[Key] = &[
         "apps.NAME.nice",
         Found("edge's own"),
         Worker,
-        "Priority of the workers for the CPU, from -20 (first) to 19; raising it takes root or CAP_SYS_NICE. Each worker's session gets it, too, for kernels that share the CPU out among sessions (`kernel.sched_autogroup_enabled`); in a control group that has its share of the CPU it counts within that.",
+        "Priority of the workers for the CPU, from -20 (first) to 19; raising it takes root or CAP_SYS_NICE. The session a worker is started in gets it, too, for kernels that share the CPU out among sessions (`kernel.sched_autogroup_enabled`); in a control group that has its share of the CPU it counts within that.",
     ),
     key(
         "apps.NAME.before_start",

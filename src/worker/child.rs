@@ -109,6 +109,11 @@ impl Child {
         self.pid
     }
 
+    /// Its place in its app.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Whether its status was taken: its process id may be another's then.
     pub(super) fn has_ended(&self) -> bool {
         self.exit.get().is_some()
