@@ -371,11 +371,8 @@ async fn a_slow_handler_is_not_touched() {
 #[tokio::test]
 async fn limits_and_priority_reach_the_worker() {
     let yaml = format!("{HELLO}workers: 3\nnice: 5\nulimits: {{nofile: 333, core: {{soft: 0, hard: 1000}}}}");
-    let mut setup = Setup::new().app("a", &yaml);
-    if processes::root() {
-        // As a service: whom the kernel lets change the priority of one session at a time.
-        setup = setup.inside(&["setpriv", "--bounding-set=-sys_admin"]);
-    }
+    // As a service: whom the kernel lets change the priority of one session at a time.
+    let setup = Setup::new().app("a", &yaml).inside(&processes::without("-sys_admin"));
     let edge = setup.start().await;
     edge.wait_until_up("a").await;
     let worker = edge.workers("a").await[0];
@@ -408,10 +405,7 @@ async fn a_priority_or_limit_that_edge_may_not_give_is_named() {
     let app = |setup: Setup, (name, more): (&str, &str)| {
         setup.app(name, &format!("domains: [{name}.test]\ncommand: edge hello\nworkers: 1\n{more}"))
     };
-    let mut setup = apps.into_iter().fold(Setup::new(), app);
-    if processes::root() {
-        setup = setup.inside(&["setpriv", "--bounding-set=-sys_nice"]);
-    }
+    let setup = apps.into_iter().fold(Setup::new(), app).inside(&processes::without("-sys_nice"));
     let edge = setup.start().await;
     for (name, what) in [("a", "`nice: -5`"), ("b", "its `ulimits`")] {
         let said = format!("cannot give a worker {what}: ");

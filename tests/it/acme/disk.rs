@@ -48,8 +48,7 @@ impl Closed {
             Self::Modes => {
                 set_modes(storage, 0o500);
                 // Root without its privilege over modes is like everybody else.
-                let words = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"];
-                return words.iter().filter(|_| processes::root()).map(|word| (*word).to_owned()).collect();
+                return processes::without("-dac_override,-dac_read_search");
             }
         };
         let unshare: &[&str] = if processes::root() { &[] } else { &["--map-root-user"] };

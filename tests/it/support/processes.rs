@@ -168,6 +168,22 @@ pub(crate) fn root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
+/// Words that execute what follows them without these capabilities of root, such as `-sys_nice`. Everybody else has none.
+pub(crate) fn without(capabilities: &str) -> Vec<String> {
+    if !root() {
+        return Vec::new();
+    }
+    // Without that setpriv takes nothing away, and does not say so.
+    let status = fs::read_to_string("/proc/self/status").expect("/proc");
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).expect("in every status");
+    let has_setpcap = u64::from_str_radix(effective, 16).expect("hexadecimal") & 1 << 8 != 0;
+    assert!(
+        has_setpcap,
+        "as root this test needs CAP_SETPCAP, to run edge without some capabilities: {capabilities}"
+    );
+    vec!["setpriv".to_owned(), format!("--bounding-set={capabilities}")]
+}
+
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     memchr::memmem::find(haystack, needle).is_some()
 }
