@@ -61,7 +61,13 @@ fn main() -> ExitCode {
         let (text, status) = match failure {
             Failure::Config(problems) => (problems.to_string(), ExitCode::from(cli::CONFIG)),
             Failure::Lost(problems, whose) => (format!("{problems}\n{whose}"), ExitCode::from(cli::CONFIG)),
-            Failure::Failed(error) => (format!("edge: {}", Report(&*error)), ExitCode::FAILURE),
+            Failure::Failed(error) => {
+                let status = match error.downcast_ref() {
+                    Some(CommandError::Unusable(_)) => ExitCode::from(cli::CONFIG),
+                    Some(_) | None => ExitCode::FAILURE,
+                };
+                (format!("edge: {}", Report(&*error)), status)
+            }
         };
         let _ = writeln!(io::stderr(), "{text}");
         status

@@ -39,7 +39,8 @@ const LAST_STEPS: Duration = Duration::from_secs(2);
 /// How long the log may take to write its last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-/// Runs edge on this thread until it is told to stop. Exit status: 0 drained, 1 failed or forced.
+/// Runs edge on this thread until it is told to stop. Exit status: 0 drained, 1 failed or forced, 78 where what
+/// the configuration names cannot be used.
 pub fn run(config: Config) -> ExitCode {
     keep_memory_private();
     // Before anything else is opened: their numbers are all that is known of them.
@@ -53,7 +54,7 @@ pub fn run(config: Config) -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("edge: {}", Report(&error));
-            ExitCode::FAILURE
+            ExitCode::from(error.status())
         }
     }
 }

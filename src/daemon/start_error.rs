@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::cert::store_error::StoreError;
+use crate::daemon::cli;
 use crate::listen::inherited::InheritError;
 use crate::listen::socket::BindError;
 
@@ -16,7 +18,7 @@ pub enum StartError {
     Inherit(#[from] InheritError),
     /// The certificate store cannot be used.
     #[error(transparent)]
-    Store(#[from] crate::cert::store_error::StoreError),
+    Store(#[from] StoreError),
     /// The admin socket cannot be opened.
     #[error(transparent)]
     Admin(#[from] crate::daemon::admin::AdminError),
@@ -45,3 +47,26 @@ pub enum StartError {
     #[error(transparent)]
     Launch(#[from] crate::worker::launch::LaunchError),
 }
+
+impl StartError {
+    /// The exit status: a file of the operator that cannot be used is a fault of the configuration, as a missing one is, and
+    /// starting again does not mend it.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Store(StoreError::File { .. } | StoreError::ClientCa { .. }) => cli::CONFIG,
+            Self::Store(_)
+            | Self::Bind(_)
+            | Self::Inherit(_)
+            | Self::Admin(_)
+            | Self::Log(_)
+            | Self::AccessLog { .. }
+            | Self::Events(_)
+            | Self::Threads(_)
+            | Self::InUse(_)
+            | Self::Launch(_) => FAILED,
+        }
+    }
+}
+
+/// Exit status of whatever else went wrong.
+const FAILED: u8 = 1;

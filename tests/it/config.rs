@@ -129,13 +129,13 @@ async fn check_reads_the_certificates_that_operators_keep_as_a_start_would() {
         ("auth", "auth.test", "tls: internal, client_auth: {ca: DIR/key.pem}"),
     ];
     let (code, text, error) = check(&unusable).await;
-    assert_eq!((code, &text[..]), (Some(1), ""), "{error}");
+    assert_eq!((code, &text[..]), (Some(78), ""), "{error}");
     for part in ["apps.pair.tls: ", "apps.auth.client_auth.ca: "] {
         assert!(error.lines().any(|line| line.contains(part)), "{part}: {error}");
     }
     let start = run(&[], &["run"], &file).await;
     let said = String::from_utf8_lossy(&start.stderr);
-    assert!(start.status.code() == Some(1) && said.contains("cannot use "), "a start: {said}");
+    assert!(start.status.code() == Some(78) && said.contains("cannot use "), "a start: {said}");
 }
 
 #[tokio::test]
