@@ -171,7 +171,7 @@ fn log(section: &Section<'_>, base: &Path) -> Log {
             "false" => Ok(AccessLog::Off),
             // A word without `/` is a misspelt boolean rather than a file.
             path if path.contains('/') && !path.ends_with('/') => Ok(AccessLog::File(base.join(path))),
-            _ => Err("is not `true`, `false` or the path of a file, such as `/var/log/edge/access.log`"),
+            _ => Err("is not `true`, `false` or the path of a file, which is absolute or begins with `./`, such as `/var/log/edge/access.log`"),
         }),
     }
 }

@@ -130,7 +130,7 @@ pub(super) const GLOBAL: &[Key] = &[
         "log.access",
         Is("true"),
         Global,
-        "A line for each request: `true` (standard output), `false`, or the path of a file, reopened on SIGUSR1.",
+        "A line for each request: `true` (standard output), `false`, or the path of a file, absolute or beginning with `./`, reopened on SIGUSR1.",
     ),
     key(
         "metrics",
