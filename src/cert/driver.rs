@@ -21,7 +21,7 @@ use crate::cert::gate::Gate;
 use crate::cert::import::Kept;
 use crate::cert::internal::InternalCa;
 use crate::cert::issuer::{Issuer, NotObtained};
-use crate::cert::names::{Name, NameId, Names, Source, rfc3339};
+use crate::cert::names::{Looked, Name, NameId, Names, Source, rfc3339};
 use crate::cert::offer::Offer;
 use crate::cert::resolver::Certificates;
 use crate::cert::schedule::{Action, Input, is_plausible};
@@ -85,7 +85,7 @@ pub(in crate::cert) enum Event {
         oneshot::Sender<Result<(), String>>,
     ),
     /// The operator's files may have changed; told once they were looked at.
-    Look(oneshot::Sender<()>),
+    Look(oneshot::Sender<Looked>),
     /// What was prepared takes effect; told once it is published.
     Adopt(Prepared, oneshot::Sender<()>),
 }
@@ -301,8 +301,7 @@ impl Driver {
             Event::Renew(name, reply) => self.renew(&name, reply, now),
             Event::Import(offer, reply, stored) => self.import(*offer, reply, stored, now),
             Event::Look(reply) => {
-                self.look_at_files();
-                let _nobody_waits = reply.send(());
+                let _nobody_waits = reply.send(self.look_at_files());
             }
             Event::Adopt(prepared, reply) => {
                 self.adopt(prepared);

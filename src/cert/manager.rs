@@ -18,7 +18,7 @@ use crate::cert::driver::{Driver, Event, Seams, look_at_internal};
 use crate::cert::gate::Gate;
 use crate::cert::import::Kept;
 use crate::cert::issuer::AcmeIssuer;
-use crate::cert::names::{Names, Source, uses_internal};
+use crate::cert::names::{Looked, Names, Source, uses_internal};
 use crate::cert::offer::Offer;
 use crate::cert::resolver::Certificates;
 use crate::cert::store::{AccountStore, DirStore};
@@ -200,10 +200,13 @@ impl Manager {
     }
 
     /// Serves the operator's certificate files as they are now, without waiting for the next regular look at them.
-    pub async fn look_at_files(&self) {
+    /// Sees nothing where edge is ending.
+    pub async fn look_at_files(&self) -> Looked {
         let (reply, looked) = oneshot::channel();
         if self.events.send(Event::Look(reply)).is_ok() {
-            let _ended = looked.await;
+            looked.await.unwrap_or_default()
+        } else {
+            Looked::default()
         }
     }
 

@@ -42,6 +42,15 @@ pub enum Source {
     Off,
 }
 
+/// What a look at the operator's certificate files found.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// Others are served since.
+    pub changed: bool,
+    /// Why files cannot be used, each once: what was read before is served on.
+    pub unusable: Vec<String>,
+}
+
 /// Tells a name from every other one of this run, also from an earlier one of the same spelling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NameId(u64);
@@ -281,6 +290,14 @@ impl Names {
             }
         }
         changed
+    }
+
+    /// Why files of the operator cannot be used, each once: what was read before is served on.
+    pub fn unusable_files(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.list.iter().filter_map(|name| name.file_error.clone()).collect();
+        all.sort();
+        all.dedup();
+        all
     }
 
     /// Tells of the operator's certificates that clients refuse because of their time, each once.

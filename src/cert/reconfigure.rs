@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use crate::cert::change::Prepared;
 use crate::cert::driver::{Driver, look_at_internal};
-use crate::cert::names::{NameId, uses_internal};
+use crate::cert::names::{Looked, NameId, uses_internal};
 use crate::cert::store_error::StoreError;
 use crate::config::model::Config;
 
@@ -32,12 +32,14 @@ impl Driver {
         self.publish();
     }
 
-    pub(in crate::cert) fn look_at_files(&mut self) {
-        if self.names.borrow_mut().reload_files() {
+    pub(in crate::cert) fn look_at_files(&mut self) -> Looked {
+        let changed = self.names.borrow_mut().reload_files();
+        if changed {
             tracing::info!("certificate files changed; serving the new ones");
             self.publish();
         }
         self.names.borrow_mut().tell_refused(self.seams.clock.now());
+        Looked { changed, unusable: self.names.borrow().unusable_files() }
     }
 
     pub(in crate::cert) fn index(&self, id: NameId) -> Option<usize> {

@@ -48,8 +48,12 @@ pub async fn reload(live: &Live, app: Option<&AppName>, told: &Progress) -> Resu
     }
     if changes.is_empty() {
         // Certificate files may have changed, which the file does not show.
-        live.manager.look_at_files().await;
-        told.say("nothing has changed");
+        let looked = live.manager.look_at_files().await;
+        if !looked.unusable.is_empty() {
+            let text = format!("the certificates that are served stay:\n{}", looked.unusable.join("\n"));
+            return Err(Failed { text, status: cli::CONFIG });
+        }
+        told.say(if looked.changed { "the new certificate files are served" } else { "nothing has changed" });
         return Ok(());
     }
     Adoption::new(live, new, told, &turn).run(&changes).await

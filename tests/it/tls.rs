@@ -96,6 +96,24 @@ async fn certificates_from_files_are_served() {
     let trust = Trust::in_file(&chain).unwrap();
     let mut connection = Connection::to(edge.https, "files.example", Wire::H2, &trust).await.unwrap();
     assert_eq!(connection.get("/").await.status, 200);
+
+    // A reload tells of files that cannot be used, each time, and of those that are served since.
+    let new_key = KeyPair::generate().unwrap();
+    let renewed =
+        CertificateParams::new(vec!["files.example".into()]).unwrap().self_signed(&new_key).unwrap();
+    fs::write(&chain, renewed.pem()).unwrap();
+    for _ in 0..2 {
+        let refused = edge.command(&["reload"]).await;
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(78), "{said}");
+        assert!(said.contains("chain.pem") && said.contains("does not belong"), "{said}");
+        Connection::to(edge.https, "files.example", Wire::H2, &trust).await.unwrap();
+    }
+    fs::write(&secret, new_key.serialize_pem()).unwrap();
+    assert!(edge.reload().await.contains("the new certificate files are served"));
+    let trust = Trust::in_file(&chain).unwrap();
+    Connection::to(edge.https, "files.example", Wire::H2, &trust).await.unwrap();
+    assert!(edge.reload().await.contains("nothing has changed"));
     edge.stop().await;
 }
 
