@@ -89,6 +89,7 @@
 //!   config/limits.rs       P  deadlines and bounds of connections and requests
 //!   config/model.rs        P  the checked configuration: a value of these types holds no nonsense
 //!   config/problem.rs      P  one fault with its place, key and remedy; all of them in order
+//!   config/script.rs       P  the script that a command hands to a shell, and whether arguments reach it
 //!   config/env_file.rs     P  files of NAME=VALUE lines
 //!   config/surroundings.rs    what a file's meaning depends on besides its text: tests make it up
 //!   config/account.rs         who workers run as: names and numbers of the system's accounts

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::model::{ServerKind, Transport, WorkerSpec};
+use crate::config::script;
 use crate::name::AppName;
 use crate::worker::background;
 use crate::worker::flags::Command;
@@ -274,7 +275,8 @@ impl Draft<'_> {
     }
 
     fn shell_notes(&mut self, command: &[String]) {
-        if command.iter().any(|word| word.contains("$PORT") || word.contains("${PORT")) {
+        let names_it = |word: &String| word.contains("$PORT") || word.contains("${PORT");
+        if script::of(command).is_none() && command.iter().any(names_it) {
             self.notes
                 .push("`$PORT` is not replaced, because no shell runs the command: write `{port}`".into());
         }

@@ -238,7 +238,14 @@ fn what_is_replaced_or_cannot_work_is_said() {
         let notes = planned(&spec(command)).notes.join("\n");
         assert!(notes.contains(part), "{command}: {notes}");
     }
-    assert!(planned(&spec("fastapi dev --no-reload main.py")).notes.is_empty());
+    for command in [
+        "fastapi dev --no-reload main.py",
+        "sh -c 'exec ./serve --port $PORT'",
+        "bash -lc './serve ${PORT:-80}' x",
+    ] {
+        let notes = planned(&spec(command)).notes;
+        assert!(notes.is_empty(), "{command}: {notes:?}");
+    }
     let unix = WorkerSpec { transport: Transport::Unix, ..spec("fastapi run") };
     assert!(planned(&unix).notes.join("\n").contains("cannot listen on a unix socket"));
 }

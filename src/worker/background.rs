@@ -2,6 +2,7 @@
 //!
 //! Must not do: judge what a shell runs, but for a script whose last word sends it there, or a server's configuration file.
 
+use crate::config::script;
 use crate::worker::program;
 
 /// A server, what sends it to the background, and what to do instead.
@@ -59,8 +60,8 @@ pub(super) fn told(command: &[String]) -> Option<String> {
 
 /// A shell whose script ends with `&` ends at once.
 fn by_its_end(command: &[String]) -> Option<String> {
-    let script = program::script(command)?.trim_end();
-    let leaves = script.ends_with('&') && !script.ends_with("&&");
+    let text = script::of(command)?.text.trim_end();
+    let leaves = text.ends_with('&') && !text.ends_with("&&");
     leaves.then(|| {
         "the script sends its last command to the background by `&` and ends, and edge takes it for dead: put `exec` before \
          that command, and leave the `&` out"

@@ -3,6 +3,7 @@
 //! Must not do: decide what follows from it; `adapter` does.
 
 use crate::config::model::ServerKind;
+use crate::config::script;
 
 /// What a command starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,22 +39,12 @@ pub fn recognise(command: &[String]) -> Recognised {
 /// What keeps a server's options from being seen: a shell that starts one whose workers may be synchronous.
 pub(super) fn in_a_script(command: &[String]) -> Option<&'static str> {
     let names = |word: &str| base(word) == "gunicorn";
-    script(command)?.split_ascii_whitespace().any(names).then_some("the script")
-}
-
-/// The script that a command ends with, for a shell to run it by `-c`.
-pub(super) fn script(command: &[String]) -> Option<&str> {
-    let [.., shell, option, script] = command else { return None };
-    (is_shell(base(shell)) && option.starts_with('-') && option.ends_with('c')).then_some(script)
-}
-
-fn is_shell(name: &str) -> bool {
-    ["sh", "bash", "dash", "ash", "zsh", "ksh"].contains(&name)
+    script::of(command)?.text.split_ascii_whitespace().any(names).then_some("the script")
 }
 
 /// Whether a program of this name runs the script that is its first argument.
 pub(super) fn is_interpreter(name: &str) -> bool {
-    is_shell(name) || is_python(name) || ["ruby", "node", "nodejs", "php"].contains(&name)
+    script::is_shell(name) || is_python(name) || ["ruby", "node", "nodejs", "php"].contains(&name)
 }
 
 /// The name of a program without its directory.
