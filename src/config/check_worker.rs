@@ -11,6 +11,7 @@ use crate::config::model::{
     Account, HealthCheck, Recycle, Resource, Restart, ServerKind, Transport, Ulimit, WorkerCount, WorkerSpec,
 };
 use crate::config::scalar::{self, LONGEST_SOCKET_PATH};
+use crate::config::script;
 use crate::config::section::{Section, Value};
 use crate::name::AppName;
 
@@ -37,7 +38,11 @@ pub(super) fn worker(
         check_socket_path(app, section, context.runtime_dir);
     }
     let server = server(section);
+    let place = command;
     let command = arguments(command, workers);
+    if let Some(words) = &command {
+        refuse_lost_options(place, words, server);
+    }
     Some(WorkerSpec {
         gunicorn_conf: command.as_ref().is_some_and(|words| gunicorn_conf(words, server, &working_dir)),
         server,
@@ -163,6 +168,31 @@ fn arguments(value: &Value<'_>, workers: WorkerCount) -> Option<Vec<String>> {
     }
     refuse_product(value, &words, workers);
     Some(words)
+}
+
+/// These servers are told where to listen by options at the end of the command, which a shell keeps to itself.
+fn refuse_lost_options(value: &Value<'_>, words: &[String], server: ServerKind) {
+    let by_options = match server {
+        ServerKind::Hypercorn
+        | ServerKind::Daphne
+        | ServerKind::Waitress
+        | ServerKind::Puma
+        | ServerKind::Rails => true,
+        ServerKind::Auto
+        | ServerKind::Uvicorn
+        | ServerKind::Fastapi
+        | ServerKind::Gunicorn
+        | ServerKind::Granian
+        | ServerKind::Node
+        | ServerKind::Generic => false,
+    };
+    let told = words.iter().any(|word| word.contains("{socket}") || word.contains("{port}"));
+    if by_options && !told && script::of(words).is_some_and(|script| !script.passes_on()) {
+        value.refuse_with(
+            "the options by which edge tells this `server` where to listen would go to the shell, not to the server",
+            "end the script with `\"$@\"` and put a name behind it, `sh -c 'exec PROGRAM \"$@\"' sh`, or write the command without a shell",
+        );
+    }
 }
 
 fn split(value: &Value<'_>) -> Option<Vec<String>> {

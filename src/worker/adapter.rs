@@ -98,11 +98,16 @@ pub fn plan(app: &AppName, spec: &WorkerSpec, slot: u32, runtime_dir: &Path) -> 
 pub fn plan_at(spec: &WorkerSpec, place: &Place) -> Plan {
     let found = program::recognise(&spec.command);
     let server = if spec.server == ServerKind::Auto { found.server } else { spec.server };
+    let script = script::of(&spec.command);
     let placeholders = Placeholders::of(&spec.command);
     let mut draft = Draft {
         told: placeholders.tell_address(),
         wire: wire(server, found.hello, spec.transport, placeholders),
-        command: Command::new(fill(&spec.command, place), found.arguments),
+        command: Command::new(
+            fill(&spec.command, place),
+            script.map_or(found.arguments, |script| script.arguments),
+        ),
+        scripted: script.is_some(),
         socket: place.socket.display().to_string(),
         port: place.port.clone(),
         grace: spec.stop_grace_period.as_secs().saturating_sub(2).max(1),
@@ -200,6 +205,8 @@ pub(super) struct Draft<'a> {
     pub(super) told: bool,
     pub(super) wire: Wire,
     pub(super) command: Command,
+    /// A shell runs a script, which may say more than the command shows.
+    pub(super) scripted: bool,
     pub(super) socket: String,
     pub(super) port: String,
     /// What a server may take to stop, a little less than edge's patience, in seconds.

@@ -332,3 +332,22 @@ fn each_rails_server_has_a_port_and_a_pid_file_of_its_own() {
     let unix = WorkerSpec { transport: Transport::Unix, ..spec("bin/rails s") };
     assert!(planned(&unix).notes.join("\n").contains("`rails server` cannot listen on a unix socket"));
 }
+
+#[test]
+fn a_shells_own_options_are_no_servers() {
+    let told = WorkerSpec { server: ServerKind::Gunicorn, ..spec("sh -c 'exec gunicorn a:b'") };
+    let notes = planned(&told).notes.join("\n");
+    assert!(notes.contains("what the script says is not read"), "{notes}");
+    let script = "bash -e -c 'exec daphne a:b \"$@\"' bash";
+    let daphne = WorkerSpec { server: ServerKind::Daphne, ..spec(script) };
+    let plan = planned(&daphne);
+    assert_eq!(plan.argv[1..3], ["-e", "-c"]);
+    assert_eq!(plan.argv[5..], ["-u", SOCKET, "--proxy-headers"]);
+    let waitress =
+        WorkerSpec { server: ServerKind::Waitress, ..spec("sh -c 'exec waitress-serve \"$@\"' sh a:b") };
+    let argv = planned(&waitress).argv;
+    assert!(
+        argv[3] == "sh" && argv[4].starts_with("--unix-socket=") && argv.ends_with(&["a:b".into()]),
+        "{argv:?}"
+    );
+}

@@ -84,6 +84,7 @@ impl Draft<'_> {
         let threads = ask(&["--threads"]).and_then(|text| text.parse::<u32>().ok());
         let file = match ask(&["-c", "--config"]) {
             Some(_) => Some("the file of `-c`"),
+            None if self.scripted => Some("the script"),
             None => conf.then_some("`gunicorn.conf.py`"),
         };
         match (class.as_deref(), threads) {
