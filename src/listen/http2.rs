@@ -19,6 +19,7 @@ use crate::listen::meter::{Meter, Metered};
 use crate::listen::stage::{Stage, Step};
 use crate::listen::standby::Standby;
 use crate::listen::stream::{Stream, Streams};
+use crate::listen::tcp::Client;
 use crate::listen::watch::{Seen, Verdict, Watch};
 use crate::proxy::conn::ConnInfo;
 use crate::proxy::plane::Plane;
@@ -47,7 +48,7 @@ pub fn serve_http2<S>(
     complaints: Rc<Complaints>,
 ) -> impl Future<Output = ()>
 where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Client + 'static,
 {
     let mut serving = Serving::new(stream, conn, plane, stage, tasks);
     async move {
@@ -73,7 +74,7 @@ struct Serving<S> {
     drained: Option<u64>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Serving<S> {
+impl<S: Client> Serving<S> {
     fn new(
         stream: S,
         conn: Rc<ConnInfo>,

@@ -15,8 +15,10 @@ use crate::listen::tcp::Client;
 #[derive(Debug, Default)]
 pub struct Meter {
     read: Cell<u64>,
-    /// When writing first found no room; `None` while there is room.
+    /// Since when the socket has taken nothing of what there is to send; `None` while it does.
     blocked: Cell<Option<Instant>>,
+    /// [`Client::taken`] when it was last asked.
+    taken: Cell<u32>,
     /// Whether reading found nothing in this turn; `None` where nobody tells of turns. Who has told of one must tell of each: once
     /// it is `Some(true)`, nothing but [`Meter::begin_turn`] lets the stream be read again.
     dry: Cell<Option<bool>>,
@@ -44,11 +46,15 @@ impl Meter {
         self.blocked.get().map(|since| since.elapsed())
     }
 
-    fn note_write<T>(&self, outcome: &Poll<T>) {
+    /// `all` of a write that is ready only once nothing is left. Another may have gone no further than into what TLS holds, which
+    /// has room for some more each time that a deadline has it tried again.
+    fn note_write<T>(&self, outcome: &Poll<T>, taken: u32, all: bool) {
+        let moved = self.taken.replace(taken) != taken;
         match (outcome, self.blocked.get()) {
-            (Poll::Ready(_), Some(_)) => self.blocked.set(None),
+            (Poll::Ready(_), Some(_)) if moved || all => self.blocked.set(None),
+            (Poll::Pending, Some(_)) if moved => self.blocked.set(Some(Instant::now())),
             (Poll::Pending, None) => self.blocked.set(Some(Instant::now())),
-            (Poll::Ready(_), None) | (Poll::Pending, Some(_)) => {}
+            (Poll::Ready(_), Some(_) | None) | (Poll::Pending, Some(_)) => {}
         }
     }
 }
@@ -115,11 +121,11 @@ impl<S: Client> AsyncRead for First<'_, S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+impl<S: Client> AsyncWrite for Metered<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.meter.note_write(&outcome);
+        this.meter.note_write(&outcome, this.stream.taken(), false);
         outcome
     }
 
@@ -130,7 +136,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.meter.note_write(&outcome);
+        this.meter.note_write(&outcome, this.stream.taken(), false);
         outcome
     }
 
@@ -141,14 +147,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_flush(cx);
-        this.meter.note_write(&outcome);
+        this.meter.note_write(&outcome, this.stream.taken(), true);
         outcome
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_shutdown(cx);
-        this.meter.note_write(&outcome);
+        this.meter.note_write(&outcome, this.stream.taken(), true);
         outcome
     }
 }
@@ -171,6 +177,27 @@ mod tests {
             self.1 += 1;
             Pin::new(&mut self.0).poll_read(cx, buf)
         }
+    }
+
+    #[test]
+    fn only_what_the_socket_takes_or_the_end_of_all_shows_that_there_is_room() {
+        let meter = Meter::default();
+        let since = || meter.blocked.get();
+        meter.note_write(&Poll::Ready(()), 1, false);
+        assert_eq!(since(), None);
+        meter.note_write(&Poll::<()>::Pending, 1, true);
+        let first = since();
+        assert!(first.is_some());
+        meter.note_write(&Poll::Ready(()), 1, false);
+        meter.note_write(&Poll::<()>::Pending, 1, true);
+        assert_eq!(since(), first, "TLS has taken it");
+        meter.note_write(&Poll::<()>::Pending, 2, true);
+        assert!(since() > first, "a part has left");
+        meter.note_write(&Poll::Ready(()), 3, false);
+        assert_eq!(since(), None);
+        meter.note_write(&Poll::<()>::Pending, 3, false);
+        meter.note_write(&Poll::Ready(()), 3, true);
+        assert_eq!(since(), None, "nothing is left");
     }
 
     #[tokio::test]

@@ -29,6 +29,10 @@ pub trait Client: AsyncRead + AsyncWrite + Unpin {
 
     /// Whether something that was sent has not arrived at the other end.
     fn is_under_way(&self) -> bool;
+
+    /// How often the socket has taken something, to be compared with what it was: it begins anew after its largest. A write says
+    /// less, since TLS takes what the socket has no room for.
+    fn taken(&self) -> u32;
 }
 
 /// Sends what is in one piece with `send`, which costs the kernel less than `writev`. TLS nearly always has one piece.
@@ -37,12 +41,20 @@ pub struct Tcp {
     /// The socket.
     pub stream: TcpStream,
     parting: bool,
+    taken: u32,
 }
 
 impl Tcp {
     /// A connection on which nothing was said.
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream, parting: false }
+        Self { stream, parting: false, taken: 0 }
+    }
+
+    fn note(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(1..)) = written {
+            self.taken = self.taken.wrapping_add(1);
+        }
+        written
     }
 
     fn poll_send_last(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
@@ -70,11 +82,12 @@ impl AsyncRead for Tcp {
 
 impl AsyncWrite for Tcp {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.parting {
+        let written = if self.parting {
             self.poll_send_last(cx, buf)
         } else {
             Pin::new(&mut self.stream).poll_write(cx, buf)
-        }
+        };
+        self.note(written)
     }
 
     fn poll_write_vectored(
@@ -84,7 +97,10 @@ impl AsyncWrite for Tcp {
     ) -> Poll<io::Result<usize>> {
         match bufs {
             [one] => self.poll_write(cx, one),
-            _ => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
+            _ => {
+                let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+                self.note(written)
+            }
         }
     }
 
@@ -116,6 +132,10 @@ impl Client for Tcp {
     fn is_under_way(&self) -> bool {
         unread::of_socket(&self.stream).is_ok_and(|bytes| bytes > 0)
     }
+
+    fn taken(&self) -> u32 {
+        self.taken
+    }
 }
 
 impl Client for TlsStream<Tcp> {
@@ -142,6 +162,10 @@ impl Client for TlsStream<Tcp> {
 
     fn is_under_way(&self) -> bool {
         self.get_ref().0.is_under_way()
+    }
+
+    fn taken(&self) -> u32 {
+        self.get_ref().0.taken
     }
 }
 

@@ -1,6 +1,6 @@
 //! Clients that mean harm: each costs itself something and nobody else.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -42,6 +42,36 @@ async fn a_client_that_takes_nothing_of_an_answer_does_not_keep_its_worker() {
         };
         assert!(cut, "{wire:?}: the answer is visibly incomplete");
     }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn what_tls_still_has_room_for_is_nothing_that_a_client_of_http2_has_taken() {
+    const WRITE: Duration = Duration::from_secs(3);
+    let edge = Setup::new()
+        .top(&format!("timeouts: {{write: {}s}}", WRITE.as_secs()))
+        .app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1")
+        .start()
+        .await;
+    edge.wait_until_up("a").await;
+    let worker = async || edge.status().await["apps"]["a"]["workers"][0].take();
+    let mut client = H2::open(&edge, "a.test", &[(FLOW, 0x7fff_ffff)]).await;
+    let begun = Instant::now();
+    let large = headers(1, true, &get("a.test", "/bytes/100000000", &[]));
+    client.send([window_update(0, 0x7000_0000), large].concat()).await;
+    // All windows have room, so that it is the connection that ends, and the request with it.
+    until(2 * WRITE, "the connection ends", async || {
+        let worker = worker().await;
+        (worker["requests"] == 1 && worker["in_flight"] == 0).then_some(())
+    })
+    .await;
+    let held = begun.elapsed();
+    println!(
+        "figure: a client of HTTP/2 that reads nothing is held {:.1} s of {WRITE:?}",
+        held.as_secs_f64()
+    );
+    assert!(held >= WRITE, "{held:?}");
+    drop(client);
     edge.stop().await;
 }
 

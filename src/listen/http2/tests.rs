@@ -1,6 +1,6 @@
 //! A connection whose client is a script of bytes.
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::*;
 use crate::listen::http1::tests::world;
@@ -10,6 +10,21 @@ const ASKED: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\
     \x00\x00\x00\x04\x00\x00\x00\x00\x00\
     \x00\x00\x15\x01\x05\x00\x00\x00\x01\
     \x02\x07OPTIONS\x86\x04\x01*\x01\x06a.test";
+
+/// A client that always has room.
+impl Client for DuplexStream {
+    fn part(&mut self) {}
+
+    fn reset_on_close(&self) {}
+
+    fn is_under_way(&self) -> bool {
+        false
+    }
+
+    fn taken(&self) -> u32 {
+        0
+    }
+}
 
 #[tokio::test]
 async fn an_answer_that_leaves_while_its_connection_is_aborted_is_told_as_sent() {
