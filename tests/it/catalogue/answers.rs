@@ -100,7 +100,7 @@ pub(super) const ROWS: &[Row] = &[
         "fields of one hop",
         "removed, the rest passes",
         &[
-            "tests/it/proxying.rs::fields_for_one_connection_stay_on_it",
+            "tests/it/proxying/fields.rs::fields_for_one_connection_stay_on_it",
             "src/upstream/wire/tests.rs::fields_of_the_connection_stay_behind_and_the_rest_passes_in_order",
         ],
     ),

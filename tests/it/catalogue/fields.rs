@@ -12,7 +12,7 @@ pub(super) const ROWS: &[Row] = &[
         "forwarded fields of the client's own",
         "removed and written anew",
         &[
-            "tests/it/proxying.rs::forwarded_fields_are_edges_own",
+            "tests/it/proxying/fields.rs::forwarded_fields_are_edges_own",
             "src/proxy/headers/tests.rs::c01_a_worker_learns_of_the_client_from_edge_alone",
         ],
     ),
@@ -34,7 +34,7 @@ pub(super) const ROWS: &[Row] = &[
         "fields of one hop, both ways",
         "removed",
         &[
-            "tests/it/proxying.rs::fields_for_one_connection_stay_on_it",
+            "tests/it/proxying/fields.rs::fields_for_one_connection_stay_on_it",
             "src/upstream/wire/tests.rs::fields_of_the_connection_stay_behind_and_the_rest_passes_in_order",
         ],
     ),
