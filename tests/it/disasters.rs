@@ -168,13 +168,7 @@ async fn killed_uvicorns_are_back_in_a_second_and_cost_no_get() {
         Return::spread(&back, |one| one.admitted),
         Return::spread(&back, |one| one.started + one.listened + one.admitted),
     );
-    // uvicorn writes an answer's head and its body one after the other: killed in between, it has begun to answer, and what its
-    // client has got cannot be taken back.
-    let (cut, lost): (Vec<_>, Vec<_>) = tally
-        .failed
-        .iter()
-        .partition(|failure| failure.contains("end of file before message length reached"));
-    assert!(lost.is_empty() && cut.len() <= back.len(), "{lost:#?} {cut:#?}");
+    assert!(tally.failed.is_empty(), "{:#?}", tally.failed);
     // What edge itself takes, beside clients and interpreters that want the same two processors.
     back.sort_by_key(|one| one.started + one.admitted);
     let own = back[back.len() / 2];

@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::support::client::{Connection, PATIENCE, Wire, empty, next_chunk, raw};
-use crate::support::edge::Setup;
+use crate::support::edge::{Edge, Setup};
 use crate::support::h2::{
     DATA, END_STREAM, FLOW, GOAWAY, H2, RST_STREAM, frame, get, headers, request, window_update,
 };
@@ -45,20 +47,23 @@ async fn a_client_that_takes_nothing_of_an_answer_does_not_keep_its_worker() {
     edge.stop().await;
 }
 
+/// A client of one worker that has asked for more than the system takes for it, has given all windows room, and reads nothing.
+async fn unread(top: &str) -> (Edge, H2<TlsStream<TcpStream>>) {
+    let edge =
+        Setup::new().top(top).app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1").start().await;
+    edge.wait_until_up("a").await;
+    let mut client = H2::open(&edge, "a.test", &[(FLOW, 0x7fff_ffff)]).await;
+    let large = headers(1, true, &get("a.test", "/bytes/100000000", &[]));
+    client.send([window_update(0, 0x7000_0000), large].concat()).await;
+    (edge, client)
+}
+
 #[tokio::test]
 async fn what_tls_still_has_room_for_is_nothing_that_a_client_of_http2_has_taken() {
     const WRITE: Duration = Duration::from_secs(3);
-    let edge = Setup::new()
-        .top(&format!("timeouts: {{write: {}s}}", WRITE.as_secs()))
-        .app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1")
-        .start()
-        .await;
-    edge.wait_until_up("a").await;
+    let (edge, client) = unread(&format!("timeouts: {{write: {}s}}", WRITE.as_secs())).await;
     let worker = async || edge.status().await["apps"]["a"]["workers"][0].take();
-    let mut client = H2::open(&edge, "a.test", &[(FLOW, 0x7fff_ffff)]).await;
     let begun = Instant::now();
-    let large = headers(1, true, &get("a.test", "/bytes/100000000", &[]));
-    client.send([window_update(0, 0x7000_0000), large].concat()).await;
     // All windows have room, so that it is the connection that ends, and the request with it.
     until(2 * WRITE, "the connection ends", async || {
         let worker = worker().await;
@@ -161,17 +166,11 @@ async fn answers_that_do_not_leave_hold_no_place_of_their_client_and_are_kept_fo
     const STREAMS: usize = 50;
     const BATCH: u32 = 40;
     const BATCHES: u32 = 3;
-    let edge = Setup::new()
-        .top(&format!("timeouts: {{write: 60s}}\nlimits: {{streams: {STREAMS}, in_flight_per_client: 45}}"))
-        .app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1")
-        .start()
-        .await;
-    edge.wait_until_up("a").await;
+    let (edge, mut client) = unread(&format!(
+        "timeouts: {{write: 60s}}\nlimits: {{streams: {STREAMS}, in_flight_per_client: 45}}"
+    ))
+    .await;
     let worker = async || edge.status().await["apps"]["a"]["workers"][0].take();
-    let mut client = H2::open(&edge, "a.test", &[(FLOW, 0x7fff_ffff)]).await;
-    // It reads nothing from now on, and this is more than the system takes for it.
-    let large = headers(1, true, &get("a.test", "/bytes/100000000", &[]));
-    client.send([window_update(0, 0x7000_0000), large].concat()).await;
     until(PATIENCE, "it is asked for", async || (worker().await["requests"] == 1).then_some(())).await;
     let head = request("HEAD", "a.test", "/json", &[]);
     for batch in 0..BATCHES {
