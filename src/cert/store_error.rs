@@ -100,6 +100,24 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether it is of a file that the configuration names: a fault of the configuration, as a missing one is, which trying again
+    /// does not mend.
+    pub fn is_of_a_configured_file(&self) -> bool {
+        match self {
+            Self::File { .. } | Self::ClientCa { .. } => true,
+            Self::Disk(_)
+            | Self::List { .. }
+            | Self::Exposed { .. }
+            | Self::Foreign { .. }
+            | Self::Bundle { .. }
+            | Self::Record { .. }
+            | Self::Internal { .. }
+            | Self::Tls { .. } => false,
+        }
+    }
+}
+
 /// Why an operator's file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]

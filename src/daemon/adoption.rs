@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::config::diff::{Change, Listener};
 use crate::config::model::{App, Backend, Config, WorkerCount, WorkerSpec};
+use crate::daemon::cli;
 use crate::daemon::live::{Live, LiveApp};
 use crate::daemon::progress::{Failed, Progress, Taken};
 use crate::daemon::rolling::{no_workers, not_rolled, tell_of_memory};
@@ -89,7 +90,10 @@ impl<'a> Adoption<'a> {
         let endpoint = endpoint.map_err(|error| Failed::because(Report(&error).to_string()))?;
         let prepared = match self.live.manager.prepare(Arc::clone(&self.new)).await {
             Some(Ok(prepared)) => prepared,
-            Some(Err(error)) => return Err(Failed::because(Report(&error).to_string())),
+            Some(Err(error)) => {
+                let status = if error.is_of_a_configured_file() { cli::CONFIG } else { 1 };
+                return Err(Failed { text: Report(&error).to_string(), status });
+            }
             None => return Err(Failed::because("edge is stopping")),
         };
         if let Err(failed) = self.start_and_roll(changes).await {

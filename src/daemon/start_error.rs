@@ -49,11 +49,10 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The exit status: a file of the operator that cannot be used is a fault of the configuration, as a missing one is, and
-    /// starting again does not mend it.
+    /// The exit status: whether starting again may mend it.
     pub fn status(&self) -> u8 {
         match self {
-            Self::Store(StoreError::File { .. } | StoreError::ClientCa { .. }) => cli::CONFIG,
+            Self::Store(error) if error.is_of_a_configured_file() => cli::CONFIG,
             Self::Store(_)
             | Self::Bind(_)
             | Self::Inherit(_)
