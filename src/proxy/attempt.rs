@@ -17,9 +17,10 @@ pub enum Verdict {
     GiveUp,
 }
 
-/// Whether a worker got the request and ended without an answer: the request itself may be what killed it.
+/// Whether a worker got the request and ended without an answer, or after no more than its head: the request itself may be what
+/// killed it.
 pub fn is_fatal(error: &SendError) -> bool {
-    matches!(error, SendError::Closed { sent: true, .. })
+    matches!(error, SendError::Closed { sent: true, .. } | SendError::Bodiless { .. })
 }
 
 /// Decides after `made` attempts, the last of which failed with `error`; in `fatal` of them, this one included,
@@ -28,7 +29,9 @@ pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize
     let safe_to_repeat = match error {
         SendError::Connect(_) | SendError::Refused | SendError::Closed { sent: false, .. } => true,
         // The worker may have acted on what it got; and a request that kills must not go from worker to worker.
-        SendError::Closed { sent: true, .. } => method.is_idempotent() && fatal <= 1,
+        SendError::Closed { sent: true, .. } | SendError::Bodiless { .. } => {
+            method.is_idempotent() && fatal <= 1
+        }
         // What blocked one worker would block the next. What a worker left unread comes as `Closed`, or earlier as this:
         // it may read the request yet, after all.
         SendError::Hung => false,
@@ -79,6 +82,8 @@ mod tests {
             (closed(true), &Method::PATCH, true, 1, GiveUp),
             (connect(), &get, true, 2, Retry),
             (connect(), &get, true, 3, GiveUp),
+            (SendError::Bodiless { cause: None }, &get, true, 1, Retry),
+            (SendError::Bodiless { cause: None }, &post, true, 1, GiveUp),
             (SendError::Hung, &get, true, 1, GiveUp),
             (SendError::Refused, &post, true, 1, Retry),
             (SendError::Refused, &post, false, 1, GiveUp),

@@ -136,6 +136,7 @@ impl ProxyError {
             Self::Send(
                 SendError::Connect(_)
                 | SendError::Closed { .. }
+                | SendError::Bodiless { .. }
                 | SendError::Hung
                 | SendError::Reset(_)
                 | SendError::BadResponse(_),
@@ -184,6 +185,7 @@ impl ProxyError {
             | Self::Send(
                 SendError::Connect(_)
                 | SendError::Closed { .. }
+                | SendError::Bodiless { .. }
                 | SendError::Hung
                 | SendError::Refused
                 | SendError::Reset(_)

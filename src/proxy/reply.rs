@@ -200,6 +200,7 @@ fn explanation(error: &ProxyError) -> Cow<'static, str> {
         ProxyError::Send(
             SendError::Connect(_)
             | SendError::Closed { .. }
+            | SendError::Bodiless { .. }
             | SendError::Hung
             | SendError::Reset(_)
             | SendError::BadResponse(_),

@@ -82,6 +82,13 @@ pub enum SendError {
         /// Whether any byte of this request was written.
         sent: bool,
     },
+    /// The worker closed or reset after the head of an answer, when nothing of the body it announced had come.
+    #[error("the worker closed the connection between the head of its answer and the body")]
+    Bodiless {
+        /// What the system said, if anything.
+        #[source]
+        cause: Option<io::Error>,
+    },
     /// The worker said that it did nothing with the request, as when it is about to close its connection of HTTP/2.
     #[error("the worker did not take the request")]
     Refused,

@@ -42,6 +42,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// … and when first, where it may be asked of another. Deadlines pass with a clock that ticks every 100 ms, and begin as if the
 /// present tick were over: so this is the second tick from now, 100 to 200 ms after the worker was first waited for.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
+/// How long a head is held back for the body it announces, by the same clock: 100 to 200 ms. Many servers write the two apart, and
+/// until the client has seen the one, the death of a worker before the other costs no request.
+const HELD: Duration = Duration::from_millis(50);
 
 /// What one data-plane thread needs to reach workers. Cheap to clone.
 #[derive(Clone)]
@@ -175,6 +178,7 @@ pub fn exchange(
                 asked: Asked { head: *head.method == Method::HEAD, upgrade: head.upgrade },
                 limits: reach.limits.response,
                 interim: 0,
+                held: None,
                 early,
                 elsewhere,
                 watch: Watch::new(deadline, first_look.min(reach.timeouts.first_byte)),
@@ -203,7 +207,9 @@ pub fn exchange(
         match answer {
             Ok(begun) => Ok(attempt.into_answer(reach, lease, begun)),
             // A worker's end resets the connections it has left something unread on, and closes the others.
-            Err(SendError::Closed { cause: None, sent: true, .. }) if lease.slot().is_stuck() => {
+            Err(SendError::Closed { cause: None, sent: true, .. } | SendError::Bodiless { cause: None })
+                if lease.slot().is_stuck() =>
+            {
                 Err(SendError::Hung)
             }
             Err(error) => Err(error),
@@ -244,7 +250,9 @@ struct Attempt<'a> {
     limits: ResponseLimits,
     /// Interim responses so far.
     interim: u32,
-    /// Who takes them.
+    /// A final head whose body has not begun. Boxed, because most answers come whole.
+    held: Option<Box<ResponseHead>>,
+    /// Who takes interim responses.
     early: Interim<'a>,
     /// Who says whether another worker is asked for the same, which may be.
     elsewhere: Elsewhere<'a>,
@@ -260,7 +268,8 @@ struct Attempt<'a> {
 type Begun = (ResponseHead, Bytes);
 
 impl Attempt<'_> {
-    /// Sends and reads until a final head is there. Reads while it sends: an answer may come before the body is all sent.
+    /// Sends and reads until a final head is there, and with it the beginning of a body of known length, unless that is long in
+    /// coming. Reads while it sends: an answer may come before the body is all sent.
     fn poll_answer(&mut self, cx: &mut Context<'_>, slot: &Slot) -> Poll<Result<Begun, SendError>> {
         let (state, moved) = self.upload.drive(cx, &mut self.connection)?;
         if moved {
@@ -275,11 +284,26 @@ impl Attempt<'_> {
                 Ok(input) if !input.is_empty() => input,
                 ended => return Poll::Ready(Err(self.closed(ended.err()))),
             };
-            if let Some(begun) =
-                self.take_input(input).map_err(|Malformed(what)| SendError::BadResponse(what))?
-            {
-                return Poll::Ready(Ok(begun));
+            if let Some(head) = self.held.take() {
+                return Poll::Ready(Ok((*head, input)));
             }
+            let begun = self.take_input(input).map_err(|Malformed(what)| SendError::BadResponse(what))?;
+            match begun {
+                Some((head, input))
+                    if input.is_empty() && state == UploadState::Sent && head.announces_bytes() =>
+                {
+                    self.watch.be_patient(HELD);
+                    self.held = Some(Box::new(head));
+                }
+                Some(begun) => return Poll::Ready(Ok(begun)),
+                None => {}
+            }
+        }
+        if self.held.is_some() {
+            ready!(self.watch.poll_passed(cx));
+        }
+        if let Some(head) = self.held.take() {
+            return Poll::Ready(Ok((*head, Bytes::new())));
         }
         match state {
             UploadState::OnClient => {
@@ -361,6 +385,9 @@ impl Attempt<'_> {
     fn closed(&mut self, cause: Option<io::Error>) -> SendError {
         if !self.partial.is_empty() {
             return SendError::BadResponse("its head ended early");
+        }
+        if self.held.is_some() {
+            return SendError::Bodiless { cause };
         }
         if self.interim > 0 {
             return SendError::BadResponse("it ended after an interim response");

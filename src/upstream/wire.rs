@@ -100,6 +100,11 @@ pub struct ResponseHead {
 }
 
 impl ResponseHead {
+    /// Whether a body of known length follows.
+    pub(super) fn announces_bytes(&self) -> bool {
+        matches!(self.framing, ResponseFraming::Length(1..))
+    }
+
     /// Whether a final response follows. 101 is final.
     pub fn is_interim(&self) -> bool {
         let status = self.response.status();

@@ -1,6 +1,8 @@
 //! What a worker may say, and how it ends.
 
+use super::ahead::until;
 use super::*;
+use crate::worker::unread;
 
 #[tokio::test]
 async fn a_clean_end_keeps_the_connection_for_the_next_request() {
@@ -59,6 +61,50 @@ async fn an_answer_that_breaks_off_is_seen_to_break_off() {
     let broken =
         Rig::new().get_answered("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nno size\r\n").await;
     assert!(matches!(broken, Err(ResponseBodyError::BadFraming(_))));
+}
+
+#[tokio::test]
+async fn a_head_waits_for_the_body_it_announces_but_not_for_long() {
+    let length = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n";
+    let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    // A head without a length may stand for minutes before there is something to say.
+    for (head, body, held) in [(length, "ok", true), (chunked, "2\r\nok\r\n0\r\n\r\n", false)] {
+        let rig = Rig::new();
+        let read = async |peer: &mut Peer, text| {
+            peer.say(text).await;
+            until(|| unread::of_socket(&peer.0).expect("a socket") == 0).await;
+        };
+        let prompt = async {
+            let mut peer = rig.accept().await;
+            peer.read_to("\r\n\r\n").await;
+            read(&mut peer, head).await;
+            peer.say(body).await;
+            peer
+        };
+        let (response, mut peer) = rig.run(async { tokio::join!(rig.response(Method::GET), prompt) }).await;
+        let response = response.expect("a head");
+        assert_eq!(response.body().is_whole(), held, "{head}");
+        assert_eq!(rig.run(response.into_body().collect()).await.expect("whole").to_bytes(), "ok");
+
+        let tardy = async {
+            peer.read_to("\r\n\r\n").await;
+            read(&mut peer, head).await;
+        };
+        let (response, ()) = rig.run(async { tokio::join!(rig.response(Method::GET), tardy) }).await;
+        peer.say(body).await;
+        let collected = rig.run(response.expect("a head").into_body().collect()).await;
+        assert_eq!(collected.expect("whole").to_bytes(), "ok");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_ends_between_head_and_body_has_not_answered() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n";
+    let rig = Rig::new();
+    let worker = async { rig.accept().await.answer(head).await };
+    let (answer, ()) = rig.run(async { tokio::join!(rig.response(Method::GET), worker) }).await;
+    assert!(matches!(answer, Err(SendError::Bodiless { cause: None })));
+    assert_eq!(rig.slot.in_flight(), 0);
 }
 
 #[tokio::test]
