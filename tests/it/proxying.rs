@@ -278,19 +278,26 @@ async fn a_kept_connection_the_server_has_closed_costs_no_request() {
 }
 
 #[tokio::test]
-async fn a_get_goes_to_a_sibling_when_a_server_dies_before_its_first_byte() {
-    let dies = Origin::start(async |mut peer| drop(peer.head().await)).await;
+async fn a_get_goes_to_a_sibling_when_a_server_dies_before_the_first_byte_of_its_body() {
+    let silent = Origin::start(async |mut peer| drop(peer.head().await)).await;
+    let begins = Origin::start(async |mut peer| {
+        if peer.head().await.is_some() {
+            peer.write("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n").await;
+        }
+    })
+    .await;
     let lives = Origin::mirror().await;
-    let yaml =
-        format!("domains: [a.test]\nupstream: [\"http://{}\", \"http://{}\"]", dies.address, lives.address);
-    let edge = Setup::new().app("a", &yaml).start().await;
-    let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
-    for _ in 0..20 {
-        let answer = connection.get("/").await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+    for dies in [silent, begins] {
+        let upstream = format!("upstream: [\"http://{}\", \"http://{}\"]", dies.address, lives.address);
+        let edge = Setup::new().app("a", &format!("domains: [a.test]\n{upstream}")).start().await;
+        let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
+        for _ in 0..20 {
+            let answer = connection.get("/").await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+        assert!(dies.accepted() > 0, "the dying server was never asked");
+        edge.stop().await;
     }
-    assert!(dies.accepted() > 0, "the dying server was never asked");
-    edge.stop().await;
 }
 
 #[tokio::test]
