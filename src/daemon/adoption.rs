@@ -5,12 +5,14 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cert::change::Prepared;
 use crate::config::diff::{Change, Listener};
 use crate::config::model::{App, Backend, Config, WorkerCount, WorkerSpec};
 use crate::daemon::cli;
 use crate::daemon::live::{Live, LiveApp};
 use crate::daemon::progress::{Failed, Progress, Taken};
-use crate::daemon::rolling::{no_workers, not_rolled, tell_of_memory};
+use crate::daemon::rolling::{no_workers, not_rolled, stays, tell_of_memory};
+use crate::listen::socket::BindError;
 use crate::name::AppName;
 use crate::report::Report;
 use crate::telemetry::status::AppState;
@@ -82,24 +84,21 @@ impl<'a> Adoption<'a> {
         };
         let opened = of(|change| if let Change::Opened(one) = change { Some(one) } else { None });
         let closed = of(|change| if let Change::Closed(one) = change { Some(one) } else { None });
-        let reserved = self.live.listeners.borrow().reserve(&opened, &closed);
-        let reserved = reserved.map_err(|error| Failed::because(Report(&error).to_string()))?;
         let metrics =
             changes.iter().find_map(|change| if let Change::Metrics(at) = change { Some(*at) } else { None });
-        let endpoint = metrics.flatten().map(|wanted| self.live.metrics.reserve(wanted)).transpose();
-        let endpoint = endpoint.map_err(|error| Failed::because(Report(&error).to_string()))?;
-        let prepared = match self.live.manager.prepare(Arc::clone(&self.new)).await {
-            Some(Ok(prepared)) => prepared,
-            Some(Err(error)) => {
-                let status = if error.is_of_a_configured_file() { cli::CONFIG } else { 1 };
-                return Err(Failed { text: Report(&error).to_string(), status });
-            }
-            None => return Err(Failed::because("edge is stopping")),
+        let made = async {
+            let refused = |error: BindError| Failed::because(Report(&error).to_string());
+            let reserved = self.live.listeners.borrow().reserve(&opened, &closed).map_err(refused)?;
+            let endpoint = metrics.flatten().map(|wanted| self.live.metrics.reserve(wanted)).transpose();
+            let endpoint = endpoint.map_err(refused)?;
+            let prepared = self.certificates().await?;
+            self.start_and_roll(changes).await?;
+            Ok((reserved, endpoint, prepared))
         };
-        if let Err(failed) = self.start_and_roll(changes).await {
-            drop((reserved, endpoint));
-            return Err(self.undo(failed).await);
-        }
+        let (reserved, endpoint, prepared) = match made.await {
+            Ok(made) => made,
+            Err(failed) => return Err(self.undo(failed).await),
+        };
 
         // Nothing below can fail. Certificates come before the names that need them, names before the doors.
         self.live.manager.adopt(prepared).await;
@@ -136,6 +135,18 @@ impl<'a> Adoption<'a> {
         }
         self.told.say("the new configuration is in force");
         Ok(())
+    }
+
+    /// What the new configuration's names need.
+    async fn certificates(&self) -> Result<Prepared, Failed> {
+        match self.live.manager.prepare(Arc::clone(&self.new)).await {
+            Some(Ok(prepared)) => Ok(prepared),
+            Some(Err(error)) => {
+                let status = if error.is_of_a_configured_file() { cli::CONFIG } else { 1 };
+                Err(Failed { text: Report(&error).to_string(), status })
+            }
+            None => Err(Failed::because("edge is stopping")),
+        }
     }
 
     /// What may fail: new apps become ready, then workers of known apps are replaced, once all that can be known of them
@@ -343,8 +354,7 @@ impl<'a> Adoption<'a> {
         for text in hooks {
             self.told.say(text);
         }
-        let text = format!("{}: the configuration in force stays{changed}", self.old.file.display());
-        Failed { text, status: failed.status }
+        stays(&self.old, changed, failed.status)
     }
 
     /// What became of each `before_start`, whose doings cannot be undone.

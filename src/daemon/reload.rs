@@ -13,7 +13,7 @@ use crate::daemon::adoption::Adoption;
 use crate::daemon::cli;
 use crate::daemon::live::Live;
 use crate::daemon::progress::{Failed, Progress};
-use crate::daemon::rolling::no_workers;
+use crate::daemon::rolling::{no_workers, stays};
 use crate::name::AppName;
 
 /// A reload that a signal asked for. Signals that come while one waits for its turn are about the same file.
@@ -38,25 +38,40 @@ pub async fn reload(live: &Live, app: Option<&AppName>, told: &Progress) -> Resu
     };
     live.reload_waits.set(false);
     let old = live.config();
+    let (new, changes) = asked(&old, app).await.map_err(|Failed { text, status }| {
+        told.complain(text);
+        stays(&old, "; nothing was changed", status)
+    })?;
+    if changes.is_empty() {
+        return look(live, &old, told).await;
+    }
+    Adoption::new(live, new, told, &turn).run(&changes).await
+}
+
+/// What the file says now, and what of that is other than what is in force.
+async fn asked(old: &Config, app: Option<&AppName>) -> Result<(Arc<Config>, Vec<Change>), Failed> {
     let new = Arc::new(read(old.file.clone()).await?);
-    let mut changes = diff::diff(&old, &new).map_err(|keys| {
+    let mut changes = diff::diff(old, &new).map_err(|keys| {
         let line = |key: &diff::NeedsRestart| format!("{}: {key}", old.file.display());
         Failed::because(keys.iter().map(line).collect::<Vec<_>>().join("\n"))
     })?;
     if let Some(name) = app {
         force(&mut changes, &new, name)?;
     }
-    if changes.is_empty() {
-        // Certificate files may have changed, which the file does not show.
-        let looked = live.manager.look_at_files().await;
-        if !looked.unusable.is_empty() {
-            let text = format!("the certificates that are served stay:\n{}", looked.unusable.join("\n"));
-            return Err(Failed { text, status: cli::CONFIG });
-        }
-        told.say(if looked.changed { "the new certificate files are served" } else { "nothing has changed" });
-        return Ok(());
+    Ok((new, changes))
+}
+
+/// The files of certificates may have changed, which the configuration does not show.
+async fn look(live: &Live, old: &Config, told: &Progress) -> Result<(), Failed> {
+    let looked = live.manager.look_at_files().await;
+    if !looked.unusable.is_empty() {
+        told.complain(looked.unusable.join("\n"));
+        let others =
+            if looked.changed { "; other changed files are in force" } else { "; nothing was changed" };
+        return Err(stays(old, others, cli::CONFIG));
     }
-    Adoption::new(live, new, told, &turn).run(&changes).await
+    told.say(if looked.changed { "the new certificate files are served" } else { "nothing has changed" });
+    Ok(())
 }
 
 /// Off the event loop: files and the system's databases of users and hosts may be slow.

@@ -1,5 +1,6 @@
-//! What an operator hears where the workers of an app are to be replaced, and are not, or not without a gap.
+//! What an operator hears where a change is not made, or not without a gap.
 
+use crate::config::model::Config;
 use crate::daemon::progress::{Failed, Progress};
 use crate::name::AppName;
 use crate::worker::supervisor::{RollError, Supervisor};
@@ -14,6 +15,11 @@ pub fn not_rolled(name: &AppName, supervisor: &Supervisor, error: &RollError) ->
     let lines = error.last_lines.iter().map(|line| format!("\n  {line}")).collect::<String>();
     let others = if supervisor.serves() { "its old workers serve on" } else { "no worker of it serves" };
     Failed::because(format!("app \"{name}\": {}; {others}{lines}", error.reason))
+}
+
+/// How a failed reload ends, whose reason is told already: what is in force, and with it what of that is other than before.
+pub fn stays(in_force: &Config, changed: &str, status: u8) -> Failed {
+    Failed { text: format!("{}: the configuration in force stays{changed}", in_force.file.display()), status }
 }
 
 /// Says so where requests will wait because memory is short.

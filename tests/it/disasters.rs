@@ -255,7 +255,7 @@ async fn a_broken_deploy_leaves_the_old_workers_and_says_why() {
         let command = format!("command: {broken}");
         edge.edit(good, &command);
         let begun = Instant::now();
-        let (status, errors) = edge.failing(&["reload"]).await;
+        let (status, errors) = edge.refused(&["reload"]).await;
         println!("figure: {broken:?} refused after {:?}", begun.elapsed());
         assert_eq!(status, 1, "{errors}");
         assert!(begun.elapsed() < Duration::from_secs(8 + 5), "{:?}", begun.elapsed());

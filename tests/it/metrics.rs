@@ -340,7 +340,7 @@ async fn a_reload_moves_the_endpoint_and_takes_it_away_and_a_taken_address_chang
     scrape(local(one));
     let taken = std::net::TcpListener::bind(local(two)).unwrap();
     edge.edit(&format!("metrics: 127.0.0.1:{one}"), &format!("metrics: 127.0.0.1:{two}"));
-    let (status, complaint) = edge.failing(&["reload"]).await;
+    let (status, complaint) = edge.refused(&["reload"]).await;
     assert!(status == 1 && complaint.contains("another program listens there"), "{complaint}");
     scrape(local(one));
     drop(taken);

@@ -174,7 +174,7 @@ async fn delegated(command: &str) {
     let answer = connection.post("/upload", Bytes::from(vec![1; 3 << 20])).await;
     assert_eq!((answer.status.as_u16(), answer.json()["bytes"].as_u64()), (200, Some(3 << 20)));
     edge.edit("workers: 1", "workers: {min: 1, max: 2}");
-    let (status, errors) = edge.failing(&["reload"]).await;
+    let (status, errors) = edge.refused(&["reload"]).await;
     assert!(status == 78 && errors.contains("3 processes each are up to 6 processes"), "{errors}");
     // A deploy replaces the whole of it.
     edge.edit("workers: {min: 1, max: 2}", "workers: 1");

@@ -223,6 +223,16 @@ impl Edge {
         (output.status.code().expect("it ended by itself"), errors)
     }
 
+    /// A reload that must fail and say last that nothing was changed; returned is the same as of [`Self::failing`].
+    pub(crate) async fn refused(&self, arguments: &[&str]) -> (i32, String) {
+        let (status, errors) = self.failing(arguments).await;
+        let last =
+            format!("{}: the configuration in force stays; nothing was changed\n", self.config.display());
+        assert!(errors.ends_with(&last) && errors != last, "{errors}");
+        assert_eq!(errors.matches("nothing was changed").count(), 1, "{errors}");
+        (status, errors)
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.launched.pid
