@@ -57,6 +57,12 @@ impl Names {
             }
             for pattern in &app.domains {
                 let known = self.list.iter().find(|name| name.pattern == *pattern && stays(name, app, &cas));
+                // What a start would refuse is refused also where the name is known: its files may be others now.
+                if let Some(Name { source: Source::Files(pair, stamp), file_error, .. }) = known
+                    && (file_error.is_some() || pair.stamp() != *stamp)
+                {
+                    pair.load(&self.provider)?;
+                }
                 prepared.plan.push(match known {
                     Some(name) => Planned::Kept { id: name.id, app: app.name.clone(), default: app.default },
                     None => Planned::Loaded(self.load_one(app, pattern, &cas, store, internal, rng)?),

@@ -31,6 +31,8 @@ pub struct ClientPolicy {
     stamp: Stamp,
     content: Arc<[u8]>,
     verifier: Arc<dyn ClientCertVerifier>,
+    /// Why the file's present content cannot be used.
+    unusable: Option<String>,
 }
 
 impl ClientPolicy {
@@ -56,9 +58,14 @@ impl ClientPolicy {
         }
         self.stamp = stamp;
         match Self::read(&self.app, &self.auth, provider) {
-            Ok(renewed) => (!renewed.is_same(self)).then_some(renewed),
+            Ok(renewed) => {
+                self.unusable = None;
+                (!renewed.is_same(self)).then_some(renewed)
+            }
             Err(error) => {
-                tracing::error!(app = %self.app, error = %Report(&error), "the changed CA of client certificates cannot be used; keeping the old one");
+                let error = Report(&error).to_string();
+                tracing::error!(app = %self.app, error, "the changed CA of client certificates cannot be used; keeping the old one");
+                self.unusable = Some(error);
                 None
             }
         }
@@ -67,6 +74,11 @@ impl ClientPolicy {
     /// Whether both ask the same of a client.
     pub fn is_same(&self, other: &Self) -> bool {
         self.auth == other.auth && self.content == other.content
+    }
+
+    /// Why the file cannot be used as it is now: what it held before is in force.
+    pub fn unusable(&self) -> Option<&str> {
+        self.unusable.as_deref()
     }
 
     /// As the file of the configuration says it.
@@ -90,7 +102,8 @@ impl ClientPolicy {
         let content = durable::read(&auth.ca, LONGEST).map_err(|error| fail(error.into()))?;
         let content = content.ok_or_else(|| fail(FileError::Missing))?;
         let verifier = verifier(&content, auth.mode, provider).map_err(|why| fail(FileError::Roots(why)))?;
-        Ok(Self { app: app.clone(), auth: auth.clone(), stamp, content: content.into(), verifier })
+        let (app, auth, content) = (app.clone(), auth.clone(), content.into());
+        Ok(Self { app, auth, stamp, content, verifier, unusable: None })
     }
 }
 

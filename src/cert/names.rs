@@ -42,7 +42,7 @@ pub enum Source {
     Off,
 }
 
-/// What a look at the operator's certificate files found.
+/// What a look at the operator's certificate files, and at those of CAs of clients, found.
 #[derive(Debug, Default)]
 pub struct Looked {
     /// Others are served since.
@@ -294,7 +294,9 @@ impl Names {
 
     /// Why files of the operator cannot be used, each once: what was read before is served on.
     pub fn unusable_files(&self) -> Vec<String> {
-        let mut all: Vec<String> = self.list.iter().filter_map(|name| name.file_error.clone()).collect();
+        let of_clients = self.clients.values().filter_map(ClientPolicy::unusable).map(str::to_owned);
+        let of_names = self.list.iter().filter_map(|name| name.file_error.clone());
+        let mut all: Vec<String> = of_names.chain(of_clients).collect();
         all.sort();
         all.dedup();
         all

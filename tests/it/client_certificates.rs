@@ -285,13 +285,18 @@ async fn another_ca_file_is_in_force_after_a_reload_and_one_that_cannot_be_used_
     assert_eq!(asked(&mut open, "require.a.test", &[]).await.0, 200);
 
     fs::write(&file, "no certificate").unwrap();
-    edge.reload().await;
+    for _ in 0..2 {
+        let (status, said) = edge.refused(&["reload"]).await;
+        assert!(status == 78 && said.contains("client_auth.ca: cannot use"), "{said}");
+    }
     let mut still = connect(&edge, "require.a.test", Wire::H1, Some(&ada)).await;
     assert_eq!(asked(&mut still, "require.a.test", &[]).await.0, 200, "the one before stays");
     edge.wait_for_log("why", |line| line.to_string().contains("client_auth.ca: cannot use")).await;
 
+    fs::write(&file, &old.1).unwrap();
+    assert!(edge.reload().await.contains("nothing has changed"));
     fs::write(&file, &new.1).unwrap();
-    edge.reload().await;
+    assert!(edge.reload().await.contains("the new certificate files are served"));
     let refused = refusal(edge.https, config(&edge, rustls::ALL_VERSIONS, Wire::H1, Some(&ada)).await).await;
     assert!(refused.contains("UnknownCA"), "{refused}");
     let mut after = connect(&edge, "require.a.test", Wire::H1, Some(&eve)).await;
@@ -315,7 +320,7 @@ async fn another_ca_file_is_in_force_after_a_reload_and_one_that_cannot_be_used_
     // At a start, or in a changed configuration, a file that cannot be used is refused by name.
     fs::write(&file, "no certificate").unwrap();
     edge.edit("domains: [request.a.test]", "domains: [request.a.test, more.a.test]");
-    let (status, said) = edge.failing(&["reload"]).await;
+    let (status, said) = edge.refused(&["reload"]).await;
     assert!(status == 78 && said.contains("client_auth.ca: cannot use"), "{said}");
     edge.stop().await;
 }

@@ -102,13 +102,24 @@ async fn certificates_from_files_are_served() {
     let renewed =
         CertificateParams::new(vec!["files.example".into()]).unwrap().self_signed(&new_key).unwrap();
     fs::write(&chain, renewed.pem()).unwrap();
-    for _ in 0..2 {
-        let refused = edge.command(&["reload"]).await;
-        let said = String::from_utf8_lossy(&refused.stderr);
-        assert_eq!(refused.status.code(), Some(78), "{said}");
+    let refused = async || {
+        let (status, said) = edge.refused(&["reload"]).await;
+        assert_eq!(status, 78, "{said}");
         assert!(said.contains("chain.pem") && said.contains("does not belong"), "{said}");
         Connection::to(edge.https, "files.example", Wire::H2, &trust).await.unwrap();
-    }
+    };
+    refused().await;
+    refused().await;
+    // Whatever else the configuration says: it is one rule with a start.
+    edge.edit("domains: [files.example]", "domains: [files.example]\n    max_body: 4B");
+    refused().await;
+    fs::write(&chain, certificate.pem()).unwrap();
+    assert!(edge.reload().await.contains("the new configuration is in force"));
+    fs::write(&chain, renewed.pem()).unwrap();
+    edge.edit("max_body: 4B", "max_body: 5B");
+    refused().await;
+    assert_eq!(connection.post("/upload", "12345").await.status, 413);
+    edge.edit("max_body: 5B", "max_body: 4B");
     fs::write(&secret, new_key.serialize_pem()).unwrap();
     assert!(edge.reload().await.contains("the new certificate files are served"));
     let trust = Trust::in_file(&chain).unwrap();
