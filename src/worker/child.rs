@@ -145,6 +145,10 @@ impl Child {
 
     /// Waits for its end, takes its status, and kills what is left of its group. Cancel-safe.
     pub async fn exited(&self) -> Exit {
+        /// A debugger has the status first, and no event says when it lets go: mostly at once.
+        const LOOK: Duration = Duration::from_millis(20);
+        const LOOKS: u32 = 25;
+        let mut looks = 0;
         loop {
             if let Some(exit) = self.exit.get() {
                 return exit;
@@ -153,7 +157,11 @@ impl Child {
                 // The runtime goes down with us.
                 return Exit::Unknown;
             }
-            self.conclude();
+            self.conclude(looks == LOOKS);
+            if self.exit.get().is_none() {
+                looks += 1;
+                tokio::time::sleep(LOOK).await;
+            }
         }
     }
 
@@ -232,15 +240,20 @@ impl Child {
         self.registry.buried(self.pid);
     }
 
-    /// Takes the status of the ended process. Its id names its group until then, so the group is killed first.
-    fn conclude(&self) {
+    /// Takes the status of the ended process, if it is to be had or `at_last`; in that case whoever reaps orphans takes it once
+    /// nobody traces it any more. Its id names its group until then, so the group is killed first.
+    fn conclude(&self, at_last: bool) {
         if self.exit.get().is_some() {
             return;
         }
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let ended = rustix::process::waitid(WaitId::PidFd(self.handle.as_fd()), look | WaitIdOptions::NOWAIT);
         if matches!(ended, Ok(None)) {
-            return;
+            if !at_last {
+                return;
+            }
+            let (app, worker) = (&self.place.app, self.place.slot);
+            tracing::warn!(%app, worker, pid = self.pid, "a worker has ended and a debugger holds on to it: how it ended is not known");
         }
         self.kill_group();
         let exit = match rustix::process::waitid(WaitId::PidFd(self.handle.as_fd()), look) {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tokio::io::AsyncBufReadExt;
 
 use crate::support::client::{Connection, Wire};
 use crate::support::edge::{Setup, pid, sockets_below};
@@ -195,6 +196,54 @@ async fn edge_leaves_no_zombies_while_it_runs() {
     })
     .await;
     // A child that died this instant may not have been waited for yet; one that stays dead is a zombie.
+    until(Duration::from_secs(5), "no zombie", async || {
+        processes::children_of(edge.pid()).iter().all(|(_, state)| *state != 'Z').then_some(())
+    })
+    .await;
+    edge.stop().await;
+}
+
+/// Traces a process until its own standard input ends.
+const DEBUGGER: &str = r"
+import ctypes, sys
+PTRACE_SEIZE = 0x4206
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+if libc.ptrace(PTRACE_SEIZE, int(sys.argv[1]), None, None) != 0:
+    sys.exit('cannot trace: error %d' % ctypes.get_errno())
+print('traces', flush=True)
+sys.stdin.read()
+";
+
+#[tokio::test]
+async fn a_worker_that_a_debugger_holds_on_to_after_its_end_is_replaced_and_holds_up_nobody() {
+    // Whom an ordinary user may trace is the system's to say.
+    if !processes::root() {
+        return;
+    }
+    let edge = Setup::new().app("a", &format!("{HELLO}workers: 1")).start().await;
+    edge.wait_until_up("a").await;
+    let held = edge.workers("a").await[0];
+    let mut debugger = tokio::process::Command::new("python3")
+        .args(["-c", DEBUGGER, &held.to_string()])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut says = String::new();
+    let stdout = debugger.stdout.as_mut().unwrap();
+    tokio::io::BufReader::new(stdout).read_line(&mut says).await.unwrap();
+    assert_eq!(says, "traces\n");
+    processes::signal(held, Signal::SIGKILL);
+    until(Duration::from_secs(10), "another worker", async || {
+        (edge.status().await["apps"]["a"]["state"] == "up" && edge.workers("a").await != [held]).then_some(())
+    })
+    .await;
+    assert!(processes::children_of(edge.pid()).contains(&(held, 'Z')), "the debugger has let go");
+    assert_eq!(Connection::open(&edge, "a.test", Wire::H1).await.get("/").await.status, 200);
+    drop(debugger.stdin.take());
+    assert!(debugger.wait().await.unwrap().success());
     until(Duration::from_secs(5), "no zombie", async || {
         processes::children_of(edge.pid()).iter().all(|(_, state)| *state != 'Z').then_some(())
     })
