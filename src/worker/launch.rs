@@ -345,6 +345,9 @@ fn prepare(command: &mut Command, spec: &WorkerSpec, inherited: Inherited) -> Re
                 check(libc::setresgid(*gid, *gid, *gid))?;
                 check(libc::setresuid(*uid, *uid, *uid))?;
             }
+            // What edge was given as an ordinary user, such as the ports below 1024, would go on to every program it runs. A
+            // kernel that does not know the call has given nothing.
+            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
             // After the account changed, which clears it. The stop signal proper is the app's own matter: this one every
             // server knows; the guard follows it up.
             check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as libc::c_ulong))?;

@@ -42,6 +42,24 @@ async fn a_worker_has_a_session_and_nothing_of_edges_but_its_three_streams() {
 }
 
 #[tokio::test]
+async fn a_capability_that_edge_was_given_is_not_its_workers() {
+    if !processes::root() {
+        return;
+    }
+    let given = ["setpriv", "--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service"];
+    let edge = Setup::new().inside(&given).app("a", &format!("{HELLO}workers: 1")).start().await;
+    edge.wait_until_up("a").await;
+    let ambient = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("CapAmb:")).expect("Linux 4.3 or later");
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    assert_ne!(ambient(edge.pid()), 0, "edge was given none");
+    assert_eq!(ambient(edge.workers("a").await[0]), 0);
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_worker_that_other_machines_can_reach_is_named() {
     let server = |bind: &str| {
         format!("domains: [{bind}.test]\ncommand: python3 -m http.server {{port}} --bind {bind}\nworkers: 2")
