@@ -27,7 +27,7 @@ pub struct Call {
 pub enum Command {
     /// Run in the foreground until SIGTERM (the default)
     Run,
-    /// Check the configuration: print every problem, or ok and each app's final command line
+    /// Check the configuration: print every problem, or ok and each app's final command line; what is only warned of does not fail
     Check {
         /// Look at each name as a CA would: its A and AAAA records, and who answers there; exit with 1 if one would fail
         #[arg(long)]

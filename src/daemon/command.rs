@@ -15,7 +15,7 @@ use crate::config::model::{Account, Backend, Config, WorkerSpec};
 use crate::daemon::ask::{AskError, Running};
 use crate::daemon::check_certificates;
 use crate::daemon::cli::{Operate, Switch};
-use crate::daemon::explain::{self, Checked};
+use crate::daemon::explain::{self, Address, Checked};
 use crate::daemon::interrupted::{self, Waiting};
 use crate::daemon::operation::{LONGEST_TEXT, Operation};
 use crate::daemon::progress::Said;
@@ -25,7 +25,7 @@ use crate::name::{AppName, HostPattern};
 use crate::report::Report;
 use crate::telemetry::log::wants_colour;
 use crate::telemetry::status::{CertificateStatus, Status};
-use crate::worker::adapter::{self, Plan, Wire};
+use crate::worker::adapter::{self, Place, Plan, Program, Wire};
 use crate::worker::environment::inherited;
 use crate::worker::runnable::{self, View};
 
@@ -114,14 +114,22 @@ pub fn explain(config: &Config, name: &str) -> Result<String, CommandError> {
         Backend::Workers(spec) => spec,
         Backend::Upstream(_) => return Err(CommandError::NoWorkers(name.to_owned())),
     };
-    let plan = adapter::plan(&app.name, spec, 0, &config.runtime_dir);
+    // Edge's own sockets are not for who tries the command by hand.
+    let own = Place::new(&app.name, 0, 1, &config.runtime_dir, explain::PORT.to_owned());
+    let place = Place { socket: explain::SOCKET.into(), ..own.clone() };
+    let mut plan = adapter::plan_at(spec, &place);
+    if let (Program::Edge, Ok(edge), Some(first)) =
+        (plan.program, std::env::current_exe(), plan.argv.first_mut())
+    {
+        *first = edge.to_string_lossy().into_owned();
+    }
     let text = |word: OsString| word.to_string_lossy().into_owned();
     let mut environment: BTreeMap<String, String> =
         inherited(&spec.account).into_iter().map(|(name, value)| (text(name), text(value))).collect();
     environment.extend(plan.environment.clone());
     let address = match plan.wire {
-        Wire::Unix => "a unix socket",
-        Wire::Tcp => "a loopback port that is chosen at each start",
+        Wire::Unix => Address::Socket(&own.socket),
+        Wire::Tcp => Address::Port,
     };
     let user = match &spec.account {
         Account::Own => None,
@@ -152,7 +160,8 @@ fn warnings(spec: &WorkerSpec, plan: &Plan) -> Vec<String> {
         }
     }
     let obstacles = programs.into_iter().filter_map(|program| view.obstacle(program));
-    let mut warnings: Vec<String> = obstacles.map(|obstacle| format!("`before_start`: {obstacle}")).collect();
+    let mut warnings: Vec<String> =
+        obstacles.map(|obstacle| format!("on this machine, `before_start`: {obstacle}")).collect();
     for (key, limit) in [("max_memory", spec.recycle.max_memory), ("memory_limit", spec.memory_limit)] {
         if let Some(bytes) = limit.filter(|bytes| *bytes < LEAST_MEMORY) {
             warnings.push(format!(
@@ -162,7 +171,7 @@ fn warnings(spec: &WorkerSpec, plan: &Plan) -> Vec<String> {
     }
     if let Some(obstacle) = runnable::obstacle(spec, plan) {
         let made = if spec.before_start.is_empty() { "" } else { ", unless `before_start` sees to that" };
-        warnings.push(format!("{obstacle}{made}"));
+        warnings.push(format!("on this machine, {obstacle}{made}"));
     }
     warnings.extend(plan.warnings.iter().cloned());
     warnings

@@ -1,6 +1,7 @@
 //! What a worker will be started with, in the words of a shell: the output of `edge explain` and `edge check`.
 //!
-//! Values the operator wrote may be secrets and are never printed; only their names are.
+//! Values the operator wrote may be secrets and are never printed; only their names are. What is printed runs by hand, beside
+//! a running edge: where it listens is a variable, because edge's own sockets are in use, and their directory is there only while it runs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -23,8 +24,8 @@ pub struct Worker<'a> {
     pub written: &'a BTreeMap<String, String>,
     /// Where it starts.
     pub working_dir: &'a Path,
-    /// Where it will listen, in words.
-    pub address: &'a str,
+    /// Where it will listen; in `argv` and `environment` [`SOCKET`] or [`PORT`] stands for that.
+    pub address: Address<'a>,
     /// Login name it runs as, where that is not edge's own.
     pub user: Option<&'a str>,
     /// What the operator may want to know.
@@ -32,6 +33,20 @@ pub struct Worker<'a> {
     /// What will go wrong as things are.
     pub warnings: &'a [String],
 }
+
+/// Where a worker listens.
+#[derive(Debug, Clone, Copy)]
+pub enum Address<'a> {
+    /// A unix socket; this is the first that edge gives it.
+    Socket(&'a Path),
+    /// A loopback port that is chosen at each start.
+    Port,
+}
+
+/// Stands for a worker's socket until that is known.
+pub const SOCKET: &str = "{socket}";
+/// Stands for a worker's port until that is known.
+pub const PORT: &str = "{port}";
 
 /// One app of a configuration without problems.
 #[derive(Debug, Clone)]
@@ -46,13 +61,18 @@ pub struct Checked<'a> {
     pub warnings: &'a [String],
 }
 
-/// The answer of `edge explain APP`: can be read by a person and, but for hidden values, by a shell.
+/// The answer of `edge explain APP`: can be read by a person and run by a shell, once the hidden values are set there.
 pub fn explain(worker: &Worker<'_>) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
-    let _ = writeln!(out, "# worker {} of app {}, on {}", worker.slot, worker.app, worker.address);
+    let Worker { app, slot, .. } = worker;
+    let on = match worker.address {
+        Address::Socket(_) => "a unix socket",
+        Address::Port => "a loopback port that is chosen at each start",
+    };
+    let _ = writeln!(out, "# worker {slot} of app {app}, on {on}");
     if let Some(user) = worker.user {
-        let _ = writeln!(out, "# as user {user}");
+        let _ = writeln!(out, "# as user {user}: `sudo -u {user} sh` is a shell to run it by hand");
     }
     for note in worker.notes {
         let _ = writeln!(out, "# note: {note}");
@@ -60,17 +80,61 @@ pub fn explain(worker: &Worker<'_>) -> String {
     for warning in worker.warnings {
         let _ = writeln!(out, "# warning: {}", one_line(warning));
     }
-    let _ = writeln!(out, "cd {}", quote(&worker.working_dir.to_string_lossy()));
-    for (name, value) in worker.environment {
-        // A name that both wrote holds edge's value only if that differs from the operator's.
-        if worker.written.get(name).is_some_and(|written| written == value) {
-            let _ = writeln!(out, "{name}=…  # from the configuration, not shown");
-        } else {
-            let _ = writeln!(out, "{name}={}", quote(value));
-        }
+    // A name that both wrote holds edge's value only if that differs from the operator's.
+    let is_hidden = |name: &String, value: &String| worker.written.get(name) == Some(value);
+    let hidden = worker.environment.iter().filter(|(name, value)| is_hidden(name, value));
+    let hidden: Vec<String> = hidden.map(|(name, _)| variable(name)).collect();
+    if !hidden.is_empty() {
+        let _ = writeln!(
+            out,
+            "# to run it by hand, set first what the configuration says: {}",
+            hidden.join(", ")
+        );
     }
-    let _ = writeln!(out, "exec {}", command_line(worker.argv));
+    // In a shell of its own, so that what was pasted changes nothing in the one it was pasted into.
+    out.push_str("(\n");
+    if let Address::Socket(own) = worker.address {
+        let own = one_line(&own.to_string_lossy());
+        let _ = writeln!(
+            out,
+            "socket=\"${{TMPDIR:-/tmp}}/edge-{app}-{slot}.sock\"  # edge's own are such as {own}"
+        );
+    }
+    if worker.argv.iter().chain(worker.environment.values()).any(|word| word.contains(PORT)) {
+        out.push_str("port=8000  # any that is free: edge chooses another at each start\n");
+    }
+    let _ = writeln!(out, "cd {} &&", quote(&worker.working_dir.to_string_lossy()));
+    // Nothing else of the shell's environment reaches it, as nothing else of edge's does.
+    out.push_str("exec env -i \\\n");
+    for (name, value) in worker.environment {
+        let value = if is_hidden(name, value) {
+            format!("\"${{{}?the configuration has its value, which is not shown}}\"", variable(name))
+        } else {
+            filled(value)
+        };
+        let _ = writeln!(out, "  {}={value} \\", quote(name));
+    }
+    let words: Vec<String> = worker.argv.iter().map(|word| filled(word)).collect();
+    let _ = writeln!(out, "  {}", words.join(" "));
+    out.push_str(")\n");
     out
+}
+
+/// A name as shells have variables: what may stand in an environment is more.
+fn variable(name: &str) -> String {
+    let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let name: String = name.chars().map(word).collect();
+    if name.starts_with(|c: char| c.is_ascii_digit()) { format!("_{name}") } else { name }
+}
+
+/// A word in which the shell puts where the worker is to listen.
+fn filled(word: &str) -> String {
+    // A script may be of several lines, and is to stay that.
+    let lines = |text: &str| quoted(text).split('\n').map(one_line).collect::<Vec<_>>().join("\n");
+    let piece = |text: &str| if text.is_empty() { String::new() } else { lines(text) };
+    let ports = |text: &str| text.split(PORT).map(piece).collect::<Vec<_>>().join("\"$port\"");
+    let filled = word.split(SOCKET).map(ports).collect::<Vec<_>>().join("\"$socket\"");
+    if filled.is_empty() { quote(word) } else { filled }
 }
 
 /// The output of `edge check` for a configuration without problems: each app with its final command line, or where its
@@ -103,8 +167,11 @@ pub fn command_line(argv: &[String]) -> String {
 
 /// Quoted for a shell where it has to be, control characters made visible.
 fn quote(word: &str) -> String {
-    let quoted = shlex::try_quote(word).map_or_else(|_| format!("{word:?}"), std::borrow::Cow::into_owned);
-    one_line(&quoted)
+    one_line(&quoted(word))
+}
+
+fn quoted(word: &str) -> String {
+    shlex::try_quote(word).map_or_else(|_| format!("{word:?}"), std::borrow::Cow::into_owned)
 }
 
 /// Control characters made visible: names of files may hold any.
@@ -124,11 +191,15 @@ mod tests {
 
     #[test]
     fn an_explanation_shows_everything_but_what_may_be_secret() {
-        let argv =
-            ["/srv/my app/bin/uvicorn", "main:app", "--uds", "/run/edge/api.0.sock"].map(str::to_owned);
-        let written = map(&[("DATABASE_URL", "postgres://u:secret@db"), ("PORT", "1")]);
-        let environment =
-            map(&[("DATABASE_URL", "postgres://u:secret@db"), ("EDGE_APP", "api"), ("PORT", "2")]);
+        let argv = ["/srv/my app/bin/uvicorn", "main:app", "", "--bind=unix:{socket}"].map(str::to_owned);
+        let written = map(&[("DATABASE_URL", "postgres://u:secret@db"), ("2.x", "y"), ("PORT", "1")]);
+        let environment = map(&[
+            ("2.x", "y"),
+            ("DATABASE_URL", "postgres://u:secret@db"),
+            ("EDGE_APP", "api"),
+            ("PORT", "2"),
+            ("SCRIPT", "echo a\n\x1b b"),
+        ]);
         let worker = Worker {
             app: "api",
             slot: 0,
@@ -136,22 +207,61 @@ mod tests {
             environment: &environment,
             written: &written,
             working_dir: Path::new("/srv/my app"),
-            address: "unix:/run/edge/api.0.sock",
+            address: Address::Socket(Path::new("/run/edge/api/0-1.sock")),
             user: Some("www"),
             notes: &["--reload is left out".to_owned()],
             warnings: &["`uvicorn` is not there".to_owned()],
         };
         assert_eq!(
             explain(&worker),
-            "# worker 0 of app api, on unix:/run/edge/api.0.sock\n\
-             # as user www\n\
-             # note: --reload is left out\n\
-             # warning: `uvicorn` is not there\n\
-             cd '/srv/my app'\n\
-             DATABASE_URL=…  # from the configuration, not shown\n\
-             EDGE_APP=api\n\
-             PORT=2\n\
-             exec '/srv/my app/bin/uvicorn' main:app --uds /run/edge/api.0.sock\n"
+            r#"# worker 0 of app api, on a unix socket
+# as user www: `sudo -u www sh` is a shell to run it by hand
+# note: --reload is left out
+# warning: `uvicorn` is not there
+# to run it by hand, set first what the configuration says: _2_x, DATABASE_URL
+(
+socket="${TMPDIR:-/tmp}/edge-api-0.sock"  # edge's own are such as /run/edge/api/0-1.sock
+cd '/srv/my app' &&
+exec env -i \
+  2.x="${_2_x?the configuration has its value, which is not shown}" \
+  DATABASE_URL="${DATABASE_URL?the configuration has its value, which is not shown}" \
+  EDGE_APP=api \
+  PORT=2 \
+  SCRIPT='echo a
+\u001b b' \
+  '/srv/my app/bin/uvicorn' main:app '' --bind=unix:"$socket"
+)
+"#
+        );
+    }
+
+    #[test]
+    fn a_port_is_the_readers_to_choose() {
+        let argv = ["sh", "-c", "exec serve --port {port}"].map(str::to_owned);
+        let environment = map(&[("PORT", "{port}")]);
+        let worker = Worker {
+            app: "api",
+            slot: 0,
+            argv: &argv,
+            environment: &environment,
+            written: &map(&[]),
+            working_dir: Path::new("/srv"),
+            address: Address::Port,
+            user: None,
+            notes: &[],
+            warnings: &[],
+        };
+        assert_eq!(
+            explain(&worker),
+            r#"# worker 0 of app api, on a loopback port that is chosen at each start
+(
+port=8000  # any that is free: edge chooses another at each start
+cd /srv &&
+exec env -i \
+  PORT="$port" \
+  sh -c 'exec serve --port '"$port"
+)
+"#
         );
     }
 

@@ -2,12 +2,17 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
+use nix::unistd::Pid;
 use rcgen::{CertificateParams, KeyPair};
-use tokio::process::Command;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::process::{Child, Command};
 
+use crate::ca::free_port;
+use crate::support::client::PATIENCE;
 use crate::support::edge::{BINARY, run};
+use crate::support::{processes, until};
 
 const BAD: &str = "\
 apps:
@@ -154,13 +159,15 @@ async fn a_program_that_is_not_there_is_warned_of_and_refuses_nothing() {
     };
     assert!(text.ends_with("\nok, 4 warnings\n"), "{text}");
     assert!(
-        of("api").contains("warning: `no-such-server` is not in PATH (/usr/bin:/bin): install it"),
+        of("api").contains(
+            "warning: on this machine, `no-such-server` is not in PATH (/usr/bin:/bin): install it"
+        ),
         "{text}"
     );
     assert!(of("made").contains("does not exist") && of("made").contains("unless `before_start`"), "{text}");
     assert!(!of("shell").contains("warning"), "{text}");
     for hook in ["no-such-hook", "no-other-hook"] {
-        let warning = format!("warning: `before_start`: `{hook}` is not in PATH");
+        let warning = format!("warning: on this machine, `before_start`: `{hook}` is not in PATH");
         assert!(of("gone").contains(&warning), "{text}");
     }
 }
@@ -223,6 +230,61 @@ async fn explain_prints_command_and_environment_of_a_worker() {
     for wanted in ["uvicorn main:app", "UVICORN_UDS", "EDGE_WORKER", "WEB_CONCURRENCY"] {
         assert!(text.contains(wanted), "{wanted} not in:\n{text}");
     }
+}
+
+#[tokio::test]
+async fn what_explain_prints_starts_the_worker_by_hand() {
+    let text = "apps:\n  socket:\n    domains: [a.test]\n    command: edge hello\n    environment: {SECRET: written}\n  \
+                port:\n    domains: [b.test]\n    command: python3 -m http.server --bind 127.0.0.1 {port}\n";
+    let (output, dir) = with_file(&["explain", "socket"], text).await;
+    let script = String::from_utf8(output.stdout).unwrap();
+    assert!(!script.contains("written"), "{script}");
+    let (status, said) = {
+        let output = shell(&dir, &script, None).wait_with_output().await.unwrap();
+        (output.status, String::from_utf8(output.stderr).unwrap())
+    };
+    assert!(!status.success() && said.contains("SECRET: the configuration has its value"), "{said}");
+
+    let mut by_hand = shell(&dir, &script, Some("a secret"));
+    let socket = dir.path().join("edge-socket-0.sock");
+    until(PATIENCE, "the socket answers", async || UnixStream::connect(&socket).await.ok()).await;
+    let pid = by_hand.id().unwrap();
+    // Shells differ in whether one of their own stays in between.
+    let own = processes::children_of(pid).first().map_or(pid, |(child, _)| *child);
+    let environment = fs::read(format!("/proc/{own}/environ")).unwrap();
+    let holds = |wanted: &[u8]| environment.split(|byte| *byte == 0).any(|one| one == wanted);
+    assert!(holds(b"SECRET=a secret") && holds(b"EDGE_APP=socket"));
+    end(&mut by_hand).await;
+
+    let output = run(&[], &["explain", "port"], &dir.path().join("edge.yaml")).await;
+    let (script, port) = (String::from_utf8(output.stdout).unwrap(), free_port());
+    assert_eq!(script.matches("port=8000  #").count(), 1, "{script}");
+    let mut by_hand = shell(&dir, &script.replace("port=8000", &format!("port={port}")), None);
+    until(PATIENCE, "the port answers", async || TcpStream::connect(("127.0.0.1", port)).await.ok()).await;
+    end(&mut by_hand).await;
+}
+
+/// A shell that is given `script` as a paste gives it.
+fn shell(dir: &tempfile::TempDir, script: &str, secret: Option<&str>) -> Child {
+    let file = dir.path().join("paste");
+    fs::write(&file, script).unwrap();
+    Command::new("sh")
+        .stdin(fs::File::open(file).unwrap())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .env("TMPDIR", dir.path())
+        .envs(secret.map(|secret| ("SECRET", secret)))
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// Ends it and what it runs.
+async fn end(shell: &mut Child) {
+    let group = Pid::from_raw(shell.id().unwrap().cast_signed());
+    nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).unwrap();
+    shell.wait().await.unwrap();
 }
 
 #[tokio::test]
