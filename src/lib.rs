@@ -137,6 +137,7 @@
 //!   worker/change.rs          what an operator asked of an app's workers, and why it failed
 //!   worker/child.rs           one running worker: its end, its signals
 //!   worker/listening.rs       where a worker listens really, for the messages
+//!   worker/last_words.rs   P  which of a dead worker's last lines says why it died
 //!   worker/past.rs         P  what a slot remembers of the workers it had   ← telemetry
 //!   worker/priority.rs        the priority of a worker's session
 //!   worker/member.rs          one worker as its crew holds it   ← telemetry

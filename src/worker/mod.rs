@@ -14,6 +14,7 @@ mod flags;
 mod guard;
 mod headcount;
 pub mod journal;
+mod last_words;
 pub mod launch;
 pub mod leftovers;
 pub mod lifecycle;

@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 
 use crate::name::AppName;
 use crate::worker::journal::Journal;
-use crate::worker::past::is_frame;
+use crate::worker::last_words::is_frame;
 
 /// Longest line; what is longer becomes several.
 const LINE: usize = 16 * 1024;
@@ -161,7 +161,7 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::past::telling;
+    use crate::worker::last_words::telling;
 
     fn lines(chunks: &[&[u8]]) -> Vec<String> {
         let seen = RefCell::new(Vec::new());

@@ -4,6 +4,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::telemetry::status::PastStatus;
+use crate::worker::last_words::telling;
 use crate::worker::rollout::Seat;
 
 /// The past of one slot.
@@ -171,16 +172,6 @@ impl Rejected {
         let line = self.last_line.as_ref().map(|line| format!("; its last line: {line}")).unwrap_or_default();
         (format!("{}{line}", self.how), moment(self.at))
     }
-}
-
-/// The line that says most of an end: the last one, but where Ruby prints its backtrace after the message, the message.
-pub(super) fn telling(lines: &[String]) -> Option<&String> {
-    lines.iter().rev().find(|line| !is_frame(line)).or(lines.last())
-}
-
-/// A line of a backtrace as Ruby prints it.
-pub(super) fn is_frame(line: &str) -> bool {
-    line.starts_with("\tfrom ")
 }
 
 /// Why nobody was started, in one word.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::name::WorkerId;
 use crate::worker::crew::{Crew, seat};
+use crate::worker::last_words;
 use crate::worker::lifecycle::{Input, State, Why};
-use crate::worker::past;
 use crate::worker::rollout::Seat;
 
 /// A worker that is not ready after this long is told of, and each time after this long what has changed of it.
@@ -84,7 +84,7 @@ impl Crew {
 
     /// The last line of a worker that is gone belongs to what is remembered of its end.
     pub(super) fn last_words(&mut self, at: Seat, last_lines: &[String]) {
-        let Some(line) = past::telling(last_lines) else { return };
+        let Some(line) = last_words::telling(last_lines) else { return };
         if let Some(rejected) = &mut self.rejected {
             rejected.said(at, line);
         }

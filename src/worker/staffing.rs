@@ -13,6 +13,7 @@ use crate::worker::before_start;
 use crate::worker::change::RollError;
 use crate::worker::child::{Child, Exit};
 use crate::worker::crew::{Crew, Event, now};
+use crate::worker::last_words;
 use crate::worker::launch::{LaunchError, Order};
 use crate::worker::lifecycle::{self, Input, State, Why};
 use crate::worker::listening;
@@ -86,7 +87,7 @@ impl Crew {
                             SystemClock.seconds(),
                             Blame::Slot,
                         );
-                        if let Some(line) = past::telling(&error.last_lines) {
+                        if let Some(line) = last_words::telling(&error.last_lines) {
                             past.said(0, line);
                         }
                     }
