@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use rustls::crypto::CryptoProvider;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::cert::bundle::{CertBundle, MAX_SIZE};
 use crate::cert::store_error::{FileError, StoreError};
@@ -42,20 +43,23 @@ impl FilePair {
 
     /// Why clients refuse a certificate of these files at `now`, by whatever name they ask for it.
     pub fn refused(&self, validity: Validity, now: SystemTime) -> Option<String> {
-        let date = |at: SystemTime| OffsetDateTime::from(at).date();
-        let (when, mend) = if validity.not_after <= now {
-            let when = format!("has been expired since {}", date(validity.not_after));
-            (when, "put a renewed one in its place")
-        } else if validity.not_before > now {
-            let when = format!("is not valid before {}", date(validity.not_before));
-            (when, "put one that is valid already in its place, or set this machine's clock if that is wrong")
-        } else {
-            return None;
-        };
         let file = self.cert.display();
-        Some(format!(
-            "the certificate {file} {when}: clients refuse it; {mend}: a running edge serves it within a minute"
-        ))
+        if validity.not_after <= now {
+            let date = OffsetDateTime::from(validity.not_after).date();
+            return Some(format!(
+                "the certificate {file} has been expired since {date}: clients refuse it; put a renewed one in its place: a \
+                 running edge serves it within a minute"
+            ));
+        }
+        (validity.not_before > now).then(|| {
+            let at = OffsetDateTime::from(validity.not_before);
+            let at = at.format(&Rfc3339).unwrap_or_else(|_| at.to_string());
+            format!(
+                "the certificate {file} is not valid before {at}: it is served all the same, and clients refuse it until then; put \
+                 one that is valid already in its place: a running edge serves that within a minute; or set this machine's clock, \
+                 if that is wrong"
+            )
+        })
     }
 
     /// What tells whether they changed: a renewal tool may replace either, also within one second.

@@ -408,7 +408,6 @@ impl Name {
         let history = self.machine.history();
         let refused = self.refused(now);
         let parked = match history.last_class {
-            _ if refused.is_some() => true,
             Some(Class::Permanent | Class::Action) => true,
             Some(
                 Class::Transient
@@ -422,10 +421,13 @@ impl Name {
             )
             | None => false,
         };
+        // Unless it has expired, its time will come.
+        let early = self.file_error.is_none() && refused.is_some();
         let last_error = self.file_error.clone().or(refused).or_else(|| history.last_error.clone());
         let expired = self.bundle.as_ref().is_some_and(|bundle| bundle.validity().not_after <= now);
         let state = match &self.bundle {
             _ if expired => CertificateState::Expired,
+            _ if early => CertificateState::Pending,
             _ if last_error.is_some() && parked => CertificateState::Parked,
             _ if last_error.is_some() => CertificateState::Retrying,
             // What is issued is stored before it is served.

@@ -60,16 +60,25 @@ pub fn is_well(certificate: &CertificateStatus, now: OffsetDateTime) -> bool {
         Some(renewal) => (end - renewal) / 3,
         None => time::Duration::days(10),
     };
-    let begun = time(&certificate.not_before).is_none_or(|begin| begin <= now);
-    certificate.state != CertificateState::Expired && begun && now + spare < end
+    certificate.state != CertificateState::Expired && has_begun(certificate, now) && now + spare < end
 }
 
 fn next(certificate: &CertificateStatus, now: OffsetDateTime) -> String {
     match (&certificate.next_attempt, &certificate.renew_at) {
         (Some(at), _) => format!("tries in {}", until(at, now)),
         (None, Some(at)) => format!("renews in {}{}", until(at, now), because(certificate)),
+        // One of the operator's, which edge does not renew.
+        (None, None) if !has_begun(certificate, now) => match &certificate.not_before {
+            Some(at) => format!("valid in {}", until(at, now)),
+            None => dash(),
+        },
         (None, None) => dash(),
     }
+}
+
+fn has_begun(certificate: &CertificateStatus, now: OffsetDateTime) -> bool {
+    let begins = certificate.not_before.as_deref().and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok());
+    begins.is_none_or(|begins| begins <= now)
 }
 
 fn because(certificate: &CertificateStatus) -> &'static str {
@@ -177,6 +186,8 @@ api.example.com   valid     41d of 45d  renews in 11d, in the CA's window  Let's
         assert!(!is_well(&CertificateStatus { not_after: None, ..retrying }, NOW));
         let early = CertificateStatus { not_before: Some("2026-01-01T00:00:01Z".to_owned()), ..good.clone() };
         assert!(!is_well(&early, NOW), "clients refuse it");
+        let early = CertificateStatus { renew_at: None, state: CertificateState::Pending, ..early };
+        assert!(certificates(&[early], NOW, false).contains("  valid in 1s  "));
         let by_hand = CertificateStatus { renew_at: None, ..good };
         assert!(is_well(&by_hand, NOW) && !is_well(&by_hand, datetime!(2026-02-05 00:00 UTC)));
     }

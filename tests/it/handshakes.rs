@@ -381,7 +381,7 @@ async fn e10_an_expired_certificate_of_its_own_is_served_and_told_of() {
     }
     for (name, state, why) in [
         ("old", "expired", "old.pem has been expired since 2001-01-01"),
-        ("early", "parked", "early.pem is not valid before 2100-01-01"),
+        ("early", "pending", "early.pem is not valid before 2100-01-01T00:00:00Z: it is served all the same"),
     ] {
         let certificate = edge.certificate(&format!("{name}.test")).await;
         assert_eq!(certificate["state"], state);
@@ -392,6 +392,9 @@ async fn e10_an_expired_certificate_of_its_own_is_served_and_told_of() {
         };
         edge.wait_for_log("that clients refuse it", told).await;
     }
+    let shown = edge.done(&["status"]).await;
+    let row = |name: &str| shown.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    assert!(row("early.test").contains("pending") && row("early.test").contains("  valid in "), "{shown}");
     assert_serves(&edge).await;
     edge.stop().await;
 }

@@ -307,7 +307,7 @@ async fn files_whose_certificate_is_out_of_its_time_are_told_of_once_and_served(
         tokio::time::sleep(Duration::from_secs(200)).await;
         assert_eq!(told(), 1, "{}", logged.text());
         write(now() + 10 * DAY);
-        running.until("another", |r| r.state(0) == CertificateState::Parked).await;
+        running.until("another", |r| r.state(0) == CertificateState::Pending).await;
         assert!(logged.text().contains(&format!("{file} is not valid before ")), "{}", logged.text());
         assert_eq!(told(), 2, "{}", logged.text());
         let found = running.certificates.find(Some(&host("a.example.com")), LOCAL);
