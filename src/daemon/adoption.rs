@@ -12,6 +12,7 @@ use crate::daemon::cli;
 use crate::daemon::live::{Live, LiveApp};
 use crate::daemon::progress::{Failed, Progress, Taken};
 use crate::daemon::rolling::{no_workers, not_rolled, stays, tell_of_memory};
+use crate::daemon::words;
 use crate::listen::socket::BindError;
 use crate::name::AppName;
 use crate::report::Report;
@@ -267,7 +268,9 @@ impl<'a> Adoption<'a> {
 
     async fn scale(&mut self, app: &Arc<App>, workers: WorkerCount) -> Result<(), Failed> {
         let Some(known) = self.known(app, Done::Scaled) else { return Err(no_workers(&app.name)) };
-        self.say(format!("{}: scaling to {workers} workers", app.name));
+        let many =
+            if workers.is_fixed() { words::workers(workers.min) } else { format!("{workers} workers") };
+        self.say(format!("{}: scaling to {many}", app.name));
         let remarks = known.supervisor.remarks();
         let scaled = self.told.telling(&app.name, remarks, known.supervisor.resize(workers)).await;
         let scaled = scaled.map_err(|error| not_rolled(&app.name, &known.supervisor, &error));

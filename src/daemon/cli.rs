@@ -82,7 +82,8 @@ pub enum Operate {
         /// Name of the app
         app: String,
     },
-    /// Hold an app at a number of workers, whatever the load, until `scale APP auto` or a change of how the file runs them
+    /// Hold an app at a number of workers, whatever the load, until `scale APP auto` or a change of how the file runs them; if new ones
+    /// fail to start it exits with 1, and goes on trying
     Scale {
         /// Name of the app
         app: String,

@@ -16,13 +16,14 @@ use crate::daemon::operation::{Number, Operation};
 use crate::daemon::progress::{Failed, Progress, Said};
 use crate::daemon::reload;
 use crate::daemon::rolling::{no_workers, not_rolled, tell_of_memory};
+use crate::daemon::words::workers;
 use crate::name::AppName;
 use crate::report::Report;
 use crate::scope::Scope;
 use crate::telemetry::line::Stamp;
-use crate::telemetry::status::{AppState, ScaleStatus};
+use crate::telemetry::status::{AppState, ScaleStatus, WorkerState};
 use crate::worker::journal::Journal;
-use crate::worker::supervisor::Supervisor;
+use crate::worker::supervisor::{RollError, Supervisor};
 
 /// What visitors are told where the operator says nothing.
 const MAINTENANCE: &str = "The application is being maintained. Please try again later.";
@@ -132,25 +133,50 @@ async fn scale(
         Number::Held(workers) => Some(workers),
         Number::Auto => None,
     };
+    let before = supervisor.status().scale;
     tell_of_waiting(app, supervisor, told);
     told.say(match number {
-        Number::Held(workers) => format!("{app}: scaling to {workers} workers"),
+        Number::Held(count) => format!("{app}: scaling to {}", workers(count)),
         Number::Auto => format!("{app}: scaling to what the file says"),
     });
     let scaled = told.telling(app, supervisor.remarks(), supervisor.scale(held)).await;
-    scaled.map_err(|error| not_rolled(app, supervisor, &error))?;
+    scaled.map_err(|error| not_scaled(app, supervisor, before, &error))?;
     let Some(ScaleStatus { min, max, target, held }) = supervisor.status().scale else { return Ok(()) };
+    let serve = if target == 1 { "1 worker serves".to_owned() } else { format!("{target} workers serve") };
     told.say(match (held, min < max) {
         (true, true) => format!(
-            "{app}: {target} workers serve whatever the load (the file says {min} to {max}), until `edge scale {app} auto` or a change of how the file runs them"
+            "{app}: {serve} whatever the load (the file says {min} to {max}), until `edge scale {app} auto` or a change of how the file runs them"
         ),
-        (true, false) => format!(
-            "{app}: {target} workers serve, until `edge scale {app} auto` or a change of how the file runs them"
-        ),
-        (false, true) => format!("{app}: {target} workers serve, from now on {min} to {max} by the load"),
-        (false, false) => format!("{app}: {target} workers serve"),
+        (true, false) => {
+            format!("{app}: {serve}, until `edge scale {app} auto` or a change of how the file runs them")
+        }
+        (false, true) => format!("{app}: {serve}, from now on {min} to {max} by the load"),
+        (false, false) => format!("{app}: {serve}"),
     });
     Ok(())
+}
+
+/// A number is what is wanted from then on, also where it is not reached at once: some new workers may serve, and those that failed
+/// are tried again. Whoever does not want that hears how to go back.
+fn not_scaled(
+    app: &AppName,
+    supervisor: &Supervisor,
+    before: Option<ScaleStatus>,
+    error: &RollError,
+) -> Failed {
+    let mut failed = not_rolled(app, supervisor, error);
+    let now = supervisor.status();
+    let Some(ScaleStatus { target, held: true, .. }) = now.scale else { return failed };
+    let back = match before {
+        Some(ScaleStatus { target, held: true, .. }) => target.to_string(),
+        Some(ScaleStatus { held: false, .. }) | None => "auto".to_owned(),
+    };
+    let ready = now.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
+    failed.text.push_str(&format!(
+        "\n{app}: {ready} of {} ready; edge goes on trying until `edge scale {app} {back}` takes that back",
+        workers(target)
+    ));
+    failed
 }
 
 fn supervisor(live: &Live, name: &AppName) -> Result<Supervisor, Failed> {

@@ -108,8 +108,7 @@ fn apps(status: &Status, now: OffsetDateTime, palette: Palette, all: bool) -> St
 
 fn app_row(name: &str, app: &AppStatus, now: OffsetDateTime, palette: Palette) -> Vec<Cell> {
     let sum = |of: fn(&WorkerStatus) -> u64| app.workers.iter().map(of).sum::<u64>();
-    let ready = app.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
-    let mut remark = format!("{ready} of {} ready", app.workers.len());
+    let mut remark = readiness(app);
     let unwell = app.workers.iter().filter(|worker| is_unwell(worker)).count();
     if unwell > 0 {
         remark.push_str(&format!(", {unwell} with a failed health check"));
@@ -137,6 +136,27 @@ fn app_row(name: &str, app: &AppStatus, now: OffsetDateTime, palette: Palette) -
         Cell::plain(restarts(app.workers.iter().map(|worker| &worker.past), now)),
         Cell::plain(remark),
     ]
+}
+
+/// How many workers are ready of those that are wanted. There may be more than that, while some take over from others: then what
+/// each is at.
+fn readiness(app: &AppStatus) -> String {
+    let are = |state| app.workers.iter().filter(|worker| worker.state == state).count();
+    let (ready, wanted) =
+        (are(WorkerState::Ready), app.scale.map_or(app.workers.len(), |scale| scale.target as usize));
+    if app.state != AppState::Deploying && app.workers.len() <= wanted {
+        return format!("{ready} of {wanted} ready");
+    }
+    let others = [
+        (WorkerState::Suspect, "suspect"),
+        (WorkerState::Starting, "starting"),
+        (WorkerState::Backoff, "in backoff"),
+        (WorkerState::Draining, "draining"),
+        (WorkerState::Stopping, "stopping"),
+    ];
+    let others = others.map(|(state, word)| (are(state), word)).into_iter().filter(|(count, _)| *count > 0);
+    let words = others.map(|(count, word)| format!(", {count} {word}"));
+    format!("{ready} ready{}", words.collect::<String>())
 }
 
 fn worker_row(worker: &WorkerStatus, now: OffsetDateTime, palette: Palette) -> Vec<Cell> {

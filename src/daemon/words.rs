@@ -35,6 +35,11 @@ pub fn until(at: &str, now: OffsetDateTime) -> String {
     if seconds < 0 { format!("{text} ago") } else { text }
 }
 
+/// So many workers.
+pub fn workers(count: u32) -> String {
+    if count == 1 { "1 worker".to_owned() } else { format!("{count} workers") }
+}
+
 /// Bytes in the unit that leaves at most three digits.
 pub fn size(bytes: u64) -> String {
     const STEP: f64 = 1024.0;

@@ -352,7 +352,9 @@ async fn what_is_known_to_fail_of_one_app_is_known_before_another_is_touched() {
 async fn a_reload_goes_on_when_who_asked_for_it_goes_away() {
     let edge = hello().await;
     let before = edge.workers("a").await;
-    edge.edit("command: edge hello", "command: [sh, -c, 'sleep 1; exec edge hello']");
+    let go = edge.dir().join("go");
+    let waiting = format!("while [ ! -e {} ]; do sleep 0.1; done; exec edge hello", go.display());
+    edge.edit("command: edge hello", &format!("command: [sh, -c, '{waiting}']"));
     let mut asking = tokio::process::Command::new(BINARY)
         .args(["reload", "--config"])
         .arg(edge.dir().join("edge.yaml"))
@@ -364,6 +366,14 @@ async fn a_reload_goes_on_when_who_asked_for_it_goes_away() {
     let first = within(PATIENCE, "progress", lines.next_line()).await.unwrap().unwrap();
     assert_eq!(first, "a: replacing its workers");
     asking.kill().await.unwrap();
+    until(PATIENCE, "who serves and who comes", async || {
+        let shown = edge.done(&["status"]).await;
+        let deploying =
+            shown.lines().any(|line| line.contains("deploying") && line.ends_with("  2 ready, 1 starting"));
+        deploying.then_some(())
+    })
+    .await;
+    std::fs::write(go, "").unwrap();
     until(PATIENCE, "new workers alone", async || {
         let workers = edge.workers("a").await;
         (workers.len() == 2 && before.iter().all(|pid| !workers.contains(pid))).then_some(())

@@ -120,6 +120,54 @@ async fn an_operators_number_holds_until_auto_and_a_changed_range_touches_nobody
 }
 
 #[tokio::test]
+async fn a_number_that_is_not_reached_is_tried_again_until_it_is_taken_back() {
+    let setup = Setup::new();
+    let full = setup.dir().join("full");
+    let command =
+        format!("[ $EDGE_WORKER = 0 ] || [ ! -e {} ] || {{ echo no room; exit 3; }}", full.display());
+    let yaml = format!("domains: [a.test]\ncommand: [sh, -c, '{command}; exec edge hello']\nworkers: 1");
+    let edge = setup.app("a", &yaml).start().await;
+    edge.wait_until_up("a").await;
+    let first = edge.workers("a").await;
+    let not_scaled = async |number: &str, words: &str| {
+        let (status, said) = edge.failing(&["scale", "a", number]).await;
+        assert!(status == 1 && said.contains("\n  no room\n") && said.ends_with(words), "{said}");
+        let state = edge.status().await["apps"]["a"].take();
+        assert_eq!((&state["state"], &state["scale"]["held"]), (&"degraded".into(), &true.into()), "{state}");
+    };
+    std::fs::write(&full, "").unwrap();
+    not_scaled(
+        "2",
+        "a: 1 of 2 workers ready; edge goes on trying until `edge scale a auto` takes that back\n",
+    )
+    .await;
+    assert!(edge.done(&["status"]).await.contains("1 of 2 ready, held at 2 by `edge scale`"));
+    assert!(edge.reload().await.contains("nothing has changed"));
+    assert!(edge.done(&["scale", "a", "auto"]).await.ends_with("a: 1 worker serves\n"));
+    assert_eq!(
+        (edge.workers("a").await, edge.wait_until_up("a").await["scale"]["held"].clone()),
+        (first.clone(), false.into())
+    );
+
+    not_scaled("2", "takes that back\n").await;
+    std::fs::remove_file(&full).unwrap();
+    until_ready(&edge, 2).await;
+    std::fs::write(&full, "").unwrap();
+    not_scaled("3", "a: 2 of 3 workers ready; edge goes on trying until `edge scale a 2` takes that back\n")
+        .await;
+    assert!(edge.done(&["scale", "a", "2"]).await.contains("a: 2 workers serve, until `edge scale a auto`"));
+    let said = edge.done(&["scale", "a", "1"]).await;
+    assert!(said.starts_with("a: scaling to 1 worker\na: 1 worker serves, until "), "{said}");
+    assert_eq!(edge.workers("a").await, first);
+    edge.stop().await;
+}
+
+async fn until_ready(edge: &Edge, workers: usize) {
+    until(PATIENCE, "they are ready", async || (edge.workers("a").await.len() == workers).then_some(()))
+        .await;
+}
+
+#[tokio::test]
 async fn a_range_survives_a_change_of_how_its_workers_are_run() {
     let edge = Setup::new().app("a", &format!("{RANGE}concurrency: 1")).start().await;
     edge.wait_until_up("a").await;
