@@ -31,6 +31,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// Challenges whose names are kept; an attempt needs one.
 const MOST_ISSUERS: usize = 64;
 const BODY_LIMIT: usize = 64 * 1024;
+/// No CA needs more seconds than a day's to issue.
+const LONGEST_PAUSE: u64 = 24 * 3600;
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("edge/", env!("CARGO_PKG_VERSION")));
 
 /// Speaks HTTPS with one CA. Clones share their connections.
@@ -160,8 +162,7 @@ impl CaClient {
                 Err(error) => Err(error.into()),
             };
         }
-        let retry_after =
-            headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, self.clock.now()));
+        let retry_after = retry_after(&headers, self.clock.now());
         Ok(Fetched { headers, body, retry_after })
     }
 
@@ -193,8 +194,7 @@ impl CaClient {
     }
 
     fn compare_clocks(&self, headers: &HeaderMap) {
-        let theirs = headers.get(DATE).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
-        let Some(theirs) = theirs else { return };
+        let Some(theirs) = date(headers) else { return };
         let ahead = match self.clock.now().duration_since(theirs) {
             Ok(ahead) => i64::try_from(ahead.as_secs()).unwrap_or(i64::MAX),
             Err(behind) => -i64::try_from(behind.duration().as_secs()).unwrap_or(i64::MAX),
@@ -213,7 +213,7 @@ impl CaClient {
             whole(response).await
         };
         let answered = tokio::time::timeout(TIME_LIMIT, exchanged).await.unwrap_or(Err(CallError::TimedOut));
-        let (parts, body) = match answered {
+        let (mut parts, body) = match answered {
             Ok(answer) => answer.into_parts(),
             Err(error) => {
                 tracing::debug!(%method, %uri, %error, "no answer from the CA");
@@ -225,6 +225,7 @@ impl CaClient {
         self.remember_issuers(&body);
         check_nonces(&body)?;
         if !parts.status.is_client_error() && !parts.status.is_server_error() {
+            drop_endless_pause(&mut parts.headers);
             return Ok(BytesResponse { parts, body: Box::new(body) });
         }
         let refusal = refusal(parts.status.as_u16(), &parts.headers, &body, self.clock.now());
@@ -293,7 +294,7 @@ struct ProblemDocument {
 }
 
 fn refusal(status: u16, headers: &HeaderMap, body: &[u8], now: SystemTime) -> Refusal {
-    let retry_after = headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, now));
+    let retry_after = retry_after(headers, now);
     let json = headers.get(CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().windows(4).any(|w| w == b"json"));
     let problem = json.then(|| serde_json::from_slice::<ProblemDocument>(body).ok()).flatten();
     let Some(problem) = problem else {
@@ -323,13 +324,26 @@ fn told(status: u16, retry_after: Option<Duration>, problem: ProblemDocument) ->
     }
 }
 
-/// Seconds or a date (RFC 9110 §10.2.3).
-fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
-    let value = value.trim();
+/// Seconds or a date (RFC 9110 §10.2.3), which is one of the CA's clock: this machine's may be hours from it.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default())
+    let until = httpdate::parse_http_date(value).ok()?;
+    Some(until.duration_since(date(headers).unwrap_or(now)).unwrap_or_default())
+}
+
+fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()
+}
+
+/// The library adds the seconds to this machine's time, and panics where that has an end.
+fn drop_endless_pause(headers: &mut HeaderMap) {
+    let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok());
+    if seconds.is_some_and(|seconds| seconds > LONGEST_PAUSE) {
+        headers.remove(RETRY_AFTER);
+    }
 }
 
 #[cfg(test)]
@@ -368,6 +382,16 @@ mod tests {
         assert_eq!(refused.kind.as_deref(), Some("rateLimited"));
         assert_eq!(refused.detail.as_deref(), Some("too many"));
         assert_eq!(refused.retry_after, Some(Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn a_date_to_wait_for_is_one_of_the_cas_clock() {
+        let until = ("retry-after", "Sun, 06 Nov 1994 08:50:37 GMT");
+        for (theirs, wait) in [("08:45:37", 300), ("08:50:37", 0), ("09:50:37", 0)] {
+            let date = format!("Sun, 06 Nov 1994 {theirs} GMT");
+            let refused = read(503, &[until, ("date", &date)], "");
+            assert_eq!(refused.retry_after, Some(Duration::from_secs(wait)), "{theirs}");
+        }
     }
 
     #[test]

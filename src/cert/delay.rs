@@ -20,14 +20,16 @@ pub fn delay(
     now: SystemTime,
     rng: &mut Rng,
 ) -> Duration {
+    let life = installed.map(|validity| validity.life());
     if failure.class == Class::Limited
         && let Some(asked) = failure.retry_after
     {
         // Never sooner than asked; late enough that a herd of names does not return in one second.
         let asked = asked.min(8 * DAY);
-        return asked + (asked / 10).min(10 * MINUTE).mul_f64(rng.f64());
+        // A wait that is over as it is named, of 0 seconds or until a date that has passed, must not lead to a circle.
+        let least = table_delay(Class::Transient, count, life).unwrap_or(DAY).min(5 * MINUTE);
+        return asked.max(least) + (asked / 10).min(10 * MINUTE).mul_f64(rng.f64());
     }
-    let life = installed.map(|validity| validity.life());
     if let Some(soon) = failure.free_after {
         let wait = if count <= QUICK { soon } else { soon.saturating_mul(3) };
         return wait.min(longest(life));

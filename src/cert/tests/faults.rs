@@ -139,6 +139,20 @@ async fn a_slow_ca_is_waited_for() {
     .await;
 }
 
+#[tokio::test]
+async fn a_ca_that_wants_an_order_to_be_looked_at_in_a_million_years_does_not_end_the_attempt_unheard() {
+    local(async {
+        let lab = Lab::open().await;
+        (lab.stub.books().processing, lab.stub.books().poll_after) = (3, "18446744073709551615");
+        let running = lab.run(&["a.example.com"]);
+        lab.pass_until(&running, Duration::from_secs(7), valid).await;
+        assert_eq!(lab.stub.orders().len(), 1);
+        running.stop().await;
+        lab.close().await;
+    })
+    .await;
+}
+
 #[test]
 fn a_root_that_was_mended_is_another_setting_so_that_its_failures_are_forgotten() {
     let dir = tempfile::tempdir().expect("a directory");

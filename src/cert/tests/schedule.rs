@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fastrand::Rng;
 
 use crate::cert::delay::table_delay;
-use crate::cert::failure::Class;
+use crate::cert::failure::{Class, Failure};
 use crate::cert::gate::Gate;
 use crate::cert::history::History;
 use crate::cert::names::rfc3339;
@@ -213,4 +213,27 @@ fn a_damaged_record_of_a_far_future_is_bounded_and_printable() {
         certificate.step(Input::Tick, start(), &mut rng);
         assert!(certificate.due_at().expect("waits") <= start() + LONGEST_WAIT);
     }
+}
+
+#[test]
+fn a_ca_whose_wait_is_over_as_it_names_it_is_not_asked_in_a_circle() {
+    let mut rng = Rng::with_seed(41);
+    let mut certificate = Certificate::found(None, History::default(), &mut rng);
+    let (mut now, mut asked) = (start(), 0);
+    while now < start() + HOUR {
+        admit(&mut certificate, now, &mut rng);
+        asked += 1;
+        let busy =
+            Failure { retry_after: Some(Duration::ZERO), ..Failure::new(Class::Limited, "busy".to_owned()) };
+        certificate.step(Input::Failed(busy), now, &mut rng);
+        let next = certificate.wake_at(now).expect("planned");
+        assert!(
+            next >= now + Duration::from_secs(5),
+            "attempt {asked}: again after {:?}",
+            next.duration_since(now)
+        );
+        now = next;
+    }
+    println!("figure: asked {asked} times in an hour by a wait of no time");
+    assert!(asked <= 16, "{asked}");
 }

@@ -62,6 +62,8 @@ pub(crate) struct Books {
     pub(crate) reuses: bool,
     /// Polls of an order for which the issuance goes on.
     pub(crate) processing: u32,
+    /// When it wants to be asked again meanwhile.
+    pub(crate) poll_after: &'static str,
     /// Identifier and key of the account that others must be bound to.
     pub(crate) binding: Option<(&'static str, Vec<u8>)>,
     /// Kinds of challenge offered for each name.
@@ -157,6 +159,7 @@ impl Books {
             echoes: true,
             reuses: true,
             processing: 0,
+            poll_after: "1",
             binding: None,
             offers: vec!["http-01", "tls-alpn-01", "dns-01", "dns-persist-01"],
             http,
@@ -364,7 +367,11 @@ impl Books {
             }
         }
         let reply = self.shown(number);
-        if self.orders[number].status == "processing" { reply.with("retry-after", "1") } else { reply }
+        if self.orders[number].status == "processing" {
+            reply.with("retry-after", self.poll_after)
+        } else {
+            reply
+        }
     }
 
     fn authorization(&self, number: usize) -> Reply {
