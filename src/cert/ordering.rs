@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::cert::advice::{Advice, NoAdvice};
@@ -21,6 +21,30 @@ use crate::report::Report;
 const ASK_OWN_CA_AGAIN: Duration = Duration::from_secs(5);
 /// For so long one look at the disk is enough for all names: less than any of them waits, so that who has waited looks anew.
 const OWN_CA_LOOKED_AT: Duration = Duration::from_secs(4);
+
+/// That the driver is told how an attempt ended, also where it panics: it would hold its name and its place at the gate for ever.
+struct Promised {
+    id: NameId,
+    events: mpsc::UnboundedSender<Event>,
+    kept: bool,
+}
+
+impl Promised {
+    fn keep(mut self, end: Result<CertBundle, NotObtained>) {
+        self.kept = true;
+        // The driver outlives every order, unless everything is aborted.
+        drop(self.events.send(Event::Ended(self.id, end)));
+    }
+}
+
+impl Drop for Promised {
+    fn drop(&mut self) {
+        if !self.kept {
+            let failure = Failure::new(Class::Transient, "edge itself failed in the middle of the attempt");
+            drop(self.events.send(Event::Ended(self.id, Err(NotObtained::Failed(failure)))));
+        }
+    }
+}
 
 impl Driver {
     pub(in crate::cert) fn renew(
@@ -112,6 +136,7 @@ impl Driver {
         let Some(id) = self.names.borrow().at(index).map(|name| name.id) else { return };
         let (issuer, scope, events) =
             (Rc::clone(&self.seams.issuer), self.scope.clone(), self.events.clone());
+        let promised = Promised { id, events, kept: false };
         self.scope.spawn(async move {
             let recorded = match record {
                 Some(record) => record.await.unwrap_or_else(|_| Err("storage has stopped".to_owned())),
@@ -121,8 +146,7 @@ impl Driver {
                 Err(message) if !regardless => Err(NotObtained::Failed(Failure::new(Class::Store, message))),
                 Ok(()) | Err(_) => issuer.obtain(&wanted, &scope).await,
             };
-            // The driver outlives every order, unless everything is aborted.
-            drop(events.send(Event::Ended(id, end)));
+            promised.keep(end);
         });
     }
 

@@ -36,6 +36,8 @@ pub(super) struct FakeCa {
     pub(super) clock: Arc<SetClock>,
     pub(super) failures: RefCell<VecDeque<Failure>>,
     pub(super) orders: Cell<u32>,
+    /// How many attempts panic first.
+    pub(super) deaths: Cell<u32>,
     pub(super) at_once: Cell<u32>,
     pub(super) most_at_once: Cell<u32>,
     /// What an order takes.
@@ -52,6 +54,10 @@ impl Issuer for FakeCa {
     ) -> Pin<Box<dyn Future<Output = Result<CertBundle, NotObtained>> + 'a>> {
         Box::pin(async move {
             self.orders.set(self.orders.get() + 1);
+            if let Some(left) = self.deaths.get().checked_sub(1) {
+                self.deaths.set(left);
+                panic!("as a library may");
+            }
             self.at_once.set(self.at_once.get() + 1);
             self.most_at_once.set(self.most_at_once.get().max(self.at_once.get()));
             self.started.borrow_mut().push((self.clock.now(), wanted.name.clone()));
@@ -141,6 +147,7 @@ pub(super) fn rig() -> Rig {
         clock: Arc::clone(&clock),
         failures: RefCell::default(),
         orders: Cell::default(),
+        deaths: Cell::default(),
         at_once: Cell::default(),
         most_at_once: Cell::default(),
         takes: Cell::default(),

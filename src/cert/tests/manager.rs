@@ -387,3 +387,19 @@ async fn another_configuration_orders_what_is_new_forgets_what_is_gone_and_keeps
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_dies_frees_its_place_and_is_made_again() {
+    local(async {
+        let rig = rig();
+        rig.ca.deaths.set(5);
+        let names: Vec<String> = (0..6).map(|n| format!("n{n}.example.com")).collect();
+        let running = rig.run(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        running
+            .until("all", |r| r.manager.status().iter().all(|one| one.state == CertificateState::Valid))
+            .await;
+        assert_eq!(rig.ca.orders.get(), 11);
+        running.stop().await;
+    })
+    .await;
+}
