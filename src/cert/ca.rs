@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::crypto::CryptoProvider;
@@ -21,6 +21,9 @@ use crate::report::Report;
 
 /// A CA may move its parts and change its offers.
 const DIRECTORY_LIFE: Duration = Duration::from_secs(3600);
+/// A client knows the roots that this system trusts as it is made; a system that is kept up to date gets others, and a CA's own
+/// https may need them, while edge runs for years.
+const CLIENT_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// With a clock that far off, neither validity nor the CA's dates mean anything.
 const CLOCK_WRONG: u64 = 24 * 3600;
 const CLOCK_ODD: u64 = 300;
@@ -35,7 +38,7 @@ pub(in crate::cert) struct Ca {
     /// It does not confirm which certificate an order replaces, so it is not told.
     pub(in crate::cert) ignores_replaces: Cell<bool>,
     url: String,
-    client: OnceLock<CaClient>,
+    client: RefCell<Option<(Instant, CaClient)>>,
     directory: RefCell<Option<(Instant, Rc<Directory>)>>,
     warned: Cell<Option<Instant>>,
 }
@@ -50,7 +53,7 @@ impl Ca {
             accounts: Accounts::new(url.to_owned(), registration, store),
             ignores_replaces: Cell::new(false),
             url: url.to_owned(),
-            client: OnceLock::new(),
+            client: RefCell::default(),
             directory: RefCell::default(),
             warned: Cell::default(),
         }
@@ -68,12 +71,13 @@ impl Ca {
         provider: &Arc<CryptoProvider>,
         clock: &Arc<dyn Clock>,
     ) -> Result<CaClient, Failure> {
-        if let Some(client) = self.client.get() {
+        let mut known = self.client.borrow_mut();
+        if let Some((_, client)) = known.as_ref().filter(|(since, _)| since.elapsed() < CLIENT_LIFE) {
             return Ok(client.clone());
         }
         let client = CaClient::new(settings.ca_root.as_ref(), provider, Arc::clone(clock))
             .map_err(|error| Failure::new(Class::Transient, Report(&error).to_string()))?;
-        Ok(self.client.get_or_init(|| client).clone())
+        Ok(known.insert((Instant::now(), client)).1.clone())
     }
 
     /// What it offers. Fails also where its clock and this machine's have nothing to do with each other.
@@ -133,5 +137,50 @@ fn spoken_name(directory: &str) -> String {
             let bare = other.split_once("://").map_or(other, |(_, rest)| rest);
             format!("the CA {}", bare.split('/').next().unwrap_or(bare))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cert::store::DirStore;
+    use crate::clock::SystemClock;
+    use crate::config::model::{Dns, KeyType};
+
+    #[tokio::test(start_paused = true)]
+    async fn the_roots_that_the_system_trusts_are_read_anew_each_day() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let store = Arc::new(DirStore::open(dir.path(), Arc::clone(&provider)).expect("opened"));
+        let dns = Dns {
+            publish: None,
+            timeout: Duration::ZERO,
+            propagation: Duration::ZERO,
+            resolvers: Vec::new(),
+            name_servers: Vec::new(),
+        };
+        let settings = Acme {
+            email: None,
+            directory: "https://ca.test/dir".to_owned(),
+            fallbacks: Vec::new(),
+            ca_root: None,
+            key_type: KeyType::P256,
+            challenges: Vec::new(),
+            profile: None,
+            eab: None,
+            self_check: false,
+            dns,
+        };
+        let ca = Ca::new("https://ca.test/dir", &settings, store);
+        let made = || {
+            ca.client(&settings, &provider, &clock).expect("made");
+            ca.client.borrow().as_ref().map(|(since, _)| *since).expect("kept")
+        };
+        let first = made();
+        tokio::time::advance(CLIENT_LIFE / 2).await;
+        assert_eq!(made(), first, "the same within a day");
+        tokio::time::advance(CLIENT_LIFE / 2).await;
+        assert!(made() > first, "another on the next");
     }
 }
