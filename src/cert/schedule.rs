@@ -115,7 +115,7 @@ enum State {
     /// Wants to order; waits for the gate.
     Due,
     /// An order is under way.
-    Ordering,
+    Ordering { ca: usize },
     /// Has a certificate that is on its way to the disk.
     Storing,
     /// As before; the disk refused.
@@ -196,16 +196,15 @@ impl Certificate {
             Input::Tick => self.tick(now),
             Input::Admitted { fallbacks } => match self.state {
                 State::Due => {
-                    self.state = State::Ordering;
+                    let ca = self.choose_ca(fallbacks, now);
+                    self.state = State::Ordering { ca };
                     self.history.begun = Some(now);
                     let check = self.history.anyway_at.is_none_or(|at| now < at);
-                    vec![Action::Order {
-                        regardless: self.is_ending(now),
-                        ca: self.choose_ca(fallbacks, now),
-                        check,
-                    }]
+                    vec![Action::Order { regardless: self.is_ending(now), ca, check }]
                 }
-                State::Resting | State::Ordering | State::Storing | State::Unsaved { .. } => Vec::new(),
+                State::Resting | State::Ordering { .. } | State::Storing | State::Unsaved { .. } => {
+                    Vec::new()
+                }
             },
             Input::Obtained { validity, serial, at } => {
                 self.installed = Some(validity);
@@ -230,7 +229,7 @@ impl Certificate {
                     self.history.last_class = None;
                     vec![Action::Install, Action::Remember]
                 }
-                State::Resting | State::Due | State::Ordering | State::Unsaved { .. } => Vec::new(),
+                State::Resting | State::Due | State::Ordering { .. } | State::Unsaved { .. } => Vec::new(),
             },
             Input::StoreFailed { message } => match self.state {
                 State::Storing => {
@@ -245,10 +244,11 @@ impl Certificate {
                     // A full disk must not keep a valid certificate from clients.
                     vec![Action::Install]
                 }
-                State::Resting | State::Due | State::Ordering | State::Unsaved { .. } => Vec::new(),
+                State::Resting | State::Due | State::Ordering { .. } | State::Unsaved { .. } => Vec::new(),
             },
             Input::Failed(failure) => match self.state {
-                State::Ordering => {
+                State::Ordering { ca } => {
+                    let failure = if ca == 0 { failure } else { self.stand_in(failure, now) };
                     self.state = State::Resting;
                     self.history.begun = None;
                     self.count(&failure, now, rng);
@@ -262,7 +262,7 @@ impl Certificate {
                 State::Resting | State::Due | State::Storing | State::Unsaved { .. } => Vec::new(),
             },
             Input::Cancelled => match self.state {
-                State::Ordering => {
+                State::Ordering { .. } => {
                     self.state = State::Resting;
                     self.history.begun = None;
                     vec![Action::Remember]
@@ -291,12 +291,30 @@ impl Certificate {
         let wanted = rounds >= 3
             || failed(Class::Account) > 0
             || (failed(Class::Limited) >= 2 && (self.installed.is_none() || self.is_ending(now)));
-        let lately = self.history.fallback_at.is_some_and(|at| at <= now && at + DAY > now);
+        let lately = self.history.fallback_at.is_some_and(|at| at <= now + LONGEST_WAIT && at + DAY > now);
         if fallbacks == 0 || !wanted || lately {
             return 0;
         }
         self.history.fallback_at = Some(seconds::whole(now));
         1 + rounds as usize % fallbacks
+    }
+
+    /// What a CA refuses that stands in for the first is no reason to keep from that one, whose turn it is for a day now; or for
+    /// longer, where the other wants to be left alone so long.
+    fn stand_in(&mut self, failure: Failure, now: SystemTime) -> Failure {
+        match failure.class {
+            Class::Transient | Class::Validation | Class::Dns | Class::Store => failure,
+            Class::Limited
+            | Class::Caa
+            | Class::Order
+            | Class::Account
+            | Class::Permanent
+            | Class::Action => {
+                let over = failure.retry_after.map(|wait| wait.min(8 * DAY).saturating_sub(DAY));
+                self.history.fallback_at = Some(seconds::whole(now + over.unwrap_or_default()));
+                Failure { class: Class::Transient, retry_after: None, ..failure }
+            }
+        }
     }
 
     /// Whether what is installed is in the last tenth of its life.
@@ -323,7 +341,7 @@ impl Certificate {
 
     fn unready(&mut self, message: String, now: SystemTime) -> Vec<Action> {
         match self.state {
-            State::Ordering => {
+            State::Ordering { .. } => {
                 let tried = self.history.count(Class::Validation);
                 let patience = table_delay(Class::Validation, tried.saturating_add(1), self.life());
                 self.history.anyway_at.get_or_insert(seconds::whole(now + patience.unwrap_or(DAY).min(DAY)));
@@ -366,7 +384,7 @@ impl Certificate {
                 self.state = State::Due;
                 vec![Action::Remember]
             }
-            State::Resting | State::Due | State::Ordering | State::Storing | State::Unsaved { .. } => {
+            State::Resting | State::Due | State::Ordering { .. } | State::Storing | State::Unsaved { .. } => {
                 Vec::new()
             }
         }
@@ -420,7 +438,7 @@ impl Certificate {
                 self.state = State::Storing;
                 vec![Action::Store]
             }
-            State::Due | State::Ordering | State::Storing => Vec::new(),
+            State::Due | State::Ordering { .. } | State::Storing => Vec::new(),
         }
     }
 
@@ -444,7 +462,7 @@ impl Certificate {
                 self.history.last_class = Some(class);
                 vec![Action::Remember]
             }
-            State::Ordering | State::Storing | State::Unsaved { .. } => Vec::new(),
+            State::Ordering { .. } | State::Storing | State::Unsaved { .. } => Vec::new(),
         }
     }
 
@@ -479,7 +497,7 @@ impl Certificate {
                 Some(self.ask_at(now).map_or(due, |ask| ask.min(due)))
             }
             State::Unsaved { retry_at, .. } => Some(retry_at),
-            State::Due | State::Ordering | State::Storing => None,
+            State::Due | State::Ordering { .. } | State::Storing => None,
         }
     }
 
@@ -493,7 +511,15 @@ impl Certificate {
     pub fn is_due(&self) -> bool {
         match self.state {
             State::Due => true,
-            State::Resting | State::Ordering | State::Storing | State::Unsaved { .. } => false,
+            State::Resting | State::Ordering { .. } | State::Storing | State::Unsaved { .. } => false,
+        }
+    }
+
+    /// Whether nothing is under way for it and nothing wanted yet.
+    pub fn rests(&self) -> bool {
+        match self.state {
+            State::Resting => true,
+            State::Due | State::Ordering { .. } | State::Storing | State::Unsaved { .. } => false,
         }
     }
 

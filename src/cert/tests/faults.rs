@@ -174,20 +174,56 @@ fn a_root_that_was_mended_is_another_setting_so_that_its_failures_are_forgotten(
     assert_eq!((name.history().failures.len(), name.history().next_attempt), (0, None));
 }
 
+/// The other CA is asked where the first fails.
+fn with_both(lab: &Lab, other: &Lab) -> Config {
+    let mut config = lab.config(&["a.example.com"]);
+    config.acme.fallbacks = vec![other.stub.directory()];
+    // One file with both roots.
+    let roots = [lab.stub.root(), other.stub.root()].map(|file| std::fs::read_to_string(file).expect("read"));
+    let both = lab.storage.path().join("roots.pem");
+    std::fs::write(&both, roots.concat()).expect("written");
+    config.acme.ca_root = trusted(&both);
+    // The other one validates where this manager answers.
+    (other.stub.books().http, other.stub.books().tls) = (lab.http, lab.tls);
+    config
+}
+
+/// A CA that stands in for a few minutes must not decide over the day after.
+#[tokio::test]
+async fn what_the_other_ca_refuses_does_not_keep_the_first_from_being_asked() {
+    local(async {
+        let refusals = [
+            Fault::limited("604800"),
+            Fault::problem(403, "externalAccountRequired", "bind it"),
+            Fault::problem(400, "rejectedIdentifier", "not here"),
+            Fault::problem(403, "unauthorized", "blocked"),
+            Fault::problem(403, "caa", "CAA forbids it"),
+        ];
+        for refusal in refusals {
+            let (lab, other) = (Lab::open().await, Lab::open().await);
+            for _ in 0..3 {
+                lab.stub.fail(Step::Directory, Fault::Page(503));
+            }
+            other.stub.fail(Step::NewOrder, refusal.clone());
+            let running = lab.run_with(&with_both(&lab, &other), None);
+            let begun = lab.stub.now();
+            lab.pass_until(&running, 10 * Duration::from_secs(1), valid).await;
+            let took = lab.stub.now().duration_since(begun).expect("later");
+            assert!(took < HOUR / 2, "{refusal:?}: {took:?}");
+            assert_eq!((lab.stub.orders().len(), other.stub.asked(Step::NewOrder)), (1, 1), "{refusal:?}");
+            running.stop().await;
+            lab.close().await;
+            other.close().await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn another_ca_is_asked_when_the_first_is_away_and_the_first_again_afterwards() {
     local(async {
         let (lab, other) = (Lab::open().await, Lab::open().await);
-        let mut config = lab.config(&["a.example.com"]);
-        config.acme.fallbacks = vec![other.stub.directory()];
-        // One file with both roots.
-        let roots =
-            [lab.stub.root(), other.stub.root()].map(|file| std::fs::read_to_string(file).expect("read"));
-        let both = lab.storage.path().join("roots.pem");
-        std::fs::write(&both, roots.concat()).expect("written");
-        config.acme.ca_root = trusted(&both);
-        // The other one validates where this manager answers.
-        (other.stub.books().http, other.stub.books().tls) = (lab.http, lab.tls);
+        let config = with_both(&lab, &other);
         for _ in 0..3 {
             lab.stub.fail(Step::Directory, Fault::Page(503));
         }
