@@ -71,7 +71,8 @@ pub(in crate::cert) fn look_at_internal(seams: &Seams, now: SystemTime) -> Optio
 /// What tasks of the driver report to it.
 pub(in crate::cert) enum Event {
     Ended(NameId, Result<CertBundle, NotObtained>),
-    Advised(NameId, Result<Advice, NoAdvice>),
+    /// Of the certificate with this serial number.
+    Advised(NameId, String, Result<Advice, NoAdvice>),
     Written(NameId, Result<(), String>),
     Stored(NameId, Result<(), String>),
     /// Another configuration is to be prepared.
@@ -260,8 +261,13 @@ impl Driver {
                     None => tracing::info!("an order ended for a name that is not configured any more"),
                 }
             }
-            Event::Advised(id, answer) => {
-                if let Some(index) = self.index(id) {
+            Event::Advised(id, serial, answer) => {
+                let present =
+                    |name: &Name| name.bundle.as_ref().is_some_and(|bundle| bundle.serial() == serial);
+                let index =
+                    self.index(id).filter(|index| self.names.borrow().at(*index).is_some_and(present));
+                // One that was replaced meanwhile has its window, and the next one another.
+                if let Some(index) = index {
                     self.advised(index, answer, now);
                 }
             }

@@ -160,14 +160,14 @@ impl Driver {
         };
         let (issuer, scope, events) =
             (Rc::clone(&self.seams.issuer), self.scope.clone(), self.events.clone());
-        let turn = Rc::clone(&self.asking);
+        let (turn, serial) = (Rc::clone(&self.asking), bundle.serial().to_owned());
         self.scope.spawn(async move {
             let asked = async {
                 let _turn = turn.acquire().await;
                 issuer.advice(ca, &bundle).await
             };
             tokio::select! {
-                advice = asked => drop(events.send(Event::Advised(id, advice))),
+                advice = asked => drop(events.send(Event::Advised(id, serial, advice))),
                 () = scope.drained() => {}
             }
         });

@@ -219,6 +219,8 @@ impl Certificate {
                     ..History::default()
                 };
                 self.state = State::Storing;
+                // What is asked now is of the one before.
+                self.asking = false;
                 vec![Action::Store]
             }
             Input::Stored => match self.state {
@@ -504,7 +506,9 @@ impl Certificate {
     /// When the CA is to be asked about the renewal; `None` while it is being asked and where there is nothing to ask about.
     fn ask_at(&self, now: SystemTime) -> Option<SystemTime> {
         let alive = self.installed.is_some_and(|validity| validity.not_after > now);
-        (alive && !self.asking).then(|| self.history.advised.ask_at().unwrap_or(now))
+        let planned = self.history.advised.ask_at().filter(|at| *at <= now + DAY + MINUTE);
+        // Later than an answer puts it was written under another clock.
+        (alive && !self.asking).then(|| planned.unwrap_or(now))
     }
 
     /// Whether it waits for the gate.

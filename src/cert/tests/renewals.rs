@@ -181,3 +181,30 @@ fn a_hundred_certificates_of_a_week_are_ordered_inside_the_window_and_evenly_so(
     println!("figure: 100 of 100 renewals inside a window of 3.2 h, evenly: p = {p:.2}");
     assert!(p > 0.01, "{p}");
 }
+
+#[tokio::test]
+async fn what_the_ca_says_of_a_certificate_that_was_replaced_meanwhile_does_not_concern_the_next() {
+    local(async {
+        let lab = Lab::open().await;
+        (lab.stub.books().ari, lab.stub.books().life) = (Ari::Usual(6 * HOUR), 160 * HOUR);
+        lab.stub.fail(Step::RenewalInfo, Fault::Slow(Duration::from_millis(1500)));
+        let running = lab.run(&["a.example.com"]);
+        running.until_valid().await;
+        lab.until_asked(Step::RenewalInfo, 1).await;
+        lab.stub.books().life = 90 * DAY;
+        running.manager.renew("a.example.com").await.expect("renewed");
+        running.until("advised", |all| all[0].renew_because == Some(RenewBecause::CaWindow)).await;
+        while lab.stub.is_busy() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // The driver takes what it is told in order: after this it knows.
+        running.manager.look_at_files().await;
+        let planned = running.status(0).renew_at.expect("planned");
+        let planned = time::OffsetDateTime::parse(&planned, &time::format_description::well_known::Rfc3339);
+        let left = std::time::SystemTime::from(planned.expect("a date")).duration_since(lab.stub.now());
+        assert!(left.expect("later") > 50 * DAY, "{:?}", running.status(0));
+        running.stop().await;
+        lab.close().await;
+    })
+    .await;
+}

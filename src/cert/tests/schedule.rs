@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fastrand::Rng;
 
+use crate::cert::advice::NoAdvice;
 use crate::cert::delay::table_delay;
 use crate::cert::failure::{Class, Failure};
 use crate::cert::gate::Gate;
@@ -236,4 +237,16 @@ fn a_ca_whose_wait_is_over_as_it_names_it_is_not_asked_in_a_circle() {
     }
     println!("figure: asked {asked} times in an hour by a wait of no time");
     assert!(asked <= 16, "{asked}");
+}
+
+#[test]
+fn a_clock_that_was_ahead_does_not_keep_the_ca_from_being_asked_about_renewals() {
+    let mut rng = Rng::with_seed(43);
+    let validity = valid_for(start(), 90 * DAY);
+    let mut certificate = Certificate::found(Some((validity, "1")), History::default(), &mut rng);
+    let ahead = start() + 30 * DAY;
+    assert_eq!(certificate.step(Input::Tick, ahead, &mut rng), [Action::Ask]);
+    certificate.step(Input::Advised(Err(NoAdvice::Useless("no".to_owned()))), ahead, &mut rng);
+    certificate.step(Input::ClockJump { by: 30 * DAY, forward: false }, start(), &mut rng);
+    assert_eq!(certificate.step(Input::Tick, start() + HOUR, &mut rng), [Action::Ask], "not a month later");
 }
