@@ -265,7 +265,8 @@ impl Names {
         for (index, name) in self.list.iter_mut().enumerate() {
             let Source::Files(pair, known) = &mut name.source else { continue };
             let stamp = pair.stamp();
-            if stamp == *known {
+            // What could not be used is read each time: whoever sets its permissions right leaves the file as it is.
+            if stamp == *known && name.file_error.is_none() {
                 continue;
             }
             *known = stamp;
@@ -276,7 +277,9 @@ impl Names {
                 }
                 Err(error) => {
                     let error = Report(&error).to_string();
-                    tracing::error!(cert = %name.pattern, error, "changed certificate files cannot be used; keeping the old ones");
+                    if name.file_error.as_ref() != Some(&error) {
+                        tracing::error!(cert = %name.pattern, error, "changed certificate files cannot be used; keeping the old ones");
+                    }
                     name.file_error = Some(error);
                 }
             }

@@ -389,6 +389,41 @@ async fn another_configuration_orders_what_is_new_forgets_what_is_gone_and_keeps
 }
 
 #[tokio::test(start_paused = true)]
+async fn files_that_could_not_be_read_are_read_as_soon_as_they_can_be() {
+    local(async {
+        let rig = rig();
+        let dir = rig.dir.path();
+        let tls = write_pair(dir, &rig.ca.ca, "a.example.com");
+        let running =
+            rig.try_run(&config(&rig.storage(), vec![app("api", &["a.example.com"], tls)])).expect("started");
+        let first = running.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
+        let (logged, _logging) = Logged::begin();
+        // As after a renewal whose files edge may not read, until somebody sets that right: the files stay the same.
+        write_pair(dir, &rig.ca.ca, "a.example.com");
+        let pem = dir.join("key.pem");
+        let good = fs::read(&pem).expect("read");
+        let when = fs::metadata(&pem).expect("there").modified().expect("known");
+        let fill = |content: &[u8]| {
+            fs::write(&pem, content).expect("written");
+            let file = fs::File::options().write(true).open(&pem).expect("opened");
+            file.set_modified(when).expect("set");
+        };
+        fill(&vec![b'x'; good.len()]);
+        for _ in 0..3 {
+            assert_eq!(running.manager.look_at_files().await.unusable.len(), 1);
+        }
+        assert_eq!(logged.lines("keeping the old ones"), 1, "{}", logged.text());
+        fill(&good);
+        let looked = running.manager.look_at_files().await;
+        assert!(looked.changed && looked.unusable.is_empty(), "{looked:?}");
+        let second = running.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
+        assert!(!Arc::ptr_eq(&first, &second), "the new one is served");
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_attempt_that_dies_frees_its_place_and_is_made_again() {
     local(async {
         let rig = rig();
