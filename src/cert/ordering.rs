@@ -335,7 +335,15 @@ impl Driver {
             names.iter().enumerate().filter_map(same_ca).collect()
         };
         for other in others {
-            self.feed(other, Input::Held { until, class, message: message.clone() }, now);
+            self.hold(other, until, class, &message, now);
+        }
+    }
+
+    /// Whoever waits for a name that is held hears so, unless its attempt is under way.
+    fn hold(&mut self, index: usize, until: SystemTime, class: Class, message: &str, now: SystemTime) {
+        self.feed(index, Input::Held { until, class, message: message.to_owned() }, now);
+        if self.names.borrow().at(index).is_some_and(|name| name.machine.rests()) {
+            self.tell_failure(index, message);
         }
     }
 
@@ -352,8 +360,7 @@ impl Driver {
         };
         let Some(until) = limit else { return due };
         for index in due {
-            let message = "the CA limits requests of this account".to_owned();
-            self.feed(index, Input::Held { until, class: Class::Limited, message }, now);
+            self.hold(index, until, Class::Limited, "the CA limits requests of this account", now);
         }
         Vec::new()
     }

@@ -26,6 +26,12 @@ impl Driver {
             self.seams.issuer = issuer;
         }
         self.names.borrow_mut().adopt_all(prepared);
+        let awaited = self.waiting.iter().map(|(id, _)| *id);
+        let lost: Vec<NameId> = awaited.filter(|id| self.index(*id).is_none()).collect();
+        for id in lost {
+            let gone = "the configuration no longer has the name, or no longer a CA to ask for it";
+            self.tell(id, &Err(gone.to_owned()));
+        }
         // Who tells edge to look at its configuration may have changed these as well.
         self.look_at_files();
         self.advance();

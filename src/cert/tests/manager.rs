@@ -438,3 +438,35 @@ async fn an_attempt_that_dies_frees_its_place_and_is_made_again() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_name_that_is_gone_or_held_is_told() {
+    local(async {
+        let rig = rig();
+        rig.ca.takes.set(Duration::from_secs(30));
+        let running = rig.run(&["a.example.com", "b.example.com"]);
+        let without = config(&rig.storage(), vec![app("api", &["b.example.com"], Tls::Acme)]);
+        let reloaded = async {
+            let prepared = running.manager.prepare(Arc::new(without)).await.expect("runs").expect("prepared");
+            running.manager.adopt(prepared).await;
+        };
+        let renewed = running.manager.renew("a.example.com");
+        let (renewed, ()) =
+            tokio::time::timeout(Duration::from_secs(3600), futures_util::future::join(renewed, reloaded))
+                .await
+                .expect("told of the name that is gone");
+        assert!(renewed.expect_err("gone").contains("no longer"), "says so");
+
+        running.until("valid", |r| r.state(0) == CertificateState::Valid).await;
+        running.stop().await;
+        let names: Vec<String> = (0..6).map(|n| format!("n{n}.example.com")).collect();
+        let running = rig.run(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        rig.fail_with(Class::Limited, Reach::Account, Some(Duration::from_secs(7200)));
+        // Four are on their way, so this one waits until the account is told to.
+        let held = running.manager.renew("n5.example.com");
+        let held = tokio::time::timeout(Duration::from_secs(3600), held).await.expect("told that it is held");
+        assert!(held.expect_err("held").contains("said no"), "says why");
+        running.stop().await;
+    })
+    .await;
+}
