@@ -276,7 +276,11 @@ impl Certificate {
             Input::Advised(answer) => self.advised(&answer, now, rng),
             Input::Force => self.force(now),
             Input::ClockJump { by, forward } => {
-                self.shift(by, forward);
+                if !is_plausible(now) {
+                    // By such a clock nothing is decided, and it will be set again.
+                    return Vec::new();
+                }
+                self.shift(by, forward, now);
                 if self.state == State::Due {
                     // By the old time; the next tick says whether by the new one as well.
                     self.state = State::Resting;
@@ -393,14 +397,17 @@ impl Certificate {
     }
 
     /// Waits are lengths of time: they move with a clock that is set, while the moment of renewal belongs to the calendar.
-    fn shift(&mut self, by: Duration, forward: bool) {
-        let moved = |at: SystemTime| {
+    fn shift(&mut self, by: Duration, forward: bool, now: SystemTime) {
+        let set = |at: SystemTime, forward: bool| {
             let to = if forward { at.checked_add(by) } else { at.checked_sub(by) };
             to.unwrap_or(at)
         };
+        // What was on record as edge started by an impossible clock was written under a true one, and is true again.
+        let from_impossible = !is_plausible(set(now, !forward));
+        let moved = |at: SystemTime| if from_impossible && is_plausible(at) { at } else { set(at, forward) };
         let history = &mut self.history;
         let waits = [&mut history.next_attempt, &mut history.limited_until, &mut history.anyway_at];
-        for at in waits.into_iter().chain([&mut history.begun]) {
+        for at in waits.into_iter().chain([&mut history.begun, &mut history.fallback_at]) {
             *at = at.map(moved);
         }
         for at in &mut history.spent {

@@ -5,6 +5,13 @@ use std::time::{Duration, SystemTime};
 use super::ca::stub::Step;
 use super::fakes::{Rig, Running, rig};
 use super::lab::{DAY, HOUR, Lab, MINUTE, local, valid};
+use super::setup::{config, pattern, provider};
+use crate::cert::ca_id::CaId;
+use crate::cert::failure::Class;
+use crate::cert::history::History;
+use crate::cert::names::rfc3339;
+use crate::cert::seconds::whole;
+use crate::cert::store::{CertStore, DirStore};
 use crate::clock::Clock;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -83,6 +90,38 @@ async fn a_clock_that_is_set_starts_no_storm_and_its_repair_brings_the_plan_back
         let kept = planned(&running).iter().zip(&before).filter(|(now, then)| now == then).count();
         assert_eq!(kept, names.len() - orders as usize);
         running.stop().await;
+    })
+    .await;
+}
+
+/// A board without a clock of its own starts in 1970, or when its system was built, and is set once it reaches the network.
+#[tokio::test(start_paused = true)]
+async fn what_was_written_under_a_true_clock_outlives_a_start_under_a_false_one() {
+    local(async {
+        let rig = rig();
+        let now = whole(rig.clock.now());
+        let mut history = History {
+            next_attempt: Some(now + 34 * HOUR),
+            limited_until: Some(now + 34 * HOUR),
+            ..History::default()
+        };
+        history.failures.insert(Class::Limited, 1);
+        let store = DirStore::open(&rig.storage(), provider()).expect("opened");
+        let ca = CaId::of(&config(&rig.storage(), Vec::new()).acme.directory);
+        store.remember(&ca, &pattern("a.example.com"), &history).expect("saved");
+        for off in [now.duration_since(SystemTime::UNIX_EPOCH).expect("later"), 1000 * DAY] {
+            rig.clock.back(off);
+            let running = rig.run(&["a.example.com"]);
+            tokio::time::sleep(2 * MINUTE).await;
+            rig.clock.forward(off);
+            tokio::time::sleep(2 * MINUTE).await;
+            let next = running.manager.status()[0].next_attempt.clone();
+            assert_eq!(next.as_deref(), Some(&*rfc3339(now + 34 * HOUR)), "off by {off:?}");
+            let forced = running.manager.renew("a.example.com").await;
+            assert!(forced.expect_err("limited").contains("wait"), "off by {off:?}");
+            assert_eq!(rig.ca.orders.get(), 0);
+            running.stop().await;
+        }
     })
     .await;
 }
