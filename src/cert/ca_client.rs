@@ -193,6 +193,14 @@ impl CaClient {
         self.ahead.load(Ordering::Relaxed)
     }
 
+    /// The time by the CA's clock, as far as its last answer told: what it made is in force by that.
+    pub fn their_time(&self) -> SystemTime {
+        let (now, ahead) = (self.clock.now(), self.clock_ahead());
+        let by = Duration::from_secs(ahead.unsigned_abs());
+        let theirs = if ahead > 0 { now.checked_sub(by) } else { now.checked_add(by) };
+        theirs.unwrap_or(now)
+    }
+
     fn compare_clocks(&self, headers: &HeaderMap) {
         let Some(theirs) = date(headers) else { return };
         let ahead = match self.clock.now().duration_since(theirs) {

@@ -166,7 +166,6 @@ impl AcmeIssuer {
             ca,
             settings: &self.settings,
             provider: &self.provider,
-            clock: &self.clock,
             orders: &self.orders,
             authorizer: Authorizer {
                 ca: &ca.spoken,

@@ -19,7 +19,6 @@ use crate::cert::failure::{Call, Class, Failure};
 use crate::cert::pending::PendingOrder;
 use crate::cert::store::OrderStore;
 use crate::cert::trouble::{Trouble, patient, poll_policy};
-use crate::clock::Clock;
 use crate::config::model::{Acme, KeyType};
 use crate::name::HostPattern;
 use crate::report::Report;
@@ -32,7 +31,6 @@ pub(in crate::cert) struct Attempt<'a> {
     pub(in crate::cert) ca: &'a Ca,
     pub(in crate::cert) settings: &'a Acme,
     pub(in crate::cert) provider: &'a Arc<CryptoProvider>,
-    pub(in crate::cert) clock: &'a Arc<dyn Clock>,
     pub(in crate::cert) orders: &'a Arc<dyn OrderStore>,
     pub(in crate::cert) authorizer: Authorizer<'a>,
     pub(in crate::cert) name: &'a HostPattern,
@@ -265,7 +263,10 @@ impl Attempt<'_> {
             .map_err(|error| unusable(error.to_string()))?;
         let bundle = CertBundle::assemble(self.provider, chain, PrivateKeyDer::Pkcs8(key))
             .map_err(|error| unusable(Report(&error).to_string()))?;
-        bundle.check_issued(self.name, self.clock.now()).map_err(|error| unusable(error.to_string()))?;
+        // By its own clock: where this machine's is some hours off, each order would lead to a certificate that counts against
+        // the CA's limits and is thrown away.
+        let now = self.authorizer.client.their_time();
+        bundle.check_issued(self.name, now).map_err(|error| unusable(error.to_string()))?;
         Ok(bundle.of_profile(profile))
     }
 

@@ -125,3 +125,21 @@ async fn what_was_written_under_a_true_clock_outlives_a_start_under_a_false_one(
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_clock_some_hours_from_the_cas_costs_no_certificate() {
+    local(async {
+        for (ahead, life) in [(8 * HOUR, 90 * DAY), (23 * HOUR, 6 * DAY)] {
+            let lab = Lab::open().await;
+            lab.stub.books().life = life;
+            lab.stub.pass(ahead);
+            let running = lab.run(&["a.example.com"]);
+            running.until("obtained", |all| valid(all) || all[0].last_error.is_some()).await;
+            assert_eq!(running.error(0), "", "behind by {ahead:?}");
+            assert_eq!(lab.stub.orders().len(), 1);
+            running.stop().await;
+            lab.close().await;
+        }
+    })
+    .await;
+}
