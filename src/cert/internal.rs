@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::FromDer;
 
 use crate::cert::bundle::{BundleError, CertBundle, MAX_SIZE, push_pem};
+use crate::cert::schedule::is_plausible;
 use crate::cert::store::read_secret;
 use crate::cert::store_error::StoreError;
 use crate::durable::{self, Readers};
@@ -65,6 +66,10 @@ impl InternalCa {
                 ca.write_root()?;
                 return Ok(ca);
             }
+        }
+        if !is_plausible(now) {
+            let wrong = "this machine's clock is wrong, and a root made by it could never be used. Fix NTP";
+            return Err(fail(wrong.into()));
         }
         let (ca, pem) = Self::create(provider, root_file, now).map_err(|error| fail(Box::new(error)))?;
         durable::create_private_dir(directory)?;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::ca::stub::Step;
 use super::fakes::{Rig, Running, rig};
 use super::lab::{DAY, HOUR, Lab, MINUTE, local, valid};
-use super::setup::{config, pattern, provider};
+use super::setup::{LOCAL, app, config, handshake, host, pattern, provider};
 use crate::cert::ca_id::CaId;
 use crate::cert::failure::Class;
 use crate::cert::history::History;
@@ -13,6 +13,8 @@ use crate::cert::names::rfc3339;
 use crate::cert::seconds::whole;
 use crate::cert::store::{CertStore, DirStore};
 use crate::clock::Clock;
+use crate::config::model::Tls;
+use crate::telemetry::status::CertificateState;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -140,6 +142,26 @@ async fn a_clock_some_hours_from_the_cas_costs_no_certificate() {
             running.stop().await;
             lab.close().await;
         }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn edges_own_ca_is_made_by_a_clock_that_can_be_right() {
+    local(async {
+        let rig = rig();
+        let since_1970 = rig.clock.now().duration_since(SystemTime::UNIX_EPOCH).expect("later");
+        rig.clock.back(since_1970);
+        let apps = vec![app("api", &["a.test"], Tls::Internal)];
+        let running = rig.try_run(&config(&rig.storage(), apps)).expect("started");
+        tokio::time::sleep(2 * MINUTE).await;
+        rig.clock.forward(since_1970);
+        running.until("valid", |r| r.state(0) == CertificateState::Valid).await;
+        let root = std::fs::read(rig.storage().join("internal/root.pem")).expect("made");
+        let root = rustls::pki_types::pem::PemObject::from_pem_slice(&root).expect("PEM");
+        let served = running.certificates.find(Some(&host("a.test")), LOCAL).expect("served");
+        handshake(&served.config, &root, "a.test").expect("trusted now");
+        running.stop().await;
     })
     .await;
 }
