@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PKCS_ECDSA_P521_SHA512};
 
 use super::setup::{now, pattern, provider};
 use crate::cert::bundle::{BundleError, CertBundle};
@@ -230,4 +231,28 @@ fn one_process_at_a_time_may_order() {
     assert!(!second.try_own().expect("refused"));
     drop(shelf.store);
     assert!(second.try_own().expect("free now"));
+}
+
+#[test]
+fn a_chain_that_is_signed_in_a_way_edge_cannot_check_is_taken_by_its_names() {
+    let ca = |name: &str| {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P521_SHA512).expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        (params.self_signed(&key).expect("signed"), Issuer::new(params, key))
+    };
+    let ((own, issuer), (stranger, _)) = (ca("a CA"), ca("another CA"));
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(vec!["a.test".to_owned()]).expect("a name");
+    params.not_before = (now() - Duration::from_secs(3600)).into();
+    params.not_after = (now() + Duration::from_secs(90 * 86_400)).into();
+    let leaf = params.signed_by(&key, &issuer).expect("signed");
+    let checked = |above: &rcgen::Certificate| {
+        let pem = format!("{}{}{}", key.serialize_pem(), leaf.pem(), above.pem());
+        let bundle = CertBundle::parse(&provider(), pem.as_bytes()).expect("readable");
+        bundle.check_issued(&pattern("a.test"), now())
+    };
+    checked(&own).expect("P-521 is as good as P-256");
+    assert!(matches!(checked(&stranger), Err(BundleError::BrokenChain { position: 0 })));
 }
