@@ -28,14 +28,7 @@ pub(super) fn is_lets_encrypt(directory: &str) -> bool {
 pub(super) fn acme(root: &Section<'_>, base: &Path, listen: &Listen) -> Acme {
     let section = root.section("acme");
     let ca_root = section.get("ca_root").and_then(|value| trusted(&value, base));
-    let mut directories = section
-        .get_or_default("ca")
-        .map(|value| value.items())
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|value| value.parse(directory_url))
-        .collect::<Vec<_>>();
-    directories.dedup();
+    let mut directories = directories(&section);
     let first = if directories.is_empty() { String::new() } else { directories.remove(0) };
     let dns = dns(&section.section("dns"), base);
     let self_check = section.choice("self_check", &[("true", true), ("false", false)], ca_root.is_none());
@@ -55,6 +48,24 @@ pub(super) fn acme(root: &Section<'_>, base: &Path, listen: &Listen) -> Acme {
         self_check,
         dns,
     }
+}
+
+/// Those of the CAs, in the order they are asked.
+fn directories(section: &Section<'_>) -> Vec<String> {
+    let Some(value) = section.get_or_default("ca") else { return Vec::new() };
+    let items = value.items();
+    if items.is_empty() {
+        value.refuse("lists no CA");
+    }
+    let mut directories: Vec<String> = Vec::new();
+    for item in items {
+        let Some(url) = item.parse(directory_url) else { continue };
+        if directories.contains(&url) {
+            item.refuse(format_args!("`{}` is listed twice", item.written()));
+        }
+        directories.push(url);
+    }
+    directories
 }
 
 fn challenges(section: &Section<'_>, listen: &Listen, publishes: bool) -> Vec<ChallengeKind> {

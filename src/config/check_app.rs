@@ -138,6 +138,14 @@ fn domain(value: &Value<'_>) -> Option<HostPattern> {
             value.refuse(format_args!("`{}`: an address has no names below it", text.written));
             None
         }
+        // No top-level domain is a number (RFC 3696 §2): clients take such a name for an address, and no CA certifies it.
+        Ok(HostPattern::Exact(name) | HostPattern::Wildcard(name))
+            if name.ip().is_none() && ends_in_a_number(&name) =>
+        {
+            let what = "is no address, and no name ends in a number";
+            value.refuse(format_args!("`{}` {what}", text.written));
+            None
+        }
         Ok(domain) => Some(domain),
         Err(error) => {
             let what = format!("`{}` is not a domain: {error}", text.written);
@@ -153,6 +161,10 @@ fn domain(value: &Value<'_>) -> Option<HostPattern> {
             None
         }
     }
+}
+
+fn ends_in_a_number(name: &HostName) -> bool {
+    name.as_str().rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Whether a CA could find out that the name is ours, and would say so: no wildcards without a record in DNS, no addresses

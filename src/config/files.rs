@@ -299,6 +299,30 @@ fn a_missing_file_is_a_problem_like_any_other() {
 }
 
 #[test]
+fn a_file_in_another_encoding_is_told_of_where_it_begins() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("edge.yaml");
+    std::fs::write(&file, b"# caf\xc3\xa9\n# \xc3\xa9 caf\xe9\napps: {}\n").expect("written");
+    let told = load(&file, &surroundings()).expect_err("Latin-1").to_string();
+    assert!(told.contains("edge.yaml:2:8: the file is not UTF-8 text"), "{told}");
+}
+
+#[test]
+fn what_would_leave_a_name_without_a_certificate_for_ever_is_refused() {
+    for (text, told) in [
+        ("acme: {ca: []}", "acme.ca: lists no CA"),
+        ("acme: {ca: [letsencrypt, zerossl, letsencrypt]}", "acme.ca[2]: `letsencrypt` is listed twice"),
+    ] {
+        let all = problems(&format!("{text}\n{SMALLEST}"));
+        assert!(all.contains(told), "{all}");
+    }
+    for name in ["10.0.0.256", "1.2.3", "'*.example.7'", "010.0.0.1"] {
+        let all = problems(&SMALLEST.replace("api.example.com", name));
+        assert!(all.contains("is no address, and no name ends in a number"), "{name}: {all}");
+    }
+}
+
+#[test]
 fn values_of_the_environment_are_never_printed() {
     let text = SMALLEST.replace("main:app}", "'main:app ${SECRET}', environment: {KEY: '${SECRET}'}}");
     let config = loaded(&text.replace("uvicorn 'main", "'uvicorn main"), &surroundings()).expect("valid");

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use crate::config::check;
 use crate::config::context::{read_regular, reason};
 use crate::config::model::Config;
-use crate::config::problem::Problems;
+use crate::config::problem::{Position, Problem, Problems};
 use crate::config::raw;
 use crate::config::surroundings::Surroundings;
 
 /// Reads and checks the file; on any fault all of them are returned and nothing else happens.
 pub fn load(path: &Path, surroundings: &Surroundings) -> Result<Config, Problems> {
-    let text = read(path).map_err(|what| Problems::whole(path, what))?;
+    let text = read(path)?;
     let (file, base) = place(path)?;
     let mut parsed = raw::parse(&text);
     let checked = parsed.root.map(|root| check::check(&root, &file, &base, surroundings));
@@ -27,7 +27,7 @@ pub fn load(path: &Path, surroundings: &Surroundings) -> Result<Config, Problems
 /// Where the edge that runs with the file answers, as far as the file tells: it may be wrong otherwise, and somebody wants to
 /// know how edge is meanwhile.
 pub fn whereabouts(path: &Path, surroundings: &Surroundings) -> Result<Whereabouts, Problems> {
-    let text = read(path).map_err(|what| Problems::whole(path, what))?;
+    let text = read(path)?;
     let (file, base) = place(path)?;
     let parsed = raw::parse(&text);
     let Some(root) = parsed.root else { return Err(Problems::new(path, parsed.problems)) };
@@ -68,14 +68,19 @@ pub fn find(explicit: Option<&Path>) -> Result<PathBuf, Problems> {
 /// A configuration is a few pages of text; more is a mistake.
 const LONGEST: u64 = 1 << 20;
 
-fn read(path: &Path) -> Result<String, String> {
+fn read(path: &Path) -> Result<String, Problems> {
+    let unread = |error| Problems::whole(path, format!("cannot read the file: {}", reason(&error)));
     let mut bytes = Vec::new();
-    let file = read_regular(path).map_err(|error| format!("cannot read the file: {}", reason(&error)))?;
-    file.take(LONGEST + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| format!("cannot read the file: {}", reason(&error)))?;
+    read_regular(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes)).map_err(unread)?;
     if bytes.len() as u64 > LONGEST {
-        return Err("the file is longer than 1 MiB".to_owned());
+        return Err(Problems::whole(path, "the file is longer than 1 MiB"));
     }
-    String::from_utf8(bytes).map_err(|_| "the file is not UTF-8 text".to_owned())
+    String::from_utf8(bytes).map_err(|error| {
+        let known = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+        let known = String::from_utf8_lossy(known);
+        let last = known.rsplit('\n').next().unwrap_or_default();
+        let at = Position { line: known.matches('\n').count() + 1, column: last.chars().count() + 1 };
+        let what = "the file is not UTF-8 text: save it as that".to_owned();
+        Problems::new(path, vec![Problem { at: Some(at), key: String::new(), what, help: None }])
+    })
 }
