@@ -53,7 +53,8 @@ impl ClientPolicy {
     /// The same with the file's present content, if that has changed and can be used.
     pub fn renewed(&mut self, provider: &Arc<CryptoProvider>) -> Option<Self> {
         let stamp = stamp(&self.auth);
-        if stamp == self.stamp {
+        // What could not be used is read each time: whoever sets its permissions right leaves the file as it is.
+        if stamp == self.stamp && self.unusable.is_none() {
             return None;
         }
         self.stamp = stamp;
@@ -64,7 +65,9 @@ impl ClientPolicy {
             }
             Err(error) => {
                 let error = Report(&error).to_string();
-                tracing::error!(app = %self.app, error, "the changed CA of client certificates cannot be used; keeping the old one");
+                if self.unusable.as_ref() != Some(&error) {
+                    tracing::error!(app = %self.app, error, "the changed CA of client certificates cannot be used; keeping the old one");
+                }
                 self.unusable = Some(error);
                 None
             }
