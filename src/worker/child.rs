@@ -1,6 +1,7 @@
 //! One running worker process: its end, its signals, its family.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::model::Address;
 use crate::config::scalar;
@@ -31,8 +33,10 @@ pub struct Child {
     handle: Handle,
     output: RefCell<Option<(pipe::Receiver, pipe::Receiver)>>,
     exit: Cell<Option<Exit>>,
+    /// It was asked to end, by this signal.
+    asked: Cell<Option<Signal>>,
     /// Edge itself has killed it.
-    killed: Cell<bool>,
+    killed: CancellationToken,
     /// Who was killed with it.
     seen: RefCell<Vec<Process>>,
     registry: Rc<Registry>,
@@ -98,7 +102,8 @@ impl Child {
             handle,
             output,
             exit: Cell::new(None),
-            killed: Cell::new(false),
+            asked: Cell::new(None),
+            killed: CancellationToken::new(),
             seen: RefCell::default(),
             registry,
         })
@@ -143,7 +148,8 @@ impl Child {
         self.output.borrow_mut().take()
     }
 
-    /// Waits for its end, takes its status, and kills what is left of its group. Cancel-safe.
+    /// Waits for its end, or, where it was asked to end, for that of all it started; takes its status, and kills what is left of
+    /// its group. Cancel-safe, but who waits anew asks what it left once more.
     pub async fn exited(&self) -> Exit {
         /// A debugger has the status first, and no event says when it lets go: mostly at once.
         const LOOK: Duration = Duration::from_millis(20);
@@ -157,6 +163,14 @@ impl Child {
                 // The runtime goes down with us.
                 return Exit::Unknown;
             }
+            if looks == 0
+                && let Some(signal) = self.asked.get()
+            {
+                tokio::select! {
+                    () = self.heirs_ended(signal) => {}
+                    () = self.killed.cancelled() => {}
+                }
+            }
             self.conclude(looks == LOOKS);
             if self.exit.get().is_none() {
                 looks += 1;
@@ -165,9 +179,36 @@ impl Child {
         }
     }
 
+    /// Asks it, and once it has ended whom it leaves, to end.
+    pub(super) fn ask_to_end(&self, number: i32) {
+        self.asked.set(Some(named(number)));
+        self.signal(number);
+    }
+
+    /// A script without `exec`, and npm's shell, end by a signal that their server never hears of: it is asked when they are
+    /// gone, and whom it leaves after that, each once. Whoever has a parent among them hears from that, as at other times.
+    async fn heirs_ended(&self, signal: Signal) {
+        let mut asked = HashSet::new();
+        loop {
+            let Ok(mut left) = tokio::task::spawn_blocking(self.finder()).await else { return };
+            left.retain(|one| one.pid != self.pid && !one.zombie);
+            let parents: HashSet<u32> = left.iter().map(|one| one.pid).collect();
+            left.retain(|one| !parents.contains(&one.parent) && asked.insert((one.pid, one.start)));
+            if left.is_empty() {
+                return;
+            }
+            // Those of a session of their own show no more whose they were once they are dead.
+            self.seen.borrow_mut().extend(&left);
+            let heirs: Vec<_> = left.iter().filter_map(|one| family::signal(one, signal).ok()?).collect();
+            for heir in heirs {
+                let _runtime_goes_down = heir.ended().await;
+            }
+        }
+    }
+
     /// Sends a signal to the process itself.
     pub fn signal(&self, number: i32) {
-        let signal = Signal::from_named_raw(number).unwrap_or(Signal::TERM);
+        let signal = named(number);
         if self.exit.get().is_none()
             && let Err(error) = rustix::process::pidfd_send_signal(&self.handle, signal)
             && error != rustix::io::Errno::SRCH
@@ -198,7 +239,7 @@ impl Child {
 
     /// Sends SIGKILL to it and everything it started.
     pub fn kill(&self) {
-        self.killed.set(true);
+        self.killed.cancel();
         let family = self.family();
         if let Some(leaf) = &self.leaf {
             leaf.kill();
@@ -274,7 +315,7 @@ impl Child {
         const SHELLS_KILL: i32 = 128 + nix::libc::SIGKILL;
         let killed = matches!(exit, Exit::Signal(nix::libc::SIGKILL) | Exit::Code(SHELLS_KILL));
         let ran_out = || self.leaf.as_ref().and_then(Leaf::ran_out);
-        if killed && !self.killed.get() && ran_out() == Some(true) {
+        if killed && !self.killed.is_cancelled() && ran_out() == Some(true) {
             return Exit::OutOfMemory(self.memory_limit());
         }
         exit
@@ -300,6 +341,10 @@ impl Drop for Child {
             self.kill();
         }
     }
+}
+
+fn named(number: i32) -> Signal {
+    Signal::from_named_raw(number).unwrap_or(Signal::TERM)
 }
 
 /// Ends a child that cannot be watched.

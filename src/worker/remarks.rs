@@ -2,6 +2,7 @@
 //! was killed, or did not take over.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::name::WorkerId;
@@ -9,6 +10,7 @@ use crate::worker::crew::{Crew, seat};
 use crate::worker::last_words;
 use crate::worker::lifecycle::{Input, State, Why};
 use crate::worker::rollout::Seat;
+use crate::worker::slot::Slot;
 
 /// A worker that is not ready after this long is told of, and each time after this long what has changed of it.
 const SLOW: Duration = Duration::from_secs(5);
@@ -51,6 +53,31 @@ impl Crew {
     pub(super) fn checked(&mut self, id: &WorkerId, trouble: Option<String>) {
         if let Some(worker) = self.workers.get_mut(&seat(id)) {
             worker.trouble = trouble;
+        }
+    }
+
+    /// Tells after a while what a worker that drains still has to do, again where less of it is left; never completes.
+    pub(super) fn told_of_draining(
+        &self,
+        worker: u32,
+        slot: Arc<Slot>,
+        limit: Duration,
+    ) -> impl Future<Output = ()> + use<> {
+        let remarks = self.remarks.clone();
+        async move {
+            let mut told = 0;
+            loop {
+                tokio::time::sleep(SLOW).await;
+                let open = slot.in_flight();
+                if open != told && open > 0 {
+                    told = open;
+                    let (s, seconds) = (if open == 1 { "" } else { "s" }, limit.as_secs_f64());
+                    let _nobody_waits = remarks.send(format!(
+                        "worker {worker} still has {open} request{s} open (WebSockets and streams count); it has until \
+                         `drain_timeout` ({seconds} s)"
+                    ));
+                }
+            }
         }
     }
 

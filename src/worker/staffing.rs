@@ -320,8 +320,12 @@ impl Crew {
         if let (State::Draining { .. }, Some(slot)) = (worker.state, worker.slot.clone()) {
             let (id, events) = (worker.id.clone(), self.events.clone());
             tracing::info!(app = %id.app, worker = at.slot, pid = slot.pid, in_flight = slot.in_flight(), "worker draining");
+            let told = self.told_of_draining(at.slot, slot.clone(), worker.setup.spec.drain_timeout);
             worker.alongside(async move {
-                slot.emptied().await;
+                tokio::select! {
+                    () = slot.emptied() => {}
+                    () = told => {}
+                }
                 let _nobody_listens = events.send(Event::Happened(id, Input::Idle));
             });
         }
@@ -349,7 +353,7 @@ impl Crew {
         if let Some(slot) = &worker.slot {
             slot.end_streams();
         }
-        worker.child.signal(worker.setup.spec.stop_signal);
+        worker.child.ask_to_end(worker.setup.spec.stop_signal);
         if late {
             self.roll(rollout::Input::Late(at));
         }

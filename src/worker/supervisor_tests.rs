@@ -29,6 +29,13 @@ def note(name):
     with open(name + '.new', 'w') as file:
         file.write(str(os.getpid()))
     os.rename(name + '.new', name)
+if 'graceful' in modes:
+    def goodbye(*_):
+        # It takes its time, and by then the shell is long gone.
+        time.sleep(0.3)
+        note('said goodbye')
+        os._exit(0)
+    signal.signal(signal.SIGTERM, goodbye)
 if 'child' in modes and os.fork() == 0:
     note('child')
     time.sleep(1000)
@@ -283,6 +290,29 @@ async fn what_a_dead_worker_started_dies_with_it() {
             kill(first.pid);
             eventually("both are gone", || !alive(child) && !alive(daemon)).await;
             app.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn the_server_of_a_shell_that_ends_first_is_asked_to_end_too() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let WorkerSpec { command, .. } = stage.server(&["graceful", "child"]);
+            let root = stage.root.path();
+            // Two words, so that no shell replaces itself; what it starts has a session of its own, as from a runner.
+            let shell = shell(root, &format!("setsid {}; true", command.join(" ")));
+            let app = stage.start(WorkerSpec { stop_grace_period: PATIENCE, ..shell });
+            let leader = stage.ready(0).await.pid;
+            eventually("both are there", || noted(root, "child").is_some()).await;
+            app.stop().await;
+            let child = noted(root, "child");
+            assert_eq!(noted(root, "said goodbye"), child, "its child was asked after it had ended");
+            for pid in [leader, child.expect("noted")] {
+                assert!(family::process(pid).is_none(), "{pid} is reaped");
+            }
+            stage.leaves_nothing();
         })
         .await;
 }
