@@ -116,6 +116,11 @@ impl StoreError {
             | Self::Tls { .. } => false,
         }
     }
+
+    /// Whether it is what is read while a renewal tool has written one file of a pair and not yet the other.
+    pub fn is_half_renewed(&self) -> bool {
+        matches!(self, Self::File { source: FileError::Bundle(BundleError::KeyMismatch), .. })
+    }
 }
 
 /// Why an operator's file cannot be used.

@@ -10,6 +10,7 @@ use tokio::task::LocalSet;
 use crate::cert::challenge::Challenges;
 use crate::cert::manager;
 use crate::cert::resolver::Certificates;
+use crate::cert::store_error::StoreError;
 use crate::clock::{Clock, SystemClock};
 use crate::config::model::{AccessLog, Config, Log};
 use crate::daemon::admin::{AdminSocket, Desk, PendingStatus};
@@ -39,6 +40,11 @@ const LAST_STEPS: Duration = Duration::from_secs(2);
 /// How long the log may take to write its last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
+/// A renewal tool replaces the two files of a certificate one after the other, and a start between them reads a pair that does not
+/// belong together: so often, and with such pauses, it is read again. Nobody would start edge once more.
+const LOOKS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Runs edge on this thread until it is told to stop. Exit status: 0 drained, 1 failed or forced, 78 where what
 /// the configuration names cannot be used.
 pub fn run(config: Config) -> ExitCode {
@@ -57,6 +63,22 @@ pub fn run(config: Config) -> ExitCode {
             ExitCode::from(error.status())
         }
     }
+}
+
+/// What `open` opens, if need be once a certificate and its key are both of the same renewal.
+async fn once_renewed<T>(open: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    for look in 0..LOOKS {
+        match open() {
+            Err(error) if error.is_half_renewed() => {
+                if look == 0 {
+                    tracing::warn!(error = %Report(&error), "waiting for the other file, in case that the two are being replaced");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            opened => return opened,
+        }
+    }
+    open()
 }
 
 /// Keys are in this process's memory: it leaves no core dump, and nobody but root looks into it, not even workers that run as
@@ -85,13 +107,11 @@ async fn serve(config: Arc<Config>, inherited: Inherited) -> Result<bool, StartE
         tracing::warn!(processes = swept, "ended what an edge that was killed had left running");
     }
     let control = Scope::new();
-    let manager = manager::start(
-        &config,
-        Arc::clone(&clock),
-        Arc::clone(&certificates),
-        Arc::clone(&challenges),
-        &control,
-    )?;
+    let open = || {
+        let (certificates, challenges) = (Arc::clone(&certificates), Arc::clone(&challenges));
+        manager::start(&config, Arc::clone(&clock), certificates, challenges, &control)
+    };
+    let manager = once_renewed(open).await?;
     let workers = Scope::new();
     drop(workers.drive({
         let (launcher, workers) = (Rc::clone(&launcher), workers.clone());

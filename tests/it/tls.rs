@@ -92,7 +92,7 @@ async fn certificates_from_files_are_served() {
         secret.display(),
         origin.upstream()
     );
-    let edge = setup.app("a", &yaml).start().await;
+    let mut edge = setup.app("a", &yaml).start().await;
     let trust = Trust::in_file(&chain).unwrap();
     let mut connection = Connection::to(edge.https, "files.example", Wire::H2, &trust).await.unwrap();
     assert_eq!(connection.get("/").await.status, 200);
@@ -125,6 +125,17 @@ async fn certificates_from_files_are_served() {
     let trust = Trust::in_file(&chain).unwrap();
     Connection::to(edge.https, "files.example", Wire::H2, &trust).await.unwrap();
     assert!(edge.reload().await.contains("nothing has changed"));
+
+    // A start between a renewal's two files waits for the second.
+    edge.kill().await;
+    fs::write(&chain, certificate.pem()).unwrap();
+    edge.execute_again();
+    let waits = |line: &serde_json::Value| line.to_string().contains("waiting for the other file");
+    edge.wait_for_log("that it waits", waits).await;
+    fs::write(&secret, key.serialize_pem()).unwrap();
+    edge.wait_until_listening().await;
+    let trust = Trust::in_file(&chain).unwrap();
+    Connection::to(edge.https, "files.example", Wire::H2, &trust).await.unwrap();
     edge.stop().await;
 }
 

@@ -368,7 +368,8 @@ impl Edge {
         );
     }
 
-    async fn wait_until_listening(&mut self) {
+    /// Waits until an edge that was just executed listens.
+    pub(crate) async fn wait_until_listening(&mut self) {
         let listeners = until(Duration::from_secs(20), "edge listens", async || {
             if let Ok(Some(status)) = self.launched.child.try_wait() {
                 panic!(
