@@ -62,10 +62,8 @@ fn main() -> ExitCode {
             Failure::Config(problems) => (problems.to_string(), ExitCode::from(cli::CONFIG)),
             Failure::Lost(problems, whose) => (format!("{problems}\n{whose}"), ExitCode::from(cli::CONFIG)),
             Failure::Failed(error) => {
-                let status = match error.downcast_ref() {
-                    Some(CommandError::Unusable(_)) => ExitCode::from(cli::CONFIG),
-                    Some(_) | None => ExitCode::FAILURE,
-                };
+                let status = error.downcast_ref().map_or(1, CommandError::status);
+                let status = ExitCode::from(status);
                 (format!("edge: {}", Report(&*error)), status)
             }
         };

@@ -65,7 +65,7 @@ pub enum Command {
     },
     /// Print the root certificate of edge's own CA, to be trusted by browsers and clients
     Trust,
-    /// Serve the built-in demo worker on EDGE_SOCKET, or on PORT of 127.0.0.1
+    /// Serve the built-in demo worker on EDGE_SOCKET, or on PORT (8000) of 127.0.0.1
     Hello,
 }
 

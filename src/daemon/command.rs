@@ -14,7 +14,7 @@ use crate::config::load::Whereabouts;
 use crate::config::model::{Account, Backend, Config, WorkerSpec};
 use crate::daemon::ask::{AskError, Running};
 use crate::daemon::check_certificates;
-use crate::daemon::cli::{Operate, Switch};
+use crate::daemon::cli::{self, Operate, Switch};
 use crate::daemon::explain::{self, Address, Checked};
 use crate::daemon::interrupted::{self, Waiting};
 use crate::daemon::operation::{LONGEST_TEXT, Operation};
@@ -56,6 +56,22 @@ pub enum CommandError {
     LongText,
     #[error("app \"{0}\" has no workers: it forwards to servers edge does not run")]
     NoWorkers(String),
+}
+
+impl CommandError {
+    /// The exit status that goes with it.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Unusable(_) => cli::CONFIG,
+            Self::NoName(_) | Self::NoHost(_) | Self::LongText => cli::USAGE,
+            Self::Ask(_)
+            | Self::NoRoot(_)
+            | Self::Root { .. }
+            | Self::NoApp { .. }
+            | Self::Wait(_)
+            | Self::NoWorkers(_) => 1,
+        }
+    }
 }
 
 /// `edge check`, of a configuration in which no problem was found.

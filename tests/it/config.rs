@@ -289,8 +289,20 @@ async fn end(shell: &mut Child) {
 
 #[tokio::test]
 async fn usage_errors_end_with_64() {
-    for arguments in [&["frobnicate"][..], &["--frobnicate"], &["status", "--frobnicate"]] {
-        let output = Command::new(BINARY).args(arguments).output().await.unwrap();
+    let long = "x".repeat(5000);
+    for arguments in [
+        &["frobnicate"][..],
+        &["--frobnicate"],
+        &["status", "--frobnicate"],
+        &["scale", "a", "0"],
+        &["scale", "A/B", "1"],
+        &["reload", "a b"],
+        &["certs", "renew", "a b"],
+        &["maintenance", "on", "a", "-m", &long],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("edge.yaml"), "apps: {}\n").unwrap();
+        let output = Command::new(BINARY).current_dir(&dir).args(arguments).output().await.unwrap();
         assert_eq!(output.status.code(), Some(64), "{arguments:?}");
         assert!(!output.stderr.is_empty());
     }
