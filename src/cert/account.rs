@@ -129,12 +129,16 @@ impl Accounts {
             None => {
                 let account = match &self.registration.eab {
                     Some(eab) if offers.meta.external_account_required => {
-                        let binding = Binding { kid: &eab.kid, hmac_key: &eab.hmac_key };
-                        let email = self.registration.email.as_deref();
-                        let url = binding::register(client, offers, &der, email, &binding).await?;
-                        self.open(client, &url, &der).await?
+                        self.bind(client, offers, &der, eab).await?
                     }
-                    Some(_) | None => self.register(client, &der).await?,
+                    // Some want it without saying so in their directory.
+                    Some(eab) => match self.register(client, &der).await {
+                        Err(trouble) if trouble.is_about_binding() => {
+                            self.bind(client, offers, &der, eab).await?
+                        }
+                        other => other?,
+                    },
+                    None => self.register(client, &der).await?,
                 };
                 tracing::info!(
                     account = account.id(),
@@ -165,6 +169,19 @@ impl Accounts {
             instant_acme::Error::KeyRejected => self.damaged().into(),
             error => Trouble::Ca(Call::Directory, error),
         })
+    }
+
+    async fn bind(
+        &self,
+        client: &CaClient,
+        offers: &Directory,
+        der: &[u8],
+        eab: &Eab,
+    ) -> Result<Account, Trouble> {
+        let binding = Binding { kid: &eab.kid, hmac_key: &eab.hmac_key };
+        let email = self.registration.email.as_deref();
+        let url = binding::register(client, offers, der, email, &binding).await?;
+        self.open(client, &url, der).await
     }
 
     async fn register(&self, client: &CaClient, der: &[u8]) -> Result<Account, Trouble> {

@@ -56,6 +56,14 @@ impl Trouble {
         }
     }
 
+    /// Whether the CA wants the account to be bound to one made at its site.
+    pub fn is_about_binding(&self) -> bool {
+        match self {
+            Self::Ca(_, error) => refusal(error).is_some_and(|refusal| refusal.is("externalAccountRequired")),
+            Self::Failed(_) => false,
+        }
+    }
+
     /// Whether the CA says that the order is not where a request expects it, which looking at the order settles.
     pub fn is_not_ready(&self) -> bool {
         match self {

@@ -9,7 +9,7 @@ use crate::cert::cas::Cas;
 use crate::cert::failure::{Class, Failure};
 use crate::cert::history::History;
 use crate::cert::schedule::Certificate;
-use crate::config::model::{Acme, Config};
+use crate::config::model::{Acme, Config, Eab};
 use crate::config::trusted::Trusted;
 use crate::telemetry::status::CertificateState;
 
@@ -147,6 +147,24 @@ async fn a_ca_that_wants_an_order_to_be_looked_at_in_a_million_years_does_not_en
         let running = lab.run(&["a.example.com"]);
         lab.pass_until(&running, Duration::from_secs(7), valid).await;
         assert_eq!(lab.stub.orders().len(), 1);
+        running.stop().await;
+        lab.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_ca_that_wants_a_binding_without_saying_so_gets_it() {
+    local(async {
+        let lab = Lab::open().await;
+        let secret = b"a secret of both".to_vec();
+        (lab.stub.books().binding, lab.stub.books().tells_binding) = (Some(("me", secret.clone())), false);
+        let mut config = lab.config(&["a.example.com"]);
+        config.acme.eab = Some(Eab { kid: "me".to_owned(), hmac_key: secret });
+        let running = lab.run_with(&config, None);
+        running.until("obtained", |all| valid(all) || all[0].last_error.is_some()).await;
+        assert_eq!(running.error(0), "");
+        assert_eq!(lab.stub.books().accounts.len(), 1);
         running.stop().await;
         lab.close().await;
     })

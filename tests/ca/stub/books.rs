@@ -66,6 +66,8 @@ pub(crate) struct Books {
     pub(crate) poll_after: &'static str,
     /// Identifier and key of the account that others must be bound to.
     pub(crate) binding: Option<(&'static str, Vec<u8>)>,
+    /// Whether its directory says so.
+    pub(crate) tells_binding: bool,
     /// Kinds of challenge offered for each name.
     pub(crate) offers: Vec<&'static str>,
     pub(crate) http: u16,
@@ -161,6 +163,7 @@ impl Books {
             processing: 0,
             poll_after: "1",
             binding: None,
+            tells_binding: true,
             offers: vec!["http-01", "tls-alpn-01", "dns-01", "dns-persist-01"],
             http,
             tls,
@@ -248,7 +251,7 @@ impl Books {
         let mut directory = json!({
             "newNonce": url("nonce"), "newAccount": url("new-account"), "newOrder": url("new-order"),
             "revokeCert": url("revoke"), "keyChange": url("key-change"),
-            "meta": {"profiles": profiles, "externalAccountRequired": self.binding.is_some()},
+            "meta": {"profiles": profiles, "externalAccountRequired": self.tells_binding && self.binding.is_some()},
         });
         if !matches!(self.ari, Ari::Off) {
             directory["renewalInfo"] = url("renewal-info").into();
