@@ -30,7 +30,15 @@ pub(super) struct AppContext<'c> {
 /// A path, made absolute.
 pub(super) fn path(value: &Value<'_>, base: &Path) -> Option<PathBuf> {
     value.parse(|text| {
-        if text.is_empty() || text.contains('\0') { Err("is not a path") } else { Ok(base.join(text)) }
+        match text {
+            "" => Err("is not a path"),
+            text if text.contains('\0') => Err("is not a path"),
+            // A shell's word: here it would be a directory of that name.
+            text if text == "~" || text.starts_with("~/") => {
+                Err("begins with `~`, which means nothing here: write the directory, or `${HOME}`")
+            }
+            text => Ok(base.join(text)),
+        }
     })
 }
 

@@ -323,6 +323,15 @@ fn what_would_leave_a_name_without_a_certificate_for_ever_is_refused() {
 }
 
 #[test]
+fn a_shells_word_for_the_home_is_no_path() {
+    for key in ["storage", "runtime_dir", "admin"] {
+        let all = problems(&format!("{key}: ~/edge\n{SMALLEST}"));
+        assert!(all.contains(&format!("{key}: `~/edge` begins with `~`")), "{all}");
+        loaded(&format!("{key}: /tmp/a~\n{SMALLEST}"), &surroundings()).expect("an ordinary name");
+    }
+}
+
+#[test]
 fn values_of_the_environment_are_never_printed() {
     let text = SMALLEST.replace("main:app}", "'main:app ${SECRET}', environment: {KEY: '${SECRET}'}}");
     let config = loaded(&text.replace("uvicorn 'main", "'uvicorn main"), &surroundings()).expect("valid");
