@@ -4,14 +4,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use fastrand::Rng;
 use rustls::server::ProducesTickets;
 
 use crate::cert::cas::Cas;
 use crate::cert::client_policy::ClientPolicy;
-use crate::cert::internal::InternalCa;
-use crate::cert::names::{Name, NameId, Names, Source};
-use crate::cert::store::CertStore;
+use crate::cert::names::{Loading, Name, NameId, Names, Source};
 use crate::cert::store_error::StoreError;
 use crate::config::model::{Acme, App, Config, Tls};
 use crate::name::{AppName, HostPattern};
@@ -37,13 +34,7 @@ enum Planned {
 
 impl Names {
     /// What `config` needs. Nothing changes yet.
-    pub fn prepare(
-        &self,
-        config: &Config,
-        store: &dyn CertStore,
-        internal: Option<&InternalCa>,
-        rng: &mut Rng,
-    ) -> Result<Prepared, StoreError> {
+    pub fn prepare(&self, config: &Config, from: &mut Loading<'_>) -> Result<Prepared, StoreError> {
         let cas = Cas::of(&config.acme);
         let clients = ClientPolicy::all(config, &self.provider)?;
         let acme = Box::new(config.acme.clone());
@@ -65,7 +56,7 @@ impl Names {
                 }
                 prepared.plan.push(match known {
                     Some(name) => Planned::Kept { id: name.id, app: app.name.clone(), default: app.default },
-                    None => Planned::Loaded(self.load_one(app, pattern, &cas, store, internal, rng)?),
+                    None => Planned::Loaded(self.load_one(app, pattern, &cas, from)?),
                 });
             }
         }

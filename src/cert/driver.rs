@@ -387,7 +387,7 @@ impl Driver {
             };
             names.iter().enumerate().filter_map(of_acme).collect()
         };
-        let store = Arc::clone(&self.seams.store);
+        let (store, now) = (Arc::clone(&self.seams.store), self.seams.clock.now());
         let read = tokio::task::spawn_blocking(move || {
             // Locked before reading, so that what the first process wrote last is seen.
             let owner = store.try_own().unwrap_or_else(|error| {
@@ -396,7 +396,7 @@ impl Driver {
             });
             let found: Vec<_> = wanted
                 .into_iter()
-                .map(|(index, cas, name)| (index, load_best(&*store, &cas.ids, &name)))
+                .map(|(index, cas, name)| (index, load_best(&*store, &cas.ids, &name, now)))
                 .collect();
             (owner, found)
         });

@@ -18,7 +18,7 @@ use crate::cert::driver::{Driver, Event, Seams, look_at_internal};
 use crate::cert::gate::Gate;
 use crate::cert::import::Kept;
 use crate::cert::issuer::AcmeIssuer;
-use crate::cert::names::{Looked, Names, Source, uses_internal};
+use crate::cert::names::{Loading, Looked, Names, Source, uses_internal};
 use crate::cert::offer::Offer;
 use crate::cert::resolver::Certificates;
 use crate::cert::store::{AccountStore, DirStore};
@@ -104,7 +104,8 @@ pub fn start_with(
         tracing::warn!("another edge orders certificates into this storage; serving what it obtains");
     }
     let internal = uses_internal(config).then(|| look_at_internal(&seams, now)).flatten();
-    let names = Names::load(config, &seams.provider, &*seams.store, internal.as_ref(), &mut rng)?;
+    let mut loading = Loading { store: &*seams.store, internal: internal.as_ref(), now, rng: &mut rng };
+    let names = Names::load(config, &seams.provider, &mut loading)?;
     let ordered = names.iter().filter(|name| matches!(name.source, Source::Acme(_)));
     let gate = Gate::after(ordered.filter_map(|name| name.machine.history().obtained_at));
     let names = Rc::new(RefCell::new(names));

@@ -86,6 +86,18 @@ pub struct Name {
     pub(in crate::cert) coming: Option<Arc<Served>>,
 }
 
+/// What names are loaded from.
+pub struct Loading<'k> {
+    /// What CAs issued, with its history.
+    pub store: &'k dyn CertStore,
+    /// Whose certificates are worth something, where edge's own CA could be opened.
+    pub internal: Option<&'k InternalCa>,
+    /// The time.
+    pub now: SystemTime,
+    /// Draws the moments of renewals that were not recorded.
+    pub rng: &'k mut Rng,
+}
+
 /// All of them, in the order of the configuration.
 pub struct Names {
     pub(in crate::cert) list: Vec<Name>,
@@ -103,9 +115,7 @@ impl Names {
     pub fn load(
         config: &Config,
         provider: &Arc<CryptoProvider>,
-        store: &dyn CertStore,
-        internal: Option<&InternalCa>,
-        rng: &mut Rng,
+        from: &mut Loading<'_>,
     ) -> Result<Self, StoreError> {
         let mut names = Self {
             list: Vec::new(),
@@ -120,7 +130,7 @@ impl Names {
                 names.tickets.insert(app.name.clone(), tickets);
             }
             for pattern in &app.domains {
-                let name = names.load_one(app, pattern, &cas, store, internal, rng)?;
+                let name = names.load_one(app, pattern, &cas, from)?;
                 names.list.push(name);
             }
         }
@@ -132,13 +142,11 @@ impl Names {
         app: &App,
         pattern: &HostPattern,
         cas: &Arc<Cas>,
-        store: &dyn CertStore,
-        internal: Option<&InternalCa>,
-        rng: &mut Rng,
+        from: &mut Loading<'_>,
     ) -> Result<Name, StoreError> {
         /// Numbers names as they are loaded.
         static LOADED: AtomicU64 = AtomicU64::new(0);
-        let empty = Certificate::found(None, History::default(), rng);
+        let empty = Certificate::found(None, History::default(), from.rng);
         let mut name = Name {
             id: NameId(LOADED.fetch_add(1, Ordering::Relaxed)),
             pattern: pattern.clone(),
@@ -159,17 +167,17 @@ impl Names {
             Tls::Off => {}
             Tls::Acme => {
                 name.source = Source::Acme(Arc::clone(cas));
-                let (stored, from) = load_best(store, &cas.ids, pattern);
-                name.issued_by = from;
-                self.adopt(&mut name, stored, rng)?;
+                let (stored, issued_by) = load_best(from.store, &cas.ids, pattern, from.now);
+                name.issued_by = issued_by;
+                self.adopt(&mut name, stored, from.rng)?;
                 name.machine.settle(&cas.settings);
             }
             Tls::Internal => {
                 name.source = Source::Internal;
-                let mut stored = store.load(&CaId::internal(), pattern);
+                let mut stored = from.store.load(&CaId::internal(), pattern);
                 // One of an earlier root is worthless to whoever trusts the present one.
-                stored.bundle.take_if(|bundle| internal.is_some_and(|ca| !ca.issued(bundle)));
-                self.adopt(&mut name, stored, rng)?;
+                stored.bundle.take_if(|bundle| from.internal.is_some_and(|ca| !ca.issued(bundle)));
+                self.adopt(&mut name, stored, from.rng)?;
             }
             Tls::Files { cert, key } => {
                 let pair = FilePair { app: app.name.clone(), cert, key };

@@ -37,7 +37,7 @@ pub enum NotKept {
 /// Puts `offer` into the storage of an edge that does not run.
 pub fn keep(store: &dyn CertStore, cas: &Cas, offer: &Offer, now: SystemTime) -> Result<(), NotKept> {
     let mut rng = Rng::new();
-    let (stored, _) = load_best(store, &cas.ids, &offer.name);
+    let (stored, _) = load_best(store, &cas.ids, &offer.name, now);
     let present = stored.bundle.as_ref().map(|bundle| (bundle.validity(), bundle.serial()));
     let (validity, serial) = (offer.bundle.validity(), offer.bundle.serial());
     may_replace(present, (validity, serial), now)?;

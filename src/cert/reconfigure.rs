@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use crate::cert::change::Prepared;
 use crate::cert::driver::{Driver, look_at_internal};
-use crate::cert::names::{Looked, NameId, uses_internal};
+use crate::cert::names::{Loading, Looked, NameId, uses_internal};
 use crate::cert::store_error::StoreError;
 use crate::config::model::Config;
 
@@ -18,7 +18,8 @@ impl Driver {
             self.internal = look_at_internal(&self.seams, now);
         }
         let names = self.names.borrow();
-        names.prepare(config, &*self.seams.store, self.internal.as_ref(), &mut self.rng)
+        let (store, internal) = (&*self.seams.store, self.internal.as_ref());
+        names.prepare(config, &mut Loading { store, internal, now, rng: &mut self.rng })
     }
 
     pub(in crate::cert) fn adopt(&mut self, prepared: Prepared) {

@@ -14,6 +14,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
 use rustls::crypto::CryptoProvider;
@@ -24,6 +25,7 @@ use crate::cert::dns_record::DnsRecord;
 use crate::cert::history::History;
 use crate::cert::pending::PendingOrder;
 use crate::cert::store_error::StoreError;
+use crate::cert::validity::Validity;
 use crate::durable::{self, DurableError, Readers};
 use crate::name::HostPattern;
 
@@ -83,9 +85,14 @@ pub trait RecordStore: Send + Sync + 'static {
     fn drop_record(&self, record: &DnsRecord) -> Result<(), StoreError>;
 }
 
-/// Everything kept of `name` at several CAs: the certificate that is valid longest and the position of its CA, with the
-/// history at the first.
-pub fn load_best(store: &dyn CertStore, cas: &[CaId], name: &HostPattern) -> (Stored, usize) {
+/// Everything kept of `name` at several CAs: the certificate that came last of those in force at `now`, where there are any, and
+/// the position of its CA, with the history at the first.
+pub fn load_best(
+    store: &dyn CertStore,
+    cas: &[CaId],
+    name: &HostPattern,
+    now: SystemTime,
+) -> (Stored, usize) {
     let mut best = Stored::default();
     let mut from = 0;
     for (position, ca) in cas.iter().enumerate() {
@@ -94,9 +101,13 @@ pub fn load_best(store: &dyn CertStore, cas: &[CaId], name: &HostPattern) -> (St
             best.history = found.history;
         }
         best.problems.extend(found.problems);
-        let end = |bundle: &CertBundle| bundle.validity().not_after;
+        // Not the one that ends last: it may be the one that an operator had replaced by a shorter one.
+        let rank = |bundle: &CertBundle| {
+            let Validity { not_before, not_after } = bundle.validity();
+            (not_after > now, not_before, not_after)
+        };
         if let Some(bundle) = found.bundle
-            && best.bundle.as_ref().is_none_or(|known| end(known) < end(&bundle))
+            && best.bundle.as_ref().is_none_or(|known| rank(known) < rank(&bundle))
         {
             (best.bundle, from) = (Some(bundle), position);
         }

@@ -14,7 +14,7 @@ use crate::cert::ca_id::CaId;
 use crate::cert::failure::Class;
 use crate::cert::history::History;
 use crate::cert::internal::InternalCa;
-use crate::cert::store::{AccountStore, CertStore, DirStore};
+use crate::cert::store::{AccountStore, CertStore, DirStore, load_best};
 use crate::report::Report;
 
 struct Shelf {
@@ -255,4 +255,27 @@ fn a_chain_that_is_signed_in_a_way_edge_cannot_check_is_taken_by_its_names() {
     };
     checked(&own).expect("P-521 is as good as P-256");
     assert!(matches!(checked(&stranger), Err(BundleError::BrokenChain { position: 0 })));
+}
+
+#[test]
+fn of_several_cas_the_certificate_that_came_last_is_loaded_while_it_is_in_force() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let made = |begun: u32, ends: u32| {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec!["a.test".to_owned()]).expect("a name");
+        (params.not_before, params.not_after) = ((now() - begun * DAY).into(), (now() + ends * DAY).into());
+        let pem = params.self_signed(&key).expect("signed").pem();
+        CertBundle::parse(&provider(), format!("{}{pem}", key.serialize_pem()).as_bytes()).expect("readable")
+    };
+    let (shelf, name, other) = (shelf(), pattern("a.test"), CaId::of("https://other.test/dir"));
+    // That of the CA that stood in, and the shorter one that an operator had made since.
+    let (long, short) = (made(10, 80), made(2, 4));
+    shelf.store.save(&other, &name, &long).expect("saved");
+    shelf.store.save(&id(), &name, &short).expect("saved");
+    let cas = [id(), other];
+    for (later, serial, position) in [(0, short.serial(), 0), (5, long.serial(), 1), (90, short.serial(), 0)]
+    {
+        let (stored, from) = load_best(&shelf.store, &cas, &name, now() + later * DAY);
+        assert_eq!((stored.bundle.expect("one").serial(), from), (serial, position), "in {later} days");
+    }
 }
