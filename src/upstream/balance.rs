@@ -27,6 +27,9 @@ const LATE: f32 = 2.0;
 const SILENCE: f32 = 1.0;
 /// What silence that is not late yet weighs: of those alike, who was heard of last is the least likely to have begun something long.
 const HINT: f32 = 0.1;
+/// Who had a thread's last request so lately is still warm: what it needs lies in the processors' caches, and perhaps it has not
+/// gone to sleep. Measured with four idle uvicorns on two processors, at 2,000 requests a second: a quarter less CPU for each.
+const WARM: Duration = Duration::from_millis(10);
 /// How long a new worker gets less than its share …
 const SLOW_START: Duration = Duration::from_secs(10);
 /// … beginning at the share of one this many times slower.
@@ -45,7 +48,7 @@ pub struct Candidate {
     pub age: Duration,
 }
 
-/// The place of the slot that takes the next request, of up to [`COMPARED`]. Equals are taken in turn from `turn` on, which
+/// The place of the slot that takes the next request, of up to [`COMPARED`]. Of equals it is the first from `turn` on, which
 /// callers vary.
 pub fn choose(candidates: &[Candidate], turn: usize) -> Option<usize> {
     let candidates = &candidates[..candidates.len().min(COMPARED)];
@@ -70,6 +73,12 @@ pub fn choose(candidates: &[Candidate], turn: usize) -> Option<usize> {
         }
     }
     Some(best.1)
+}
+
+/// Whether the slot that had the last request so long ago comes first among equals: where answers are that short, what being warm
+/// saves counts, and what the worker may have left to do after its last answer, which its latency would show, does not.
+pub fn is_warm(latency: f32, since: Duration) -> bool {
+    latency > 0.0 && latency <= SHORT && since < WARM
 }
 
 /// What an answer of a slot takes, in seconds: of one that has not answered yet, as long as the `quickest` of the others'.

@@ -3,16 +3,20 @@
 //! While a worker has room, taking it is a compare-and-swap on its slot. Only where all are at their limit, or none is there,
 //! requests stand in a line behind a lock; who releases a slot then hands it to the next in line.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use thread_local::ThreadLocal;
 use tokio::sync::oneshot;
 
 use crate::config::model::Queue;
 use crate::name::AppName;
 use crate::upstream::affinity::Home;
-use crate::upstream::balance::{COMPARED, Candidate, Latency, choose, for_long, is_late, quickest, usual};
+use crate::upstream::balance::{
+    COMPARED, Candidate, Latency, choose, for_long, is_late, is_warm, quickest, usual,
+};
 use crate::upstream::error::AcquireError;
 use crate::upstream::lease::{Freed, Lease};
 use crate::upstream::queue::{Line, Terms, Ticket};
@@ -34,6 +38,17 @@ pub struct Pool {
     /// after the reader has released one, in one order of all threads: so one of the two sees the other.
     line: Mutex<Line<Waiter>>,
     relief: Mutex<Allowance>,
+    /// Whom each thread gave its last request.
+    last: ThreadLocal<Cell<Option<Given>>>,
+}
+
+/// A request that was given to a slot.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    /// The slot's place in the roster at that time.
+    place: usize,
+    to: Incarnation,
+    at: Instant,
 }
 
 /// What a request wants of a pool.
@@ -63,7 +78,13 @@ struct Waiter {
 impl Pool {
     /// A pool over what the supervisor publishes in `roster`.
     pub fn new(app: AppName, roster: Arc<Roster>) -> Arc<Self> {
-        Arc::new(Self { app, roster, line: Mutex::default(), relief: Mutex::default() })
+        Arc::new(Self {
+            app,
+            roster,
+            line: Mutex::default(),
+            relief: Mutex::default(),
+            last: ThreadLocal::new(),
+        })
     }
 
     /// The app it is for.
@@ -145,12 +166,20 @@ impl Pool {
         tried: &[Incarnation],
         (home, lasting): (Home, bool),
     ) -> Option<Lease> {
-        let untried = |slot: &Slot| !tried.contains(&(slot.id.slot, slot.id.incarnation));
+        let untried = |slot: &Slot| !tried.contains(&incarnation(slot));
         let at_home = home.among(&self.app, slots.iter().map(|slot| slot.id.slot)).map(|place| &slots[place]);
         if let Some(slot) = at_home.filter(|slot| slot.is_open() && untried(slot)) {
             return self.take(slot, u64::MAX, now);
         }
-        let look = || pick(slots, now, &untried, lasting);
+        let last = self.last.get_or_default();
+        let look = || {
+            if lasting {
+                return pick(slots, now, &untried, lasting, None);
+            }
+            let (place, seen) = pick(slots, now, &untried, lasting, last.get())?;
+            last.set(Some(Given { place, to: incarnation(&slots[place]), at: now }));
+            Some((place, seen))
+        };
         let best = look()?;
         self.take_or_look_again(slots, now, look, best)
     }
@@ -214,7 +243,7 @@ impl Pool {
         if !late(slot) || self.waiting() > 0 {
             return None;
         }
-        let (place, _) = pick(&slots, now, &|other| other.id != slot.id, false)?;
+        let (place, _) = pick(&slots, now, &|other| other.id != slot.id, false, None)?;
         let (other, requests) = (&slots[place], slots.iter().map(|slot| slot.requests()).sum());
         let granted = || {
             slot.is_forsaken() || self.relief.lock().unwrap_or_else(PoisonError::into_inner).take(requests)
@@ -253,17 +282,23 @@ fn latency_of(slot: &Slot) -> Latency {
     Latency::unpack(slot.latency.load(Ordering::Relaxed), slot.latency_risen.load(Ordering::Relaxed))
 }
 
+fn incarnation(slot: &Slot) -> Incarnation {
+    (slot.id.slot, slot.id.incarnation)
+}
+
 fn age(slot: &Slot, now: Instant) -> Duration {
     now.saturating_duration_since(slot.opened_at)
 }
 
 /// The place of the best slot with room, and how many are in flight there: of all where they are few, of two that chance picks
-/// where they are many. For what is `lasting`, who has more of that than others matters longer than who is busy now.
+/// where they are many. For what is `lasting`, who has more of that than others matters longer than who is busy now. Of equals it
+/// is who had the `last` request, if that is still warm, and otherwise any.
 fn pick(
     slots: &[Arc<Slot>],
     now: Instant,
     wanted: &impl Fn(&Slot) -> bool,
     lasting: bool,
+    last: Option<Given>,
 ) -> Option<(usize, u64)> {
     if let [only] = slots {
         return only.room().filter(|_| wanted(only)).map(|in_flight| (0, in_flight));
@@ -277,6 +312,11 @@ fn pick(
         let silent = if lasting { for_long(silent) } else { silent };
         Some(Candidate { in_flight, latency: latency.at(age), silent, age })
     };
+    let warm = last.and_then(|Given { place, to, at }| {
+        let slot = slots.get(place).filter(|slot| incarnation(slot) == to)?;
+        let since = now.saturating_duration_since(at);
+        is_warm(latency_of(slot).at(age(slot, now)), since).then_some(place)
+    });
     let mut places = [0; COMPARED];
     let mut candidates = [Candidate::default(); COMPARED];
     let mut count = 0;
@@ -291,15 +331,17 @@ fn pick(
             }
         }
     } else {
-        for _ in 0..2 {
-            let start = fastrand::usize(..slots.len());
+        for start in [warm, None] {
+            let start = start.unwrap_or_else(|| fastrand::usize(..slots.len()));
             let mut from = (start..slots.len()).chain(0..start);
             if let Some((place, found)) = from.find_map(|place| Some((place, candidate(place)?))) {
                 note(place, found);
             }
         }
     }
-    choose(&candidates[..count], fastrand::usize(..)).map(|at| (places[at], candidates[at].in_flight))
+    let first = warm.and_then(|warm| places[..count].iter().position(|place| *place == warm));
+    let chosen = choose(&candidates[..count], first.unwrap_or_else(|| fastrand::usize(..)))?;
+    Some((places[chosen], candidates[chosen].in_flight))
 }
 
 /// A place in the line, given up when dropped.

@@ -52,6 +52,44 @@ async fn requests_spread_evenly_and_avoid_who_was_tried() {
     assert_eq!(again.slot().id.slot, 0);
 }
 
+#[test]
+fn of_idle_workers_whose_answers_are_short_a_warm_one_is_asked_again() {
+    let (ms, began) = (Duration::from_millis, Instant::now() + Duration::from_secs(60));
+    for (workers, took, pause, lasting, same) in [
+        (4, Some(0), 2, false, true),
+        (4, Some(0), 20, false, false),
+        (4, Some(5), 2, false, false),
+        (4, None, 2, false, false),
+        (4, Some(0), 2, true, false),
+        (20, Some(0), 2, false, true),
+        (20, Some(0), 20, false, false),
+    ] {
+        let slots = slots(workers, 0);
+        let (pool, _) = pool(&slots);
+        if let Some(took) = took {
+            let took = ms(took) + Duration::from_micros(300);
+            slots.iter().for_each(|slot| pool.note_answer(slot, Some(took), began));
+        }
+        let taken: Vec<_> = (0..60)
+            .map(|nth| {
+                let wish = Wish { now: began + ms(nth * pause), lasting, ..wish(&[]) };
+                let mut lease = pool.at_once(&wish).expect("open");
+                lease.answered();
+                lease.slot().id.slot
+            })
+            .collect();
+        let always = taken.iter().all(|slot| *slot == taken[0]);
+        assert_eq!(always, same, "{workers} {took:?} {pause} {lasting}: {taken:?}");
+    }
+    let slots = slots(4, 0);
+    let (pool, _) = pool(&slots);
+    slots.iter().for_each(|slot| pool.note_answer(slot, Some(Duration::from_micros(300)), began));
+    let leases: Vec<_> =
+        (0..8).map(|_| pool.at_once(&Wish { now: began, ..wish(&[]) }).expect("open")).collect();
+    assert!(slots.iter().all(|slot| slot.in_flight() == 2), "who is busy is not asked before who is idle");
+    drop(leases);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_blocked_worker_is_passed_over_until_it_answers() {
     let slots = slots(2, 0);
@@ -174,7 +212,7 @@ fn who_is_overtaken_between_the_look_and_the_lease_goes_to_another_worker() {
     let slots = slots(4, 0);
     let (pool, _) = pool(&slots);
     let now = Instant::now();
-    let look = || pick(&slots, now, &|_| true, false);
+    let look = || pick(&slots, now, &|_| true, false, None);
     for _ in 0..20 {
         let seen = look().expect("room");
         // Another thread has looked at the same moment.
@@ -184,7 +222,7 @@ fn who_is_overtaken_between_the_look_and_the_lease_goes_to_another_worker() {
         assert_ne!(second.slot().id, overtaken.slot().id);
     }
     let alone = Lease::take_after(&slots[0], u64::MAX, &pool).expect("room");
-    let look = || pick(&slots[..1], now, &|_| true, false);
+    let look = || pick(&slots[..1], now, &|_| true, false, None);
     let again = pool.take_or_look_again(&slots[..1], now, look, (0, 0)).expect("where there is no other");
     assert_eq!(again.slot().id, alone.slot().id);
 }
