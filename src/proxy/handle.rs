@@ -296,7 +296,7 @@ impl<'a> Passage<'a> {
             let relieved = Cell::new(None);
             let relief = |slot: &Slot, now| {
                 // A client that belongs to a worker is better off waiting for it, unless it reads nothing.
-                let leaves = home == Home::Anywhere || slot.is_forsaken();
+                let leaves = !home.is_settled() || slot.is_forsaken();
                 let lease = leaves.then(|| site.pool.relieve(slot, now)).flatten();
                 let found = lease.is_some();
                 relieved.set(lease);

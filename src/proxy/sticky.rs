@@ -21,7 +21,7 @@ pub fn home(app: &App, headers: &HeaderMap, client: IpAddr) -> Home {
                     pair.trim_ascii().strip_prefix(b"edge_")?.strip_prefix(app.name.as_str().as_bytes())?;
                 Some(Home::in_cookie(rest.strip_prefix(b"=")?))
             };
-            pairs.filter_map(value).next().unwrap_or_default()
+            pairs.filter_map(value).next().unwrap_or(Home::Unsettled)
         }
     }
 }

@@ -11,9 +11,11 @@ use crate::name::AppName;
 /// Where a client belongs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Home {
-    /// Nowhere in particular.
+    /// Nowhere, now or later.
     #[default]
     Anywhere,
+    /// Nowhere yet: it will stay with the slot that answers.
+    Unsettled,
     /// With the slot that has this mark.
     Marked(u64),
     /// With the slot that fits this address best.
@@ -32,7 +34,15 @@ impl Home {
     /// The home a cookie names; another cookie's text, and one nobody could have got, name none.
     pub fn in_cookie(text: &[u8]) -> Self {
         let mark = std::str::from_utf8(text).ok().filter(|text| text.len() == 16);
-        mark.and_then(|text| u64::from_str_radix(text, 16).ok()).map_or(Self::Anywhere, Self::Marked)
+        mark.and_then(|text| u64::from_str_radix(text, 16).ok()).map_or(Self::Unsettled, Self::Marked)
+    }
+
+    /// Whether it belongs to a slot.
+    pub fn is_settled(self) -> bool {
+        match self {
+            Self::Anywhere | Self::Unsettled => false,
+            Self::Marked(_) | Self::Nearest(_) => true,
+        }
     }
 
     /// The place among `slots`, which are the numbers of an app's slots that serve. An address's neighbours stay where they
@@ -40,7 +50,7 @@ impl Home {
     pub fn among(self, app: &AppName, slots: impl Iterator<Item = u32>) -> Option<usize> {
         let mut places = slots.enumerate();
         match self {
-            Self::Anywhere => None,
+            Self::Anywhere | Self::Unsettled => None,
             Self::Marked(wanted) => {
                 places.find(|(_, slot)| mark(app, *slot) == wanted).map(|(place, _)| place)
             }

@@ -120,7 +120,7 @@ impl Pool {
         let terms = Terms {
             until: (start + wish.queue.timeout).into_std(),
             choosy_until: (!wish.tried.is_empty()).then(|| settled.into_std()),
-            choosy: wish.home != Home::Anywhere,
+            choosy: wish.home.is_settled(),
         };
         let mut place = Place::join(self, wish, terms)?;
         let served = async {
@@ -171,13 +171,13 @@ impl Pool {
         if let Some(slot) = at_home.filter(|slot| slot.is_open() && untried(slot)) {
             return self.take(slot, u64::MAX, now);
         }
-        let last = self.last.get_or_default();
+        // What stays is spread evenly: WebSockets, and clients.
+        let last = (home == Home::Anywhere && !lasting).then(|| self.last.get_or_default());
         let look = || {
-            if lasting {
-                return pick(slots, now, &untried, lasting, None);
+            let (place, seen) = pick(slots, now, &untried, lasting, last.and_then(Cell::get))?;
+            if let Some(last) = last {
+                last.set(Some(Given { place, to: incarnation(&slots[place]), at: now }));
             }
-            let (place, seen) = pick(slots, now, &untried, lasting, last.get())?;
-            last.set(Some(Given { place, to: incarnation(&slots[place]), at: now }));
             Some((place, seen))
         };
         let best = look()?;

@@ -55,39 +55,42 @@ async fn requests_spread_evenly_and_avoid_who_was_tried() {
 #[test]
 fn of_idle_workers_whose_answers_are_short_a_warm_one_is_asked_again() {
     let (ms, began) = (Duration::from_millis, Instant::now() + Duration::from_secs(60));
-    for (workers, took, pause, lasting, same) in [
-        (4, Some(0), 2, false, true),
-        (4, Some(0), 20, false, false),
-        (4, Some(5), 2, false, false),
-        (4, None, 2, false, false),
-        (4, Some(0), 2, true, false),
-        (20, Some(0), 2, false, true),
-        (20, Some(0), 20, false, false),
+    let short = Some(Duration::from_micros(300));
+    for (workers, took, pause, home, lasting, same) in [
+        (4, short, 2, Home::Anywhere, false, true),
+        (4, short, 20, Home::Anywhere, false, false),
+        (4, Some(ms(5)), 2, Home::Anywhere, false, false),
+        (4, None, 2, Home::Anywhere, false, false),
+        (4, short, 2, Home::Anywhere, true, false),
+        (4, short, 2, Home::Unsettled, false, false),
+        (20, short, 2, Home::Anywhere, false, true),
+        (20, short, 20, Home::Anywhere, false, false),
     ] {
         let slots = slots(workers, 0);
         let (pool, _) = pool(&slots);
-        if let Some(took) = took {
-            let took = ms(took) + Duration::from_micros(300);
-            slots.iter().for_each(|slot| pool.note_answer(slot, Some(took), began));
-        }
+        slots.iter().for_each(|slot| pool.note_answer(slot, took, began));
         let taken: Vec<_> = (0..60)
             .map(|nth| {
-                let wish = Wish { now: began + ms(nth * pause), lasting, ..wish(&[]) };
-                let mut lease = pool.at_once(&wish).expect("open");
+                let now = began + ms(nth * pause);
+                let mut lease = pool.at_once(&Wish { now, home, lasting, ..wish(&[]) }).expect("open");
                 lease.answered();
                 lease.slot().id.slot
             })
             .collect();
         let always = taken.iter().all(|slot| *slot == taken[0]);
-        assert_eq!(always, same, "{workers} {took:?} {pause} {lasting}: {taken:?}");
+        assert_eq!(always, same, "{workers} {took:?} {pause} {home:?} {lasting}: {taken:?}");
     }
+}
+
+#[test]
+fn a_warm_worker_that_is_busy_is_not_asked_before_an_idle_one() {
     let slots = slots(4, 0);
     let (pool, _) = pool(&slots);
+    let began = Instant::now() + Duration::from_secs(60);
     slots.iter().for_each(|slot| pool.note_answer(slot, Some(Duration::from_micros(300)), began));
-    let leases: Vec<_> =
-        (0..8).map(|_| pool.at_once(&Wish { now: began, ..wish(&[]) }).expect("open")).collect();
-    assert!(slots.iter().all(|slot| slot.in_flight() == 2), "who is busy is not asked before who is idle");
-    drop(leases);
+    let wish = Wish { now: began, ..wish(&[]) };
+    let _leases: Vec<_> = (0..8).map(|_| pool.at_once(&wish).expect("open")).collect();
+    assert!(slots.iter().all(|slot| slot.in_flight() == 2));
 }
 
 #[tokio::test(start_paused = true)]
