@@ -40,8 +40,10 @@ struct Pipe {
     /// Bytes to come, where that is known.
     left: Option<u64>,
     request_bytes: u64,
-    /// Waits for room, or for the client to go.
+    /// Waits for what comes, for room, or for the client to go.
     filler: Option<Waker>,
+    /// For room: others take it and give it back, so whether there is any says nothing of that.
+    waits_for_room: bool,
     /// Waits for bytes.
     client: Option<Waker>,
 }
@@ -56,6 +58,7 @@ pub async fn spool(body: ResponseBody, budget: &Rc<Budget>, tasks: &Scope) -> Sp
         left: body.size_hint().exact(),
         request_bytes: body.request_bytes(),
         filler: None,
+        waits_for_room: false,
         client: None,
     }));
     let mut filler = Filler { body, pipe: Rc::clone(&pipe) };
@@ -77,7 +80,8 @@ impl Filler {
                 }
                 remember(&mut pipe.filler, cx);
                 // One frame always passes, however little room there is.
-                if !pipe.share.has_room() && !pipe.frames.is_empty() {
+                pipe.waits_for_room = !pipe.share.has_room() && !pipe.frames.is_empty();
+                if pipe.waits_for_room {
                     return Poll::Pending;
                 }
             }
@@ -113,12 +117,13 @@ impl SpooledBody {
 
     fn take(mut pipe: RefMut<'_, Pipe>) -> Option<Frame<Bytes>> {
         let frame = pipe.frames.pop_front()?;
-        let was_full = !pipe.share.has_room();
         pipe.share.shrink(cost(&frame));
         if let (Some(left), Some(data)) = (&mut pipe.left, frame.data_ref()) {
             *left = left.saturating_sub(data.len() as u64);
         }
-        if was_full && let Some(filler) = pipe.filler.take() {
+        if std::mem::take(&mut pipe.waits_for_room)
+            && let Some(filler) = pipe.filler.take()
+        {
             filler.wake();
         }
         Some(frame)

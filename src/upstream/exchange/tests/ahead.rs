@@ -55,6 +55,34 @@ async fn a_worker_is_free_before_its_client_has_read_and_only_what_is_too_long_w
 }
 
 #[tokio::test]
+async fn what_waits_for_room_that_others_have_taken_goes_on_once_there_is_some() {
+    let (rig, tasks) = (Rig::new(), Scope::new());
+    let (go, gone) = tokio::sync::oneshot::channel();
+    let worker = async {
+        let mut peer = rig.accept().await;
+        peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab").await;
+        gone.await.expect("the test goes on");
+        peer.say("cd").await;
+        peer
+    };
+    let client = async {
+        let mut others = Vec::new();
+        while rig.reach.budget.share().has_room() {
+            let mut share = rig.reach.budget.share();
+            share.grow(MESSAGE);
+            others.push(share);
+        }
+        let body = rig.spooled(&tasks).await;
+        // Its task finds that there is no room.
+        tokio::time::sleep(SHORT / 4).await;
+        drop(others);
+        go.send(()).expect("the worker waits");
+        assert_eq!(body.collect().await.expect("whole").to_bytes(), "abcd");
+    };
+    LocalSet::new().run_until(Box::pin(rig.run(async { tokio::join!(client, worker) }))).await;
+}
+
+#[tokio::test]
 async fn what_came_before_an_answer_broke_off_arrives_before_the_news() {
     let (rig, tasks) = (Rig::new(), Scope::new());
     let worker = async {
