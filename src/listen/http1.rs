@@ -123,7 +123,7 @@ impl<S: Client + 'static> Talk<S> {
                     if self.meter.read() == 0 {
                         // Browsers open connections they may never use: a request that is on its way gets this long.
                         self.deadline.set(UNUSED_AT_DRAIN);
-                    } else if self.partial.is_empty() && self.wire.borrow().input.is_empty() {
+                    } else if !self.has_begun() && self.wire.borrow().input.is_empty() {
                         return Poll::Ready(Err(End::Idle));
                     }
                 }
@@ -300,15 +300,18 @@ impl<S: Client + 'static> Talk<S> {
     }
 
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
-        // Some clients end a body with an empty line that belongs to nothing.
-        let begun = self.partial.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
-        let seen = Seen { requests: self.conn.requests.get(), read: self.meter.read(), begun };
+        let seen = Seen { requests: self.conn.requests.get(), begun: self.has_begun() };
         if let Some(next) = self.watch.observe(self.conn.open.get(), seen) {
             let spare = if self.watch.is_idle() { Spare::Idle } else { Spare::No };
             self.deadline.set_spare(next, spare);
         }
         ready!(self.deadline.poll_passed(cx));
         Poll::Ready(self.watch.passed(self.meter.blocked()))
+    }
+
+    /// Whether a head has begun. Some clients end a body with an empty line that belongs to nothing.
+    fn has_begun(&self) -> bool {
+        self.partial.iter().any(|byte| !matches!(byte, b'\r' | b'\n'))
     }
 
     async fn switch(&mut self, response: Response<Body>, switch: Box<Switch>) -> End {

@@ -151,13 +151,13 @@ impl<S: Client> Serving<S> {
 
     /// Tells the watch what has moved, and sets the deadline it asks for; returned is what was received so far.
     fn observe(&mut self) -> u64 {
-        let seen = Seen { requests: self.conn.requests.get(), read: self.meter.read(), begun: false };
+        let seen = Seen { requests: self.conn.requests.get(), begun: false };
         if let Some(next) = self.watch.observe(self.conn.open.get(), seen) {
             let idle = self.watch.is_idle();
             let next = if self.drained.is_some() && idle { UNUSED_AT_DRAIN } else { next };
             self.deadline.set_spare(next, if idle { Spare::Idle } else { Spare::No });
         }
-        seen.read
+        self.meter.read()
     }
 
     /// What a passed deadline means: whether the connection ends at once.

@@ -134,14 +134,17 @@ pub(crate) async fn world(count: u32) -> World {
 impl World {
     /// A client's connection, served.
     async fn client(&self) -> TcpStream {
+        self.client_of(Rc::clone(&self.plane), Stage::default()).await
+    }
+
+    async fn client_of(&self, plane: Rc<Plane>, stage: Stage) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address: SocketAddr = listener.local_addr().expect("bound");
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let (stream, peer) = accepted.expect("accepted");
         let conn = Rc::new(ConnInfo::new(peer, address, None, self.plane.clients.represent(peer.ip())));
-        let plane = Rc::clone(&self.plane);
         drop(self.tasks.spawn(async move {
-            serve_http1(Tcp::new(stream), conn, plane, Stage::default()).await;
+            serve_http1(Tcp::new(stream), conn, plane, stage).await;
         }));
         client.expect("connected")
     }
@@ -285,6 +288,26 @@ async fn a_client_that_leaves_cancels_the_request_at_the_worker() {
         drop(client);
         assert_eq!(read_until(&mut worker, "never").await, "");
         assert_eq!(world.lines.next().await.status.as_u16(), 499);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_empty_line_after_a_body_does_not_delay_the_end() {
+    play(1, async |world| {
+        let (stage, scope) = (Stage::default(), Scope::new());
+        let mut plane = Plane::clone(&world.plane);
+        plane.reach.timeouts.keepalive = Duration::from_secs(60);
+        let mut client = world.client_of(Rc::new(plane), stage.clone()).await;
+        let request = b"POST / HTTP/1.1\r\nHost: b.test\r\nContent-Length: 1\r\n\r\na\r\n";
+        client.write_all(request).await.expect("open");
+        let answer = read_until(&mut client, "Request ").await;
+        assert!(answer.starts_with("HTTP/1.1 404 ") && !answer.contains("connection: close"), "{answer}");
+        scope.drain();
+        tokio::select! {
+            _end = read_until(&mut client, "never") => {}
+            () = stage.follow(&scope, &world.plane.reach.deadlines) => {}
+        }
     })
     .await;
 }
