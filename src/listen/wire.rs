@@ -158,7 +158,11 @@ impl<S: Client> Wire<S> {
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Ok(Decoded::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Ok(Decoded::Trailers(trailers)) => {
+                    // Whoever reads the body asks for no more, and somebody has to notice that the client goes.
+                    self.reception = Reception::Whole;
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
                 Ok(Decoded::End) => {
                     self.reception = Reception::Whole;
                     return Poll::Ready(None);

@@ -282,12 +282,24 @@ async fn a_request_for_which_no_other_worker_is_found_is_no_retry() {
 #[tokio::test]
 async fn a_client_that_leaves_cancels_the_request_at_the_worker() {
     play(1, async |world| {
-        let mut client = world.client().await;
-        client.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await.expect("open");
-        let (mut worker, _) = world.asked(0).await;
-        drop(client);
-        assert_eq!(read_until(&mut worker, "never").await, "");
-        assert_eq!(world.lines.next().await.status.as_u16(), 499);
+        for (request, body) in [
+            ("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", ""),
+            ("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 2\r\n\r\nab", "ab"),
+            (
+                "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nx: y\r\n\r\n",
+                "2\r\nab\r\n0\r\nx: y\r\n\r\n",
+            ),
+        ] {
+            let mut client = world.client().await;
+            client.write_all(request.as_bytes()).await.expect("open");
+            let (mut worker, head) = world.asked(0).await;
+            let begun = head.split_once("\r\n\r\n").expect("a head").1;
+            let rest = read_until(&mut worker, &body[begun.len()..]).await;
+            assert_eq!([begun, &rest].concat(), body);
+            drop(client);
+            assert_eq!(read_until(&mut worker, "never").await, "");
+            assert_eq!(world.lines.next().await.status.as_u16(), 499, "{request}");
+        }
     })
     .await;
 }
