@@ -101,8 +101,7 @@ impl Pool {
     pub fn at_once(self: &Arc<Self>, wish: &Wish<'_>) -> Option<Lease> {
         // Who comes while others wait stands behind them.
         let free = self.roster.waiting.load(Ordering::SeqCst) == 0;
-        free.then(|| self.find(&self.roster.load(), wish.now, wish.tried, (wish.home, wish.lasting)))
-            .flatten()
+        free.then(|| self.find_for(wish, &self.roster.load(), wish.now)).flatten()
     }
 
     /// As [`Self::at_once`], but waits in line while there is none. A slot that was tried and is still open after a moment is
@@ -122,7 +121,11 @@ impl Pool {
             choosy_until: (!wish.tried.is_empty()).then(|| settled.into_std()),
             choosy: wish.home.is_settled(),
         };
-        let mut place = Place::join(self, wish, terms)?;
+        let mut place = match Place::join(self, wish, terms) {
+            Ok(place) => place,
+            // Those who wait for certain workers keep nobody from the others.
+            Err(full) => return self.serve_then(|slots, now| self.find_for(wish, slots, now)).ok_or(full),
+        };
         let served = async {
             loop {
                 let changed = self.roster.changed();
@@ -143,7 +146,12 @@ impl Pool {
 
     /// Gives what is free to those in line.
     fn serve(self: &Arc<Self>) {
-        let served = {
+        self.serve_then(|_, _| ());
+    }
+
+    /// The same, and what `then` makes of the slots while nobody else can be given any.
+    fn serve_then<T>(self: &Arc<Self>, then: impl FnOnce(&[Arc<Slot>], Instant) -> T) -> T {
+        let (served, made) = {
             let mut line = self.lock();
             let (slots, now) = (self.roster.load(), tokio::time::Instant::now().into_std());
             let served = line.serve(now, |waiter, terms| {
@@ -151,12 +159,17 @@ impl Pool {
                 self.find(&slots, now, tried, (waiter.home, waiter.lasting))
             });
             self.roster.waiting.store(line.len(), Ordering::SeqCst);
-            served
+            (served, then(&slots, now))
         };
         for (waiter, lease) in served {
             // Who has just gone gives it back by dropping it, and that serves the next.
             drop(waiter.hand.send(lease));
         }
+        made
+    }
+
+    fn find_for(self: &Arc<Self>, wish: &Wish<'_>, slots: &[Arc<Slot>], now: Instant) -> Option<Lease> {
+        self.find(slots, now, wish.tried, (wish.home, wish.lasting))
     }
 
     fn find(

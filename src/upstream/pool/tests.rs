@@ -362,6 +362,24 @@ async fn a_client_stays_at_home_waits_for_it_and_moves_when_it_is_gone() {
     assert_ne!(pool.acquire(&at_home).await.expect("room").slot().id.slot, 1);
 }
 
+#[tokio::test]
+async fn a_line_full_of_clients_of_one_worker_keeps_nobody_from_the_others() {
+    let slots = slots(2, 1);
+    let (pool, _roster) = pool(&slots);
+    let short = Wish { queue: Queue { size: 2, ..QUEUE }, ..wish(&[]) };
+    let at_home = Wish { home: Home::Marked(crate::upstream::affinity::mark(pool.app(), 1)), ..short };
+    let first = pool.acquire(&at_home).await.expect("room");
+    let mut line: Vec<_> = (0..2).map(|_| by_hand(pool.acquire(&at_home))).collect();
+    assert!(line.iter_mut().all(|waiting| waiting.poll().is_none()));
+    assert!(matches!(pool.acquire(&at_home).await, Err(AcquireError::QueueFull { .. })));
+    let other = pool.acquire(&short).await.expect("the other has room");
+    assert_eq!(other.slot().id.slot, 0);
+    assert!(pool.acquire(&short).await.is_err(), "none has room, and the line is full");
+    drop(first);
+    let second = line[0].poll();
+    assert!(second.is_some_and(|lease| lease.is_ok() && line[1].poll().is_none()), "the line is as it was");
+}
+
 #[test]
 fn no_release_is_missed_between_threads() {
     let slots = slots(2, 1);
