@@ -206,13 +206,10 @@ pub struct Crowded;
 impl Presence {
     /// One more request in flight, if fewer than `most` are.
     pub fn try_enter(self: &Rc<Self>, most: u32) -> Option<InFlight> {
-        let before = self.requests.word.fetch_add(1, Ordering::Relaxed);
-        if before & (WAITING - 1) < u64::from(most) {
-            return Some(InFlight(Rc::clone(self)));
-        }
-        // Nothing has ended, so nobody is told: whoever waits would wake itself for ever.
-        self.requests.word.fetch_sub(1, Ordering::Relaxed);
-        None
+        // Never counted for a moment where there is no room: who is told in that moment that another has ended would find none.
+        let enter = |word| (word & (WAITING - 1) < u64::from(most)).then_some(word + 1);
+        let entered = self.requests.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter);
+        entered.is_ok().then(|| InFlight(Rc::clone(self)))
     }
 
     /// Waits for others of the client to end, unless too many wait already. Cancel-safe.
@@ -331,6 +328,21 @@ mod tests {
             () = deadlines.run() => unreachable!("it never returns"),
         }
         assert_eq!(client.requests.word.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn whoever_is_not_let_in_is_never_counted() {
+        let clients = Arc::<Clients>::default();
+        let (asking, looking) = (Arc::clone(&clients), clients.represent(ip("192.0.2.1")));
+        let _only = looking.try_enter(1).expect("room");
+        let asking = std::thread::spawn(move || {
+            let client = asking.represent(ip("192.0.2.1"));
+            (0..2_000_000).all(|_| client.try_enter(1).is_none())
+        });
+        while !asking.is_finished() {
+            assert_eq!(looking.requests.word.load(Ordering::Relaxed), 1);
+        }
+        assert!(asking.join().expect("no panic"));
     }
 
     #[tokio::test(start_paused = true)]
