@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
+use h2::RecvStream;
 use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 
@@ -115,10 +115,6 @@ impl Body for ClientBody {
 
 impl Incoming {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let failed = |error: h2::Error| {
-            // RFC 9113 §8.1: the client needs no more of its upload, which is no failure.
-            (error.reason() != Some(Reason::NO_ERROR)).then_some(Err(error))
-        };
         if !self.over {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) => {
@@ -129,14 +125,13 @@ impl Incoming {
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(failed(error)),
+                // A reset, whatever its reason, is no end (RFC 9113 §8.1): the worker must not take a part for the whole.
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => self.over = true,
             }
         }
-        Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {
-            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-            Err(error) => failed(error),
-        })
+        let trailers = ready!(self.stream.poll_trailers(cx)).transpose();
+        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
     }
 }
 

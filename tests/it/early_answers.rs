@@ -3,12 +3,15 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use ::h2::Reason;
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use tokio::process::Command;
+use tokio::sync::mpsc;
 
 use crate::support::client::{Connection, PATIENCE, Wire, by_frames};
 use crate::support::edge::{Edge, Setup};
+use crate::support::h2::{self, H2};
 use crate::support::origin::Origin;
 use crate::support::{until, within};
 
@@ -85,6 +88,40 @@ async fn an_upload_without_end_is_read_on_for_two_seconds_while_its_worker_is_fr
     let read_on = answered.elapsed();
     assert!(read_on >= READ_ON && read_on < READ_ON * 2, "reset after {read_on:?}");
     assert_eq!(connection.get("/").await.status, 403, "the connection stays usable");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn an_upload_that_its_client_resets_is_no_whole_one_whatever_the_reason() {
+    let (report, mut seen) = mpsc::unbounded_channel();
+    let origin = Origin::start(move |mut peer| {
+        let report = report.clone();
+        async move {
+            peer.head().await.expect("a request");
+            peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n").await;
+            loop {
+                let chunk = peer.chunk().await;
+                let goes_on = chunk.as_ref().is_some_and(|data| !data.is_empty());
+                report.send(chunk).expect("the test listens");
+                if !goes_on {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    let edge = Setup::new().app("a", &format!("domains: [a.test]\n{}", origin.upstream())).start().await;
+    for reason in [Reason::NO_ERROR, Reason::CANCEL] {
+        let mut client = H2::open(&edge, "a.test", &[]).await;
+        let authority = format!("a.test:{}", edge.https.port());
+        client.send(h2::headers(1, false, &h2::request("POST", &authority, "/", &[]))).await;
+        client.send(h2::frame(h2::DATA, 0, 1, b"half")).await;
+        assert_eq!(within(PATIENCE, "the first half", seen.recv()).await.unwrap().unwrap(), b"half");
+        while client.next().await.expect("the answer begins").kind != h2::DATA {}
+        client.send(h2::frame(h2::RST_STREAM, 0, 1, &u32::from(reason).to_be_bytes())).await;
+        let end = within(PATIENCE, "the upload ends", seen.recv()).await.unwrap();
+        assert_eq!(end, None, "{reason:?}: it breaks off, and has no last chunk");
+    }
     edge.stop().await;
 }
 
