@@ -55,11 +55,13 @@ pub(super) struct Transfer {
 
 impl StreamBody {
     pub(super) fn new(lease: Lease, left: Option<u64>, request_bytes: u64, transfer: Box<Transfer>) -> Self {
-        let over = left == Some(0) || transfer.stream.is_end_stream();
+        let ended = transfer.stream.is_end_stream();
         let mut body = Self { lease, transfer: Some(transfer), trailers: None, left, request_bytes };
-        if over {
-            // Nobody polls a body that is over from the start.
+        // Nobody polls a body that is over from the start.
+        if ended {
             body.finish();
+        } else if left == Some(0) {
+            body.lease.release();
         }
         body
     }

@@ -6,6 +6,7 @@ mod websockets;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use h2::Reason;
 use h2::server::Builder;
 use http::Response;
 use hyper::body::Frame;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use self::origin::{Asked, Http2Origin, answer, read};
 use crate::support::client::{Connection, PATIENCE, Wire, by_frames, empty, full, next_chunk, raw};
@@ -261,6 +262,47 @@ async fn a_client_that_goes_away_resets_its_stream_and_leaves_the_others_alone()
         }
     }
     assert_eq!(Connection::open(&edge, "a.test", Wire::H1).await.get("/").await.text(), "ok");
+    assert_eq!(origin.accepted(), 1);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_whose_end_comes_after_its_head_is_no_cancelled_one() {
+    let (report, mut seen) = mpsc::unbounded_channel();
+    let next = Arc::new(Notify::new());
+    let origin = Http2Origin::answering(move |(request, mut respond): Asked| {
+        let (report, next) = (report.clone(), Arc::clone(&next));
+        async move {
+            let status = match request.uri().path() {
+                "/next" => {
+                    next.notify_one();
+                    return answer(respond, 200, "ok");
+                }
+                "/none" => 204,
+                "/same" => 304,
+                _ => 200,
+            };
+            let head = Response::builder().status(status).header("content-length", "0").body(()).unwrap();
+            let mut body = respond.send_response(head, false).unwrap();
+            // What edge says of the stream comes before the next request.
+            next.notified().await;
+            let is_reset = std::future::poll_fn(|cx| Poll::Ready(body.poll_reset(cx).is_ready())).await;
+            report.send(is_reset).expect("the test listens");
+            let _ = body.send_data(Bytes::new(), true);
+        }
+    })
+    .await;
+    let edge = origin.edge("").await;
+    for wire in Wire::BOTH {
+        let mut connection = Connection::open(&edge, "a.test", wire).await;
+        for (method, path) in [("GET", "/none"), ("GET", "/same"), ("GET", "/empty"), ("HEAD", "/")] {
+            let request = connection.request(method, path).body(empty()).unwrap();
+            connection.exchange(request).await.unwrap();
+            assert_eq!(connection.get("/next").await.text(), "ok");
+            let is_reset = within(PATIENCE, "the first is over", seen.recv()).await;
+            assert_eq!(is_reset, Some(false), "{method} {path} {wire:?}");
+        }
+    }
     assert_eq!(origin.accepted(), 1);
     edge.stop().await;
 }
