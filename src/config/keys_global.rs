@@ -245,7 +245,7 @@ pub(super) const GLOBAL: &[Key] = &[
         "limits.connection_window",
         Is("1MB"),
         Global,
-        "What an HTTP/2 client may send ahead on all streams of a connection.",
+        "What an HTTP/2 client may send ahead on all streams of a connection, besides what waits for a worker.",
     ),
     key("limits.response_head_size", Is("64KB"), Global, "Longest head of a worker's answer; 502 beyond."),
     key(

@@ -35,6 +35,9 @@ const UNSENT: usize = 64 * 1024;
 /// it had open, which may arrive together.
 const CANCELLED: usize = 100;
 
+/// RFC 9113 §6.9.1.
+const LARGEST_WINDOW: u32 = (1 << 31) - 1;
+
 /// How many more requests a client may take back than it lets be answered.
 const TAKEN_BACK: u64 = 1000;
 
@@ -122,6 +125,7 @@ impl<S: Client> Serving<S> {
     /// Moves what can be moved, and tells the answers where all of it has left.
     fn advance(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         let moved = self.connection.poll(cx, &self.streams, &self.conn);
+        self.connection.make_room(self.conn.unread.count(cx));
         if !self.meter.is_blocked() && !matches!(moved, Poll::Ready(Err(_))) {
             self.streams.written();
         }
@@ -188,6 +192,10 @@ struct Connection<S> {
     finishing: bool,
     /// It ends for what its client sent.
     flooded: bool,
+    /// What its client may send ahead on one stream, and on all.
+    windows: (u32, u32),
+    /// Bodies for which there is more room than that.
+    unread: u32,
 }
 
 enum Phase<S> {
@@ -206,7 +214,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             .max_send_buffer_size(UNSENT)
             .max_pending_accept_reset_streams(CANCELLED.max(limits.streams as usize))
             .handshake(stream);
-        Self { phase: Phase::Opening(opening), finishing: false, flooded: false }
+        let windows = (limits.window, limits.connection_window);
+        Self { phase: Phase::Opening(opening), finishing: false, flooded: false, windows, unread: 0 }
     }
 
     /// Lets it take no more requests, and end after those it has.
@@ -216,6 +225,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Phase::Open(_) | Phase::Opening(_) => {}
         }
         self.finishing = true;
+    }
+
+    /// Gives so many bodies that lie unread room of their own, beside what there is for all others.
+    fn make_room(&mut self, unread: u32) {
+        if let Phase::Open(open) = &mut self.phase
+            && self.unread != unread
+        {
+            let (each, all) = self.windows;
+            open.set_target_window_size(each.saturating_mul(unread).saturating_add(all).min(LARGEST_WINDOW));
+            self.unread = unread;
+        }
     }
 
     /// Moves what can be moved; ready at the end.

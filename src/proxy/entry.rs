@@ -11,7 +11,7 @@ use http::request::Parts;
 
 use crate::proxy::caller::Caller;
 use crate::proxy::clients::{Crowded, InFlight};
-use crate::proxy::conn::{ConnInfo, OpenRequest};
+use crate::proxy::conn::{ConnInfo, OpenRequest, Unread};
 use crate::proxy::error::ProxyError;
 use crate::proxy::plane::Plane;
 use crate::proxy::route::Site;
@@ -76,8 +76,13 @@ impl Entry {
     }
 
     /// Takes a place among the requests of its client at workers, after a while where all are taken; told is when. Where it does
-    /// not wait, that is when its head was read: what it takes until then is not worth another look at the clock.
-    pub async fn enter(&mut self, caller: &Caller<'_>) -> Result<Instant, ProxyError> {
+    /// not wait, that is when its head was read: what it takes until then is not worth another look at the clock. Its body, if it
+    /// has one, is `unread` meanwhile.
+    pub async fn enter(
+        &mut self,
+        caller: &Caller<'_>,
+        unread: Option<&Unread>,
+    ) -> Result<Instant, ProxyError> {
         let most = self.plane.reach.limits.in_flight_per_client;
         if most == 0 {
             return Ok(self.started);
@@ -86,6 +91,7 @@ impl Entry {
             self.in_flight = Some(entered);
             return Ok(self.started);
         }
+        let _unread = unread.map(Unread::add);
         // Boxed, because hardly any request needs the room.
         let waiting = Box::pin(caller.presence().enter(most, &self.plane.reach.deadlines));
         self.in_flight = Some(waiting.await.map_err(|Crowded| ProxyError::Crowded)?);

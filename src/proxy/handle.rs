@@ -199,8 +199,9 @@ impl<'a> Passage<'a> {
             if self.parts.version == Version::HTTP_2 {
                 headers::fit(&mut self.parts.headers);
             }
-            let began = self.entry.enter(&self.caller).await?;
             let has_body = !incoming.is_end_stream();
+            let unread = has_body.then_some(&self.conn.unread);
+            let began = self.entry.enter(&self.caller, unread).await?;
             // A CONNECT has no need of the field.
             let may_open = self.present.upgrade || self.parts.method == Method::CONNECT;
             let opening = if may_open { upgrade::opening(&mut self.parts, has_body)? } else { None };
@@ -311,6 +312,7 @@ impl<'a> Passage<'a> {
                 let (lease, asked) = match relieved.take().or_else(|| site.pool.at_once(&wish)) {
                     Some(lease) => (lease, began),
                     None => {
+                        let _unread = has_body.then(|| self.conn.unread.add());
                         let _wait = Wait { queued: &mut record.queued, began };
                         // Boxed: most requests find a worker at once.
                         match Box::pin(site.pool.acquire(&wish)).await {

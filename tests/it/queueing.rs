@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::task::JoinHandle;
 
-use crate::support::client::{Answer, Body, Connection, PATIENCE, Wire, empty, raw, tcp_from, tls};
+use crate::support::client::{Answer, Body, Connection, PATIENCE, Wire, empty, full, raw, tcp_from, tls};
 use crate::support::edge::{Edge, Setup};
 use crate::support::load::{Client, Load};
 use crate::support::origin::Origin;
@@ -84,6 +85,25 @@ async fn a_request_waits_as_long_as_the_queue_allows() {
     assert!(line["status"] == 499 && line["queue_ms"].as_f64() > Some(0.0), "{line}");
     assert_eq!(first.await.unwrap().status, 200);
     until_queued(&edge, 0).await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn uploads_that_wait_for_a_worker_do_not_keep_it_from_the_one_it_takes() {
+    const SIZE: usize = 2_000_000;
+    let edge = one("").await;
+    let stream = tls(edge.https, "a.test", edge.trust().await.offering(&["h2"])).await.unwrap();
+    let (sender, connection) =
+        http2::Builder::new(TokioExecutor::new()).handshake::<_, Body>(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let uploads = (0..8).map(|_| {
+        let upload = http::Request::post("https://a.test/upload").body(full(vec![0; SIZE])).unwrap();
+        let mut sender = sender.clone();
+        async move { Answer::read(sender.send_request(upload).await.unwrap()).await.unwrap() }
+    });
+    for answer in join_all(uploads).await {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
     edge.stop().await;
 }
 
