@@ -394,18 +394,28 @@ async fn ready(made: &LiveApp) -> Result<(), Failed> {
         return Ok(());
     };
     let WorkerSpec { workers, start_timeout, .. } = **spec;
+    let not_started = || supervisor.status().workers.iter().any(|worker| worker.past.last_exit.is_some());
     let serving = made.roster.wait_for_change(|slots| (slots.len() >= workers.min as usize).then_some(()));
     let failing = async {
         while supervisor.status().state != AppState::Failed {
             tokio::time::sleep(LOOK).await;
         }
     };
+    // What comes before the first worker has a time of its own; where it has failed, nobody waits for another attempt.
+    let starting = async {
+        while !supervisor.is_prepared() {
+            if not_started() {
+                return "no worker of it can start".to_owned();
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        tokio::time::sleep(start_timeout + SAYING).await;
+        format!("it was not ready within {} s", start_timeout.as_secs_f64())
+    };
     let reason = tokio::select! {
         () = serving => return Ok(()),
         () = failing => "its workers die before they are ready".to_owned(),
-        () = tokio::time::sleep(start_timeout + SAYING) => {
-            format!("it was not ready within {} s", start_timeout.as_secs_f64())
-        }
+        reason = starting => reason,
     };
     let exit = supervisor.status().workers.into_iter().find_map(|worker| worker.past.last_exit);
     let exit = exit.map(|exit| format!(" ({exit})")).unwrap_or_default();

@@ -157,6 +157,11 @@ impl Rollout {
         self.early_deaths >= self.policy.crash_loop && self.ready() == 0
     }
 
+    /// Whether what comes before the first worker of the generation in charge is done.
+    pub fn is_prepared(&self) -> bool {
+        self.base.prepared == Prepared::Done
+    }
+
     /// Whether a roll-out is under way.
     pub fn is_rolling(&self) -> bool {
         self.next.is_some()

@@ -83,6 +83,11 @@ impl Supervisor {
         self.crew.borrow().serves()
     }
 
+    /// Whether what comes before its first worker is done.
+    pub fn is_prepared(&self) -> bool {
+        self.crew.borrow().rollout.is_prepared()
+    }
+
     /// Whether memory has room for a successor beside the workers there are, as last measured.
     pub fn has_room(&self) -> bool {
         self.crew.borrow().has_room()

@@ -179,6 +179,27 @@ async fn a_new_app_that_does_not_start_changes_nothing_and_is_explained() {
 }
 
 #[tokio::test]
+async fn what_comes_before_a_new_apps_first_worker_has_a_time_of_its_own() {
+    let edge = hello().await;
+    let user = if crate::support::processes::root() { "user: root, " } else { "" };
+    let hook = edge.dir().join("hook.sh");
+    std::fs::write(&hook, "exit 3").unwrap();
+    // Longer than the reload would wait for a worker that is not ready.
+    let app = format!(
+        "apps:\n  b: {{domains: [b.test], {user}command: edge hello, workers: 1, start_timeout: 2s, before_start: sh {}}}\n",
+        hook.display()
+    );
+    edge.edit("apps:\n", &app);
+    let (status, errors) = edge.failing(&["reload"]).await;
+    assert_eq!(status, 1);
+    assert!(errors.contains("no worker of it can start") && errors.contains("exit status 3"), "{errors}");
+    std::fs::write(&hook, "exec sleep 5").unwrap();
+    edge.reload().await;
+    assert_eq!(Connection::open(&edge, "b.test", Wire::H1).await.get("/").await.status, 200);
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn listeners_are_opened_and_closed_while_connections_live_on() {
     let edge = hello().await;
     let mut connection = Connection::plain(&edge, "a.test").await;
