@@ -95,6 +95,11 @@ impl Changes {
         Some(wish)
     }
 
+    /// Whether [`Self::next`] has a wish to give.
+    pub(super) fn is_next(&self) -> bool {
+        self.under_way.is_none() && !self.line.is_empty()
+    }
+
     /// Whether a wish has been begun and has not ended.
     pub(super) fn is_under_way(&self) -> bool {
         self.under_way.is_some()

@@ -81,7 +81,7 @@ pub(super) struct Crew {
     pub(super) exits: BTreeMap<&'static str, u64>,
     /// Dead workers whose families are still being ended.
     pub(super) burials: BTreeSet<Seat>,
-    /// The generation that is being prepared, and what ends that.
+    /// The generation that is being prepared, and what ends that. Never two: what runs for one must not meet the other's.
     pub(super) preparing: BTreeMap<u64, Scope>,
     pub(super) changes: Changes,
     /// What is said to those who wait for a change.
@@ -384,6 +384,10 @@ impl Crew {
     /// Begins the change that waited longest, if none is under way.
     fn begin_change(&mut self) {
         if self.stopping || self.rollout.is_rolling() {
+            return;
+        }
+        if self.changes.is_next() && !self.preparing.is_empty() {
+            self.preparing.values().for_each(Scope::drain);
             return;
         }
         let Some(wish) = self.changes.next() else { return };

@@ -32,6 +32,8 @@ pub enum Input {
     Prepared(u64),
     /// It failed.
     Unprepared(u64),
+    /// It was ended before its time, because another generation is to be prepared.
+    Interrupted(u64),
     /// Time passed; the moment of [`Rollout::wake_at`] may have come.
     Tick,
 }
@@ -124,6 +126,13 @@ impl Rollout {
                 }
             }
             Input::Unprepared(number) => self.unprepared(number, now, rng, &mut actions),
+            Input::Interrupted(number) => {
+                // Not at once: the other one is still to come, and the two may not meet.
+                let pause = self.policy.delay(2, rng);
+                if let Some(generation) = self.generation(number) {
+                    generation.prepared = Prepared::Due(now + pause);
+                }
+            }
             Input::Tick => {}
         }
         self.settle(now, &mut actions);

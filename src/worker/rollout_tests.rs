@@ -116,6 +116,33 @@ fn workers_that_are_killed_while_they_serve_are_replaced_at_once_each_time() {
 }
 
 #[test]
+fn what_was_interrupted_for_another_generation_begins_anew_only_where_that_one_does_not_take_over() {
+    let now = Instant::now();
+    let rng = fastrand::Rng::with_seed(7);
+    let mut play = Play { rollout: Rollout::new(POLICY, now), now, rng };
+    assert_eq!(play.step(Input::Want(1)), [Action::Prepare(1)]);
+    assert_eq!(play.step(Input::Interrupted(1)), [], "the other one comes first");
+    assert_eq!(play.step(Input::Roll(2, 1)), [Action::Prepare(2)]);
+    play.now += Duration::from_secs(600);
+    assert_eq!(play.step(Input::Tick), [], "never both");
+    assert_eq!(play.step(Input::Unprepared(2)), [Action::Abandoned(2, None), Action::Prepare(1)]);
+    assert!(!play.rollout.is_prepared() && !play.rollout.is_crash_loop());
+
+    assert_eq!(play.step(Input::Interrupted(1)), []);
+    assert_eq!(play.step(Input::Roll(3, 1)), [Action::Prepare(3)]);
+    assert_eq!(play.step(Input::Prepared(3)), [Action::Launch(seat(0, 1), 3)]);
+    assert_eq!(play.step(Input::Ready(seat(0, 1))), [Action::Completed(3)]);
+    assert!(play.rollout.is_prepared());
+    assert_eq!(play.rollout.wake_at(), None);
+
+    // Without another one, its own turn comes again.
+    let mut play = Play { rollout: Rollout::new(POLICY, now), now, rng: fastrand::Rng::with_seed(7) };
+    assert_eq!(play.step(Input::Want(1)), [Action::Prepare(1)]);
+    assert_eq!(play.step(Input::Interrupted(1)), []);
+    assert_eq!(play.wait(), [Action::Prepare(1)]);
+}
+
+#[test]
 fn fewer_wanted_retires_the_last_slots_and_wanting_them_again_waits_for_their_end() {
     let mut play = Play::serving(3);
     assert_eq!(play.step(Input::Want(1)), [Action::Retire(seat(1, 1)), Action::Retire(seat(2, 1))]);
@@ -303,7 +330,7 @@ proptest! {
     fn no_trace_takes_two_slots_down_or_spawns_a_storm(
         workers in 1u32..5,
         room in any::<bool>(),
-        moves in prop::collection::vec((0u8..14, 0u32..5, 0u64..4000), 1..60),
+        moves in prop::collection::vec((0u8..15, 0u32..5, 0u64..4000), 1..60),
     ) {
         let now = Instant::now();
         let mut play = Play { rollout: Rollout::new(POLICY, now), now, rng: fastrand::Rng::with_seed(3) };
@@ -330,6 +357,7 @@ proptest! {
                 11 if number < most => Some(Input::Want(number + 1 + slot % (most - number))),
                 12 if number > 1 && steady => Some(Input::Want(number - 1)),
                 10 => world.preparing.pop_first().map(Input::Unprepared),
+                13 if !play.rollout.is_rolling() => world.preparing.pop_first().map(Input::Interrupted),
                 _ => world.preparing.pop_first().map(Input::Prepared),
             };
             match input {

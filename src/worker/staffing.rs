@@ -58,6 +58,9 @@ impl Crew {
     /// What comes before a first worker has ended, and the workers there are stay for now.
     pub(super) fn rehearsed(&mut self, generation: u64, outcome: Result<(), RollError>) {
         self.preparing.remove(&generation);
+        if self.stopping {
+            return;
+        }
         if let Err(error) = &outcome {
             self.rejected =
                 Some(Rejected::because(error.reason.clone(), SystemClock.seconds(), None, &error.last_lines));
@@ -68,12 +71,17 @@ impl Crew {
     }
 
     pub(super) fn prepared(&mut self, generation: u64, outcome: Result<(), RollError>) {
-        self.preparing.remove(&generation);
+        let interrupted = self.preparing.remove(&generation).is_some_and(|scope| scope.is_draining());
         if self.stopping {
             return;
         }
         match outcome {
             Ok(()) => self.roll(rollout::Input::Prepared(generation)),
+            Err(_) if interrupted => {
+                let app = self.app();
+                tracing::warn!(app = %app.name, generation, "what comes before the first worker was ended: another change of the workers takes its place");
+                self.roll(rollout::Input::Interrupted(generation));
+            }
             Err(error) => {
                 let (app, last_lines) = (self.app(), error.last_lines.join("\n"));
                 tracing::error!(app = %app.name, generation, error = error.reason, last_lines, "no worker can start");

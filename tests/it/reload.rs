@@ -199,6 +199,42 @@ async fn what_comes_before_a_new_apps_first_worker_has_a_time_of_its_own() {
     edge.stop().await;
 }
 
+/// Says whether two of its kind run at once; the first one never ends by itself.
+const MIGRATION: &str = "cd \"$(dirname \"$0\")\"
+mkdir running || { touch twice; exit 1; }
+trap 'rmdir running; exit 1' TERM
+mkdir begun && while :; do sleep 0.05; done
+rmdir running
+";
+
+#[tokio::test]
+async fn what_comes_before_the_first_worker_never_runs_twice_at_once() {
+    let setup = Setup::new();
+    let script = setup.dir().join("migrate.sh");
+    std::fs::write(&script, MIGRATION).unwrap();
+    let yaml = format!("{HELLO}\nbefore_start: sh {}", script.display());
+    let mut edge = setup.app("a", &yaml).start().await;
+    let begun = edge.dir().join("begun");
+    let begins = async || begun.exists().then_some(());
+    until(PATIENCE, "the first one", begins).await;
+    edge.edit("workers: 2", "workers: 2\n    environment: {MENDED: \"1\"}");
+    edge.reload().await;
+    let app = edge.wait_until_up("a").await;
+    assert!(app["failed_deploy"].is_null(), "{app}");
+    // One of the same generation, too.
+    std::fs::remove_dir(&begun).unwrap();
+    let restart = edge.command(&["restart", "a"]);
+    let again = async {
+        until(PATIENCE, "the second one", begins).await;
+        edge.signal(Signal::SIGTERM);
+    };
+    assert_eq!(tokio::join!(restart, again).0.status.code(), Some(1));
+    assert_eq!(edge.ended(Duration::from_secs(25)).await.code(), Some(0));
+    edge.assert_nothing_left().await;
+    assert!(!edge.dir().join("twice").exists());
+    assert!(!edge.dir().join("running").exists(), "it was not let tidy up");
+}
+
 #[tokio::test]
 async fn listeners_are_opened_and_closed_while_connections_live_on() {
     let edge = hello().await;
