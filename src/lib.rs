@@ -143,6 +143,7 @@
 //!   worker/member.rs          one worker as its crew holds it   ← telemetry
 //!   worker/unread.rs          bytes that the other end was sent and has not read
 //!   worker/watchdog.rs        whether a worker that serves reads what it is sent
+//!   worker/deserted.rs        whether anybody listens still where a worker that serves did
 //!   worker/setup.rs           what the workers of one generation are run by
 //!   worker/recycling.rs       when a worker that serves well is replaced all the same
 //!   worker/scaling.rs         how a crew comes to another number of workers

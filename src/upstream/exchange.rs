@@ -16,7 +16,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::config::limits::{Limits, ResponseLimits, Timeouts};
-use crate::config::model::Address;
 use crate::deadline::{Deadline, Deadlines};
 use crate::inflow::READ_SIZE;
 use crate::outbox::Outbox;
@@ -160,7 +159,7 @@ pub fn exchange(
             let connection = match reach.idle.take(lease.slot(), deadline.now()) {
                 Some(connection) => connection,
                 // Boxed, so that requests that find a connection need no room for it.
-                None => Box::pin(connect(reach, &lease.slot().address, &deadline)).await?,
+                None => Box::pin(connect(reach, lease.slot(), &deadline)).await?,
             };
             // Safe, not merely idempotent: the worker may read it yet, when the client has long gone on. A DELETE carried out then
             // would undo what came after it.
@@ -194,7 +193,7 @@ pub fn exchange(
             // Whatever else is idle is as old, so the second try is on a connection of its own.
             let deadline = reach.deadlines.deadline();
             attempt.moved();
-            match Box::pin(connect(reach, &lease.slot().address, &deadline)).await {
+            match Box::pin(connect(reach, lease.slot(), &deadline)).await {
                 Ok(connection) => {
                     attempt.connection = connection;
                     answer = poll_fn(|cx| attempt.poll_answer(cx, lease.slot())).await;
@@ -228,8 +227,8 @@ fn request_framing(body: Option<&RequestBody>) -> RequestFraming {
     }
 }
 
-async fn connect(reach: &Reach, address: &Address, deadline: &Deadline) -> Result<Connection, SendError> {
-    let mut connecting = pin!(Connection::connect(address));
+async fn connect(reach: &Reach, slot: &Slot, deadline: &Deadline) -> Result<Connection, SendError> {
+    let mut connecting = pin!(Connection::connect(&slot.address));
     deadline.set(reach.timeouts.connect);
     let connected = poll_fn(|cx| match connecting.as_mut().poll(cx) {
         Poll::Ready(connected) => Poll::Ready(connected),
@@ -237,7 +236,7 @@ async fn connect(reach: &Reach, address: &Address, deadline: &Deadline) -> Resul
     })
     .await;
     deadline.clear();
-    connected.map_err(SendError::Connect)
+    connected.inspect_err(|error| slot.note_failure(error)).map_err(SendError::Connect)
 }
 
 /// A request on a connection whose answer has not begun or is not complete.

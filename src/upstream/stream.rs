@@ -47,8 +47,9 @@ pub async fn exchange(
     let deadline = reach.deadlines.deadline();
     let (mut sender, place) = {
         let mut taking = pin!(async {
-            let (sender, place) =
-                reach.shared.take(lease.slot(), &reach.limits).await.map_err(SendError::Connect)?;
+            let taken = reach.shared.take(lease.slot(), &reach.limits).await;
+            let taken = taken.inspect_err(|error| lease.slot().note_failure(error));
+            let (sender, place) = taken.map_err(SendError::Connect)?;
             if head.upgrade && !place.takes_websockets(&sender).await {
                 return Err(SendError::NoWebSockets);
             }

@@ -8,6 +8,7 @@ mod change;
 pub mod child;
 mod crew;
 pub mod delegation;
+mod deserted;
 pub mod environment;
 pub mod family;
 mod flags;

@@ -3,6 +3,7 @@
 //! The supervisor opens and closes slots; the request path takes and returns leases on them. Both meet in one atomic word,
 //! so that a slot found closed and empty stays empty, and one that has reached its limit is never taken beyond it.
 
+use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -50,8 +51,15 @@ pub struct Slot {
     /// When a request was taken away that it had left unread, in milliseconds after it was opened, modulo 49 days; 0 where
     /// it was heard of since, or that never was.
     doubted: AtomicU32,
+    /// Nobody was there for a request, and that was not looked into yet.
+    missed: AtomicBool,
     idle: Notify,
     streams: CancellationToken,
+}
+
+/// Whether a connection failed because nobody listens there.
+pub fn is_nobody_there(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 impl Slot {
@@ -79,6 +87,7 @@ impl Slot {
             requests: AtomicU64::new(0),
             forsaken: AtomicBool::new(false),
             doubted: AtomicU32::new(0),
+            missed: AtomicBool::new(false),
             idle: Notify::new(),
             streams: CancellationToken::new(),
         })
@@ -172,6 +181,18 @@ impl Slot {
         if self.doubted.load(Ordering::Relaxed) != 0 {
             self.doubted.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// A connection for a request failed so.
+    pub fn note_failure(&self, error: &io::Error) {
+        if is_nobody_there(error) {
+            self.missed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether nobody was there for a request since this was asked last.
+    pub fn take_missed(&self) -> bool {
+        self.missed.swap(false, Ordering::Relaxed)
     }
 
     /// Whether it left something unread a moment ago and was not heard of since: with nothing in flight, it is not idle.

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
@@ -13,6 +14,7 @@ use crate::worker::before_start;
 use crate::worker::change::RollError;
 use crate::worker::child::{Child, Exit};
 use crate::worker::crew::{Crew, Event, now};
+use crate::worker::deserted;
 use crate::worker::last_words;
 use crate::worker::launch::{LaunchError, Order};
 use crate::worker::lifecycle::{self, Input, State, Why};
@@ -263,7 +265,7 @@ impl Crew {
         });
     }
 
-    /// Looks whether it hangs, and asks for its health.
+    /// Looks whether it listens and whether it hangs, and asks for its health.
     fn watch_over(&self, at: Seat) {
         let Some(worker) = self.workers.get(&at) else { return };
         let Some(slot) = worker.slot.clone() else { return };
@@ -274,6 +276,14 @@ impl Crew {
                 let _nobody_listens = events.send(Event::Checked(id.clone(), trouble));
             }
         };
+        {
+            let (id, events, slot) = (id.clone(), events.clone(), Arc::clone(&slot));
+            worker.alongside(async move {
+                deserted::found(&slot).await;
+                let reason = format!("nobody listens at {} any more", slot.address);
+                let _nobody_listens = events.send(Event::Due(id, reason));
+            });
+        }
         let happened = move |input| {
             let _nobody_listens = events.send(Event::Happened(id.clone(), input));
         };

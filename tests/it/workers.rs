@@ -252,6 +252,30 @@ async fn a_worker_that_a_debugger_holds_on_to_after_its_end_is_replaced_and_hold
 }
 
 #[tokio::test]
+async fn workers_whose_sockets_somebody_has_removed_are_replaced() {
+    let edge = Setup::new().app("a", &format!("{HELLO}workers: 2\ntransport: unix")).start().await;
+    edge.wait_until_up("a").await;
+    let before = edge.workers("a").await;
+    for socket in sockets_below(&edge.dir().join("run/a")) {
+        std::fs::remove_file(socket).unwrap();
+    }
+    let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
+    assert_eq!(connection.get("/").await.status, 502, "there was a socket left");
+    until(Duration::from_secs(30), "nobody left who cannot be reached", async || {
+        // Each is looked at once a request has missed it.
+        let answered = connection.get("/").await.status == 200;
+        let now = edge.workers("a").await;
+        (answered && now.len() == 2 && before.iter().all(|gone| !now.contains(gone))).then_some(())
+    })
+    .await;
+    let told = |line: &serde_json::Value| {
+        line["reason"].as_str().is_some_and(|why| why.starts_with("nobody listens at unix:"))
+    };
+    assert_eq!(edge.log_objects().iter().filter(|line| told(line)).count(), 2);
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_worker_is_root_only_where_the_file_says_so() {
     // The question only arises for root; everybody else's workers run as themselves.
     let edge = Setup::new().app_as_written("a", &format!("{HELLO}workers: 1")).start().await;

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
-use crate::config::model::Protocol;
+use crate::config::model::{Address, Protocol};
 use crate::name::WorkerId;
 use crate::scope::Scope;
 use crate::upstream::client_body::ClientBody;
