@@ -21,6 +21,9 @@ struct Record {
     mark: Mark,
     /// Process id and start time of each worker's first process.
     workers: Vec<(u32, u64)>,
+    /// Where all these numbers mean something: see [`this_boot`]. Empty of an edge that did not write it.
+    #[serde(default)]
+    boot: String,
 }
 
 /// Another edge uses the directory.
@@ -44,7 +47,9 @@ pub async fn sweep(runtime_dir: &Path) -> Result<usize, InUse> {
         .filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
     {
         let record = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
-        if let Some(record) = record {
+        // Nobody of another boot lives, and whoever has such a number now is a stranger.
+        let of_this_boot = |record: &Record| record.boot.is_empty() || record.boot == this_boot();
+        if let Some(record) = record.filter(of_this_boot) {
             if let Some(pid) = owner(record.edge) {
                 return Err(InUse { pid, directory: runtime_dir.to_owned() });
             }
@@ -65,7 +70,8 @@ pub(super) fn write(runtime_dir: &Path, app: &AppName, mark: Mark, workers: &[(u
             Ok(()) | Err(_) => Ok(()),
         };
     }
-    let record = Record { edge: family::this_process(), mark, workers: workers.to_vec() };
+    let (edge, workers, boot) = (family::this_process(), workers.to_vec(), this_boot());
+    let record = Record { edge, mark, workers, boot };
     let temporary = path.with_extension("new");
     fs::write(&temporary, serde_json::to_vec(&record)?)?;
     // Whole or not at all; it need not survive a power cut, which no process does either.
@@ -77,6 +83,14 @@ const EXTENSION: &str = "workers";
 /// The process id of an edge, if it lives and is not this one.
 fn owner((pid, start): (u32, u64)) -> Option<u32> {
     (pid != std::process::id() && family::lives(pid, start)).then_some(pid)
+}
+
+/// This run of the machine, and of the container where edge has processes of its own: not every runtime directory is emptied with
+/// either.
+fn this_boot() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let processes = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{} {}", boot.trim(), processes.display())
 }
 
 async fn end(record: &Record) -> usize {
@@ -107,4 +121,37 @@ fn survivors(record: &Record, table: &[Process]) -> Vec<Process> {
     found.sort_unstable_by_key(|one| one.pid);
     found.dedup_by_key(|one| one.pid);
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn numbers_that_were_written_down_before_the_machine_was_started_again_are_strangers_now() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let path = root.path().join("api.workers");
+        let mut stranger = Command::new("sleep").arg("1000").process_group(0).spawn().expect("started");
+        let pid = stranger.id();
+        let start = family::process(pid).expect("it runs").start;
+        let mut record = Record {
+            edge: (0x3fff_ffff, 1),
+            mark: Mark::of_an_edge(&mut fastrand::Rng::with_seed(7)),
+            workers: vec![(pid, start)],
+            boot: "another".to_owned(),
+        };
+        let left = async |record: &Record| {
+            fs::write(&path, serde_json::to_vec(record).expect("plain")).expect("written");
+            let ended = sweep(root.path()).await.expect("no other edge");
+            assert!(!path.exists());
+            (ended, family::lives(pid, start))
+        };
+        assert_eq!(left(&record).await, (0, true));
+        record.boot = this_boot();
+        assert_eq!(left(&record).await, (1, false), "what is of this boot is ended");
+        let _reaped_already = stranger.wait();
+    }
 }
