@@ -27,6 +27,8 @@ use crate::worker::usage;
 #[derive(Debug)]
 pub struct Child {
     pid: u32,
+    /// See [`Process::start`].
+    start: u64,
     mark: Mark,
     leaf: Option<Leaf>,
     place: Place,
@@ -96,6 +98,7 @@ impl Child {
         let output = RefCell::new(Some((stdout, stderr)));
         Ok(Self {
             pid,
+            start,
             mark,
             leaf,
             place,
@@ -132,7 +135,7 @@ impl Child {
     /// Bytes of memory of it and all it starts, read where the event loop does not wait for it.
     pub async fn memory(&self) -> u64 {
         let counter = self.leaf.as_ref().and_then(Leaf::counter);
-        usage::memory(self.pid, self.mark, counter).await
+        usage::memory((self.pid, self.start), self.mark, counter).await
     }
 
     /// Where it was told to listen.
@@ -261,8 +264,9 @@ impl Child {
 
     /// Finds [`Self::family`] wherever it is called: to look through all processes takes a while where there are many.
     pub fn finder(&self) -> impl FnOnce() -> Vec<Process> + Send + use<> {
-        let (pid, mark, within) = (self.pid, self.mark, self.leaf.as_ref().map(Leaf::finder));
-        move || family::of_worker(pid, mark, &within.map(|find| find()).unwrap_or_default())
+        let (pid, start, mark) = (self.pid, self.start, self.mark);
+        let within = self.leaf.as_ref().map(Leaf::finder);
+        move || family::of_worker((pid, start), mark, &within.map(|find| find()).unwrap_or_default())
     }
 
     /// After its end: ends and reaps everything it started, removes its socket, strikes it off the record.

@@ -127,13 +127,24 @@ pub fn members(table: &[Process], leader: u32, adopted: impl Fn(&Process) -> boo
     found
 }
 
-/// The family of a worker of ours, now; `within` are the processes of its control group.
-pub fn of_worker(leader: u32, mark: Mark, within: &HashSet<u32>) -> Vec<Process> {
+/// The family of a worker of ours that was started at `start`, now; `within` are the processes of its control group.
+pub fn of_worker((leader, start): (u32, u64), mark: Mark, within: &HashSet<u32>) -> Vec<Process> {
     let me = std::process::id();
     // Only orphans are looked into: anybody else is found by descent.
     let orphan = |one: &Process| one.parent == me && !one.zombie && Mark::of_process(one.pid) == Some(mark);
-    members(&processes(), leader, |one| within.contains(&one.pid) || orphan(one))
+    let table = processes();
+    let leader = if is_strangers(&table, leader, start) { NOBODY } else { leader };
+    members(&table, leader, |one| within.contains(&one.pid) || orphan(one))
 }
+
+/// Whether the worker's number is somebody else's by now: its status was taken, and nobody was left who named it as his session
+/// or group. A `start` of 0 is not known.
+fn is_strangers(table: &[Process], leader: u32, start: u64) -> bool {
+    start != 0 && table.iter().any(|one| one.pid == leader && one.start != start)
+}
+
+/// No process has this id.
+pub(super) const NOBODY: u32 = 0x7fff_ffff;
 
 /// Kills every process that `find` finds, again and again until there is none, and reaps those of them and of `seen` that are
 /// ours. Returns those that outlived it, which only a process stuck in the kernel does.
@@ -239,6 +250,17 @@ mod tests {
             members(&table, big + 1, |one| one.pid == big + 6).iter().map(|p| p.pid - big).collect();
         found.sort_unstable();
         assert_eq!(found, [1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_number_that_was_given_to_somebody_else_leads_to_nobody() {
+        let me = process(std::process::id()).expect("we exist");
+        let mark = Mark::of_an_edge(&mut fastrand::Rng::with_seed(7));
+        // Of this process's session are others, or its parent at least has this process for a child.
+        let of = |pid: u32, start: u64| of_worker((pid, start), mark, &HashSet::new());
+        let parent = process(me.parent).expect("somebody started us");
+        assert!(of(parent.pid, parent.start).iter().any(|one| one.pid == parent.pid));
+        assert_eq!(of(parent.pid, parent.start + 1), []);
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn survivors(record: &Record, table: &[Process]) -> Vec<Process> {
             found.extend(family::members(table, *leader, |_| false).into_iter().filter(later));
         }
     }
-    found.extend(family::members(table, 0x7fff_ffff, marked));
+    found.extend(family::members(table, family::NOBODY, marked));
     // Zombies wait for a parent that is not us.
     found.retain(|one| !one.zombie);
     found.sort_unstable_by_key(|one| one.pid);

@@ -10,7 +10,7 @@ use crate::worker::family::{self, Mark};
 
 /// Bytes of memory of everything the worker started, read where the event loop does not wait for it: the kernel walks a
 /// process's mappings to add this up.
-pub(super) async fn memory(leader: u32, mark: Mark, counter: Option<Counter>) -> u64 {
+pub(super) async fn memory(leader: (u32, u64), mark: Mark, counter: Option<Counter>) -> u64 {
     let sum = move || {
         let family =
             || family::of_worker(leader, mark, &HashSet::new()).iter().map(|one| of_process(one.pid)).sum();
@@ -99,7 +99,7 @@ mod tests {
         assert!(of_process(me) > 1024 * 1024);
         assert!(available().is_none_or(|bytes| bytes > 0));
         let nobody = Mark::of_an_edge(&mut fastrand::Rng::with_seed(7));
-        assert_eq!(memory(0x3fff_ffff, nobody, None).await, 0);
+        assert_eq!(memory((0x3fff_ffff, 1), nobody, None).await, 0);
         assert_eq!(kilobytes("Rss:  1 kB\nPss:     17 kB\n", "Pss:"), Some(17));
     }
 }
