@@ -33,10 +33,12 @@ pub enum NotReady {
         cause: String,
     },
     /// It took the connection and said nothing.
-    #[error("no answer to GET {path} within {} s", ATTEMPT.as_secs())]
+    #[error("no answer to GET {path} within {} s", patience.as_secs_f64())]
     Silent {
         /// What was asked for.
         path: String,
+        /// How long it had.
+        patience: Duration,
     },
     /// It answered something else than HTTP, or hung up.
     #[error("no HTTP answer to GET {path}")]
@@ -140,6 +142,11 @@ impl Question {
 
     /// One attempt. Cancel-safe.
     pub async fn ask(&self, address: &Address) -> Result<(), NotReady> {
+        self.ask_within(ATTEMPT, address).await
+    }
+
+    /// One attempt, whose answer may take that long. Cancel-safe.
+    pub async fn ask_within(&self, patience: Duration, address: &Address) -> Result<(), NotReady> {
         let attempt = async {
             let unreachable = |error: std::io::Error| NotReady::Unreachable {
                 address: address.to_string(),
@@ -159,8 +166,8 @@ impl Question {
                 }
             }
         };
-        let silent = || NotReady::Silent { path: self.path.clone() };
-        tokio::time::timeout(ATTEMPT, attempt).await.unwrap_or_else(|_| Err(silent()))
+        let silent = || NotReady::Silent { path: self.path.clone(), patience };
+        tokio::time::timeout(patience, attempt).await.unwrap_or_else(|_| Err(silent()))
     }
 
     async fn exchange(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), NotReady> {
@@ -266,6 +273,32 @@ mod tests {
         let asking = question.until_ready(&nowhere, |_| told += 1);
         assert!(tokio::time::timeout(Duration::from_secs(60), asking).await.is_err());
         assert_eq!(told, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_has_the_time_it_is_given_however_long() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let path = root.path().join("x.sock");
+        let listener = tokio::net::UnixListener::bind(&path).expect("bound");
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("accepted");
+                let _request = stream.read(&mut [0; 64]).await;
+                tokio::time::sleep(Duration::from_secs(12)).await;
+                let _gone = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+            }
+        };
+        let (question, address) = (question(true), Address::Unix(path));
+        let asked = async {
+            let seconds = Duration::from_secs;
+            let early = question.ask_within(seconds(11), &address).await.expect_err("too early");
+            assert_eq!(early.to_string(), "no answer to GET / within 11 s");
+            assert_eq!(question.ask_within(seconds(20), &address).await, Ok(()));
+        };
+        tokio::select! {
+            () = asked => {}
+            () = serve => {}
+        }
     }
 
     #[tokio::test]

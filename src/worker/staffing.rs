@@ -291,20 +291,14 @@ impl Crew {
             let (happened, setup) = (happened.clone(), Rc::clone(&setup));
             worker.alongside(async move { setup.watch.over(&slot, &setup.question(), happened).await });
         }
-        if let Some(path) = setup.spec.healthcheck_path.clone() {
+        if setup.spec.healthcheck_path.is_some() {
             let address = worker.address.clone();
             worker.alongside(async move {
                 let (question, check) = (setup.question(), setup.spec.healthcheck);
                 loop {
                     tokio::time::sleep(check.interval).await;
-                    let well = tokio::time::timeout(check.timeout, question.ask(&address)).await;
-                    let trouble = match well {
-                        Ok(Ok(())) => None,
-                        Ok(Err(reason)) => Some(reason.to_string()),
-                        Err(_) => {
-                            Some(format!("no answer to GET {path} within {} s", check.timeout.as_secs_f64()))
-                        }
-                    };
+                    let asked = question.ask_within(check.timeout, &address).await;
+                    let trouble = asked.err().map(|reason| reason.to_string());
                     let input = if trouble.is_none() { Input::ProbePassed } else { Input::ProbeMissed };
                     checked(trouble);
                     happened(input);
