@@ -41,6 +41,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections at once; more wait in the backlog.
 const CONNECTIONS: usize = 32;
 
+/// Between two looks whether the socket's file is there while nobody asks: without it nobody could.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// Why there is no admin socket.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -57,7 +60,7 @@ pub enum AdminError {
 #[derive(Debug)]
 pub struct AdminSocket {
     listener: UnixListener,
-    _file: SocketFile,
+    file: SocketFile,
 }
 
 /// Removes the socket's file, unless somebody else has put another one there.
@@ -96,13 +99,13 @@ impl AdminSocket {
             let metadata = fs::symlink_metadata(path)?;
             let file = SocketFile { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) };
             let listener = UnixListener::from_std(OwnedFd::from(socket).into())?;
-            Ok(Self { listener, _file: file })
+            Ok(Self { listener, file })
         };
         open().map_err(|source| AdminError::Open { path: path.to_owned(), source })
     }
 
     /// Answers by `desk` until `scope` drains; then the socket's file is gone.
-    pub async fn serve(self, scope: Scope, desk: Rc<Desk>) {
+    pub async fn serve(mut self, scope: Scope, desk: Rc<Desk>) {
         let permits = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
         loop {
             let next = async {
@@ -111,6 +114,10 @@ impl AdminSocket {
             };
             let (permit, accepted) = tokio::select! {
                 next = next => next,
+                () = tokio::time::sleep(LOOK) => {
+                    self.come_back();
+                    continue;
+                }
                 () = scope.drained() => return,
             };
             match accepted {
@@ -128,6 +135,26 @@ impl AdminSocket {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
             }
+        }
+    }
+
+    /// Opens the socket again where somebody has removed its file, as cleaners of temporary directories do. What is there now
+    /// instead is left alone.
+    fn come_back(&mut self) {
+        let path = self.file.path.as_path();
+        let is_gone = fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if !is_gone {
+            return;
+        }
+        match Self::bind(path) {
+            Ok(Self { listener, file }) => {
+                tracing::warn!(path = %path.display(), "somebody had removed the admin socket: it is there again");
+                self.listener = listener;
+                let mut old = std::mem::replace(&mut self.file, file);
+                // The file system may have given its number to the new one, which must stay.
+                old.identity = (0, 0);
+            }
+            Err(error) => tracing::debug!(error = %Report(&error), "the admin socket is gone"),
         }
     }
 }
@@ -357,6 +384,26 @@ mod tests {
             assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         })
         .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_whose_file_somebody_removed_comes_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("admin.sock");
+        served(&path, |path| async move {
+            fs::remove_file(&path).expect("removed");
+            let comes = async {
+                while !path.exists() {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            tokio::time::timeout(LOOK * 3, comes).await.expect("it comes back");
+            assert_eq!(fs::metadata(&path).expect("exists").permissions().mode() & 0o777, 0o600);
+            let answer = exchange(&path, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        })
+        .await;
+        assert!(!path.exists(), "the socket's file is left over");
     }
 
     #[tokio::test]
