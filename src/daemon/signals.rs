@@ -21,6 +21,8 @@ pub struct Signals {
     interrupt: Signal,
     hangup: Signal,
     user1: Signal,
+    /// A file that has reached the limit of its size: what counts is that the write fails, and does not end edge.
+    _file_size: Signal,
 }
 
 impl Signals {
@@ -31,6 +33,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
             user1: signal(SignalKind::user_defined1())?,
+            _file_size: signal(SignalKind::from_raw(nix::libc::SIGXFSZ))?,
         })
     }
 

@@ -113,3 +113,25 @@ async fn it_can_be_a_file_that_is_reopened_on_sigusr1() {
     assert!(!fs::read_to_string(&old).unwrap().contains("/after"));
     edge.stop().await;
 }
+
+#[tokio::test]
+async fn a_file_that_may_not_grow_any_more_costs_its_lines_alone() {
+    let origin = Origin::mirror().await;
+    let setup = Setup::new().inside(&["prlimit", "--fsize=8192"]);
+    let file = setup.dir().join("access.log");
+    let edge = setup
+        .top(&format!("log:\n  access: {}", file.display()))
+        .app("a", &format!("domains: [a.test]\n{}", origin.upstream()))
+        .start()
+        .await;
+    let mut connection = Connection::open(&edge, "a.test", Wire::H1).await;
+    let path = format!("/{}", "x".repeat(1000));
+    until(PATIENCE, "the file is full", async || {
+        assert_eq!(connection.get(&path).await.status, 200);
+        edge.log().contains("cannot write the access log").then_some(())
+    })
+    .await;
+    assert_eq!(fs::metadata(&file).unwrap().len(), 8192);
+    assert_eq!(connection.get("/").await.status, 200);
+    edge.stop().await;
+}
