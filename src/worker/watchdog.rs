@@ -9,6 +9,7 @@
 //! health check's path, or `/`. Gunicorn's synchronous workers read nothing while they work: that is being busy, and
 //! gunicorn itself watches them (`--timeout`).
 
+use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,7 +19,7 @@ use crate::config::model::{Address, Protocol, ServerKind};
 use crate::worker::adapter::Plan;
 use crate::worker::lifecycle::Input;
 use crate::worker::probe::Question;
-use crate::worker::slot::Slot;
+use crate::worker::slot::{Slot, is_nobody_there};
 use crate::worker::unread;
 
 /// A worker that leaves bytes unread this long gets no new requests.
@@ -77,11 +78,21 @@ impl Watch {
                 Self::Nobody => return std::future::pending().await,
                 Self::Reading => {
                     let mut read = Box::pin(read(&slot.address, probe(slot.protocol)));
-                    if tokio::time::timeout(UNREAD, &mut read).await.is_ok() {
+                    let early = tokio::time::timeout(UNREAD, &mut read).await;
+                    let stuck = early.is_err();
+                    let outcome = match early {
+                        Ok(outcome) => outcome,
+                        Err(_) => {
+                            happened(Input::Stuck);
+                            read.await
+                        }
+                    };
+                    // To have closed its socket is not to hang: what it has in flight goes on, and whoever looks whether it
+                    // listens hears of it.
+                    outcome.unwrap_or_else(|nobody| slot.note_failure(&nobody));
+                    if !stuck {
                         continue;
                     }
-                    happened(Input::Stuck);
-                    read.await;
                 }
                 Self::Answering => {
                     let before = slot.finished();
@@ -127,25 +138,26 @@ async fn until_answered(question: &Question, address: &Address) {
     }
 }
 
-/// Completes once the worker has read a probe. Cancel-safe.
-async fn read(address: &Address, probe: &[u8]) {
+/// Completes once the worker has read a probe, or with what says that nobody listens. Cancel-safe.
+async fn read(address: &Address, probe: &[u8]) -> io::Result<()> {
     loop {
         let read = match address {
             Address::Unix(path) => match UnixStream::connect(path).await {
-                Ok(stream) => read_by_unix(stream, probe).await,
-                Err(_) => false,
+                Ok(stream) => Ok(read_by_unix(stream, probe).await),
+                Err(error) => Err(error),
             },
             Address::Tcp(to) => match TcpStream::connect(to).await {
-                Ok(stream) => read_by_loopback(stream, to.port(), probe).await,
-                Err(_) => false,
+                Ok(stream) => Ok(read_by_loopback(stream, to.port(), probe).await),
+                Err(error) => Err(error),
             },
             // Workers have addresses, not names.
-            Address::Name(..) => true,
+            Address::Name(..) => Ok(true),
         };
-        if read {
-            return;
+        match read {
+            Ok(true) => return Ok(()),
+            Err(error) if is_nobody_there(&error) => return Err(error),
+            Ok(false) | Err(_) => tokio::time::sleep(LOOK).await,
         }
-        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -197,6 +209,20 @@ mod tests {
     use tokio::net::UnixListener;
 
     #[tokio::test]
+    async fn where_nobody_listens_nobody_is_waited_for() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let path = root.path().join("x.sock");
+        let listener = UnixListener::bind(&path).expect("bound");
+        let address = Address::Unix(path.clone());
+        drop(listener);
+        let refused = read(&address, probe(Protocol::Http1)).await.expect_err("closed");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        std::fs::remove_file(path).expect("removed");
+        let missing = read(&address, probe(Protocol::Http1)).await.expect_err("removed");
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[tokio::test]
     async fn a_probe_is_read_by_who_reads_and_not_by_who_only_accepts() {
         let root = tempfile::tempdir().expect("temporary directory");
         let path = root.path().join("x.sock");
@@ -212,7 +238,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = read(&address, probe(Protocol::Http1)) => {}
+            read = read(&address, probe(Protocol::Http1)) => read.expect("somebody listens"),
             () = serve => {}
             () = tokio::time::sleep(Duration::from_secs(5)) => panic!("it was read"),
         }
