@@ -160,7 +160,12 @@ pub(super) const APP: &[Key] = &[
         Worker,
         "How long a worker's open requests may take before its stop signal.",
     ),
-    key("apps.NAME.stop_signal", Is("SIGTERM"), Worker, "Signal that asks a worker to end."),
+    key(
+        "apps.NAME.stop_signal",
+        Is("SIGTERM"),
+        Worker,
+        "Signal that asks a worker to end, and whom it leaves once it has ended.",
+    ),
     key(
         "apps.NAME.stop_grace_period",
         Is("10s"),
@@ -207,7 +212,7 @@ pub(super) const APP: &[Key] = &[
         "apps.NAME.max_memory",
         Nothing,
         Worker,
-        "A worker whose processes use more memory than this is replaced; shared memory counts by share.",
+        "A worker whose processes use more memory than this is replaced; it is measured every 5 s, and shared memory counts by share.",
     ),
     key(
         "apps.NAME.memory_limit",

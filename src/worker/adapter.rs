@@ -120,6 +120,9 @@ pub fn plan_at(spec: &WorkerSpec, place: &Place) -> Plan {
     };
     draft.transport_notes(server, spec.transport);
     draft.shell_notes(&spec.command);
+    if spec.server == ServerKind::Auto && server == ServerKind::Generic {
+        draft.deaf_note(&spec.command);
+    }
     draft.edge(place);
     match server {
         ServerKind::Uvicorn => draft.uvicorn(),
@@ -286,6 +289,16 @@ impl Draft<'_> {
         if script::of(command).is_none() && command.iter().any(names_it) {
             self.notes
                 .push("`$PORT` is not replaced, because no shell runs the command: write `{port}`".into());
+        }
+    }
+
+    fn deaf_note(&mut self, command: &[String]) {
+        if let Some(name) = program::deaf_in_a_script(command) {
+            self.notes.push(format!(
+                "the script names `{name}`, which does not read `PORT`, and edge tells a script nothing else: set `server: {}`, \
+                 or say in the script that it listens on `$PORT`",
+                name.trim_end_matches("-serve")
+            ));
         }
     }
 

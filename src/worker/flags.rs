@@ -27,7 +27,12 @@ impl Command {
 
     /// Whether an option without value is there.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.words[self.arguments..].iter().any(|word| word == name)
+        self.arguments().iter().any(|word| word == name)
+    }
+
+    /// The server's own arguments.
+    pub(super) fn arguments(&self) -> &[String] {
+        &self.words[self.arguments..]
     }
 
     /// Removes every option with one of these names; what was removed.

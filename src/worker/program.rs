@@ -42,6 +42,16 @@ pub(super) fn in_a_script(command: &[String]) -> Option<&'static str> {
     script::of(command)?.text.split_ascii_whitespace().any(names).then_some("the script")
 }
 
+/// A server that a script names and that does not read `PORT`, where the script does not say itself where it listens.
+pub(super) fn deaf_in_a_script(command: &[String]) -> Option<&'static str> {
+    const DEAF: [&str; 5] = ["uvicorn", "hypercorn", "daphne", "granian", "waitress-serve"];
+    let text = script::of(command)?.text;
+    let is_told = ["PORT", "EDGE_SOCKET", "{port}", "{socket}"].iter().any(|place| text.contains(place));
+    let ends_a_word = |letter: char| letter.is_ascii_whitespace() || ";&|()".contains(letter);
+    let names = |server: &&str| text.split(ends_a_word).any(|word| base(word) == *server);
+    DEAF.into_iter().find(names).filter(|_| !is_told)
+}
+
 /// Whether a program of this name runs the script that is its first argument.
 pub(super) fn is_interpreter(name: &str) -> bool {
     script::is_shell(name) || is_python(name) || ["ruby", "node", "nodejs", "php"].contains(&name)

@@ -1,6 +1,7 @@
 //! What each server program has to be told, and how: where to listen, whose forwarded headers to believe, how long to keep
 //! idle connections. Facts about a program stand at its function.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::config::model::ServerKind;
@@ -191,6 +192,7 @@ impl Draft<'_> {
             let address = if self.wire == Wire::Unix { self.socket.clone() } else { self.port.clone() };
             self.set("PORT", address);
         }
+        self.fixed_port_note();
         self.idle_timeout = Duration::from_secs(4);
     }
 
@@ -223,12 +225,33 @@ impl Draft<'_> {
         let pid_file = place.pid_file().display().to_string();
         self.command.append(["-P", &pid_file]);
         self.set("PIDFILE", pid_file);
+        let is_named = ["RAILS_ENV", "RACK_ENV"].iter().any(|name| self.user.contains_key(*name))
+            || self.command.value(&["-e", "--environment"]).is_some();
+        if !is_named {
+            self.notes.push(
+                "Rails runs in its `development` environment: set `RAILS_ENV: production` under `environment`".to_owned(),
+            );
+        }
         self.idle_timeout = Duration::from_secs(15);
     }
 
     pub(super) fn generic(&mut self, hello: bool) {
         if hello {
             self.idle_timeout = RAISED_IDLE;
+        }
+        self.fixed_port_note();
+    }
+
+    /// Which option of an unknown program says where it listens is not known, so none is replaced.
+    fn fixed_port_note(&mut self) {
+        if self.told || self.scripted {
+            return;
+        }
+        if let Some(fixed) = insists_on_a_port(self.command.arguments()) {
+            self.notes.push(format!(
+                "`{fixed}` is left as it is: where it says on which port this program listens, write `{{port}}` for that port, \
+                 or leave it out where the program reads `PORT`"
+            ));
         }
     }
 
@@ -247,6 +270,8 @@ impl Draft<'_> {
                 ("--reload", "leave it out")
             }
             ServerKind::Node if has("--watch") => ("--watch", "leave it out"),
+            ServerKind::Node if has("dev") => ("dev", "build it and use `start`"),
+            ServerKind::Generic if has("runserver") => ("runserver", "use `gunicorn PROJECT.wsgi`"),
             ServerKind::Auto
             | ServerKind::Uvicorn
             | ServerKind::Fastapi
@@ -272,4 +297,35 @@ impl Draft<'_> {
             "{server} has no option to trust forwarded headers: to see {what}, serve `{wrapped}`"
         ));
     }
+}
+
+/// The first argument that looks like the port a program is to listen on.
+fn insists_on_a_port(arguments: &[String]) -> Option<String> {
+    const OPTIONS: [&str; 9] =
+        ["-p", "--port", "-b", "--bind", "--listen", "-addr", "--addr", "--address", "--http"];
+    arguments.iter().enumerate().find_map(|(at, word)| {
+        let (name, value) = match (word.split_once('='), arguments.get(at + 1)) {
+            (Some(both), _) => both,
+            (None, Some(next)) => (word.as_str(), next.as_str()),
+            (None, None) => (word.as_str(), ""),
+        };
+        let is_option = OPTIONS.contains(&name) && (is_port(value) || is_address(value));
+        match (is_option, word.contains('=')) {
+            (true, false) => Some(format!("{name} {value}")),
+            (true, true) => Some(word.clone()),
+            (false, _) => is_address(word).then(|| word.clone()),
+        }
+    })
+}
+
+fn is_port(text: &str) -> bool {
+    const FIRST_FREE_TO_ALL: u16 = 1024;
+    text.parse().is_ok_and(|port| port >= FIRST_FREE_TO_ALL || [80, 443].contains(&port))
+}
+
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        is_port(port) && (["", "*", "localhost"].contains(&host) || bare.parse::<IpAddr>().is_ok())
+    })
 }
