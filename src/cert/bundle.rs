@@ -24,6 +24,9 @@ pub const MAX_SIZE: u64 = 64 * 1024;
 
 const MAX_CHAIN: usize = 10;
 
+/// The only feature that is in use is the OCSP answer.
+const TLS_FEATURE: &str = "1.3.6.1.5.5.7.1.24";
+
 /// Key, chain, and what the leaf says. The key is never printed.
 #[derive(Clone)]
 pub struct CertBundle {
@@ -180,6 +183,12 @@ impl CertBundle {
             return Err(BundleError::Expired);
         }
         self.check_chain()
+    }
+
+    /// Whether its certificate demands an OCSP answer in the handshake (RFC 7633).
+    pub fn wants_staple(&self) -> bool {
+        let leaf = self.certified.cert.first().and_then(|leaf| read_certificate(0, leaf).ok());
+        leaf.is_some_and(|leaf| leaf.iter_extensions().any(|found| found.oid.to_id_string() == TLS_FEATURE))
     }
 
     /// Whether its certificate is signed by its own key: no CA's.

@@ -14,7 +14,7 @@ use crate::cert::bundle::{CertBundle, MAX_SIZE};
 use crate::cert::store_error::{FileError, StoreError};
 use crate::cert::validity::Validity;
 use crate::durable;
-use crate::name::AppName;
+use crate::name::{AppName, HostPattern};
 
 /// A pair of files.
 #[derive(Debug, Clone)]
@@ -60,6 +60,31 @@ impl FilePair {
                  if that is wrong"
             )
         })
+    }
+
+    /// Tells what clients may dislike about the certificate for `pattern`, which is served all the same.
+    pub fn tell_unfit(&self, pattern: &HostPattern, bundle: &CertBundle) {
+        let file = self.cert.display();
+        if !bundle.covers(pattern) {
+            tracing::warn!(cert = %pattern, %file, "the certificate does not name this host");
+        }
+        if let Err(error) = bundle.check_chain() {
+            tracing::warn!(cert = %pattern, %file, "clients may refuse the certificate: {error}");
+        }
+        if bundle.certified().cert.len() == 1 && !bundle.is_self_signed() {
+            tracing::info!(
+                cert = %pattern,
+                %file,
+                "the file has no certificate but the host's: clients that do not know who signed that refuse it, and need the whole chain here, as in certbot's fullchain.pem"
+            );
+        }
+        if bundle.wants_staple() {
+            tracing::warn!(
+                cert = %pattern,
+                %file,
+                "the certificate demands an OCSP answer in each handshake (must-staple), and edge sends none: some clients refuse it. Order one without that"
+            );
+        }
     }
 
     /// What tells whether they changed: a renewal tool may replace either, also within one second.

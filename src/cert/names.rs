@@ -183,9 +183,7 @@ impl Names {
                 let pair = FilePair { app: app.name.clone(), cert, key };
                 let stamp = pair.stamp();
                 let bundle = pair.load(&self.provider)?;
-                if !bundle.covers(pattern) {
-                    tracing::warn!(cert = %pattern, file = %pair.cert.display(), "the certificate does not name this host");
-                }
+                pair.tell_unfit(pattern, &bundle);
                 name.source = Source::Files(pair, stamp);
                 self.fit(&mut name, Arc::new(bundle))?;
             }
@@ -280,6 +278,7 @@ impl Names {
             *known = stamp;
             match pair.load(&self.provider) {
                 Ok(bundle) => {
+                    pair.tell_unfit(&name.pattern, &bundle);
                     name.file_error = None;
                     fresh.push((index, bundle));
                 }

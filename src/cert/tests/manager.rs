@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use super::fakes::{Running, rig};
 use super::lab::{Logged, local};
-use super::setup::{LOCAL, app, config, handshake, host, lasting, now, pattern, provider};
+use super::setup::{LOCAL, app, config, handshake, host, lasting, now, pattern};
 use crate::cert::failure::{Class, Reach};
 use crate::cert::internal::InternalCa;
 use crate::clock::Clock;
-use crate::config::model::{App, ClientAuth, ClientAuthMode, Tls};
+use crate::config::model::Tls;
 use crate::telemetry::status::CertificateState;
 
 #[tokio::test(start_paused = true)]
@@ -250,7 +250,7 @@ async fn what_keeps_the_internal_ca_from_issuing_is_told_once_for_each_name_and_
     .await;
 }
 
-fn write_pair(dir: &Path, ca: &InternalCa, name: &str) -> Tls {
+pub(super) fn write_pair(dir: &Path, ca: &InternalCa, name: &str) -> Tls {
     write_pair_of(now(), dir, ca, name)
 }
 
@@ -383,73 +383,6 @@ async fn another_configuration_orders_what_is_new_forgets_what_is_gone_and_keeps
         assert_eq!(rig.ca.orders.get(), 3);
         let names: Vec<_> = running.manager.status().into_iter().map(|one| one.name).collect();
         assert_eq!(names, ["c.example.org", "b.example.org", "d.example.org"]);
-        running.stop().await;
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn files_that_could_not_be_read_are_read_as_soon_as_they_can_be() {
-    local(async {
-        let rig = rig();
-        let dir = rig.dir.path();
-        let tls = write_pair(dir, &rig.ca.ca, "a.example.com");
-        let running =
-            rig.try_run(&config(&rig.storage(), vec![app("api", &["a.example.com"], tls)])).expect("started");
-        let first = running.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
-        let (logged, _logging) = Logged::begin();
-        // As after a renewal whose files edge may not read, until somebody sets that right: the files stay the same.
-        write_pair(dir, &rig.ca.ca, "a.example.com");
-        let pem = dir.join("key.pem");
-        let good = fs::read(&pem).expect("read");
-        let when = fs::metadata(&pem).expect("there").modified().expect("known");
-        let fill = |content: &[u8]| {
-            fs::write(&pem, content).expect("written");
-            let file = fs::File::options().write(true).open(&pem).expect("opened");
-            file.set_modified(when).expect("set");
-        };
-        fill(&vec![b'x'; good.len()]);
-        for _ in 0..3 {
-            assert_eq!(running.manager.look_at_files().await.unusable.len(), 1);
-        }
-        assert_eq!(logged.lines("keeping the old ones"), 1, "{}", logged.text());
-        fill(&good);
-        let looked = running.manager.look_at_files().await;
-        assert!(looked.changed && looked.unusable.is_empty(), "{looked:?}");
-        let second = running.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
-        assert!(!Arc::ptr_eq(&first, &second), "the new one is served");
-        running.stop().await;
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_ca_of_clients_that_could_not_be_read_is_read_as_soon_as_it_can_be() {
-    local(async {
-        let rig = rig();
-        let dir = rig.dir.path();
-        let (ca, other) = (dir.join("clients.pem"), dir.join("other"));
-        let other = InternalCa::open(&other, provider(), now()).expect("made");
-        fs::copy(rig.ca.ca.root_file(), &ca).expect("copied");
-        let mut named =
-            App::clone(&app("api", &["a.example.com"], write_pair(dir, &rig.ca.ca, "a.example.com")));
-        named.client_auth = Some(ClientAuth { ca: ca.clone(), mode: ClientAuthMode::Require });
-        let running = rig.try_run(&config(&rig.storage(), vec![Arc::new(named)])).expect("started");
-        let good = fs::read(other.root_file()).expect("read");
-        let when = fs::metadata(&ca).expect("there").modified().expect("known");
-        let fill = |content: &[u8]| {
-            fs::write(&ca, content).expect("written");
-            fs::File::options().write(true).open(&ca).expect("opened").set_modified(when).expect("set");
-        };
-        let (logged, _logging) = Logged::begin();
-        fill(&vec![b'x'; good.len() + 1]);
-        for _ in 0..3 {
-            assert_eq!(running.manager.look_at_files().await.unusable.len(), 1);
-        }
-        assert_eq!(logged.lines("keeping the old one"), 1, "{}", logged.text());
-        fill(&[good.as_slice(), b"\n"].concat());
-        let looked = running.manager.look_at_files().await;
-        assert!(looked.changed && looked.unusable.is_empty(), "{looked:?}");
         running.stop().await;
     })
     .await;

@@ -8,6 +8,7 @@ mod clocks;
 mod dns;
 mod fakes;
 mod faults;
+mod files;
 mod handshake;
 mod hostile;
 mod import;

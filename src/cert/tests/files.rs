@@ -1,0 +1,121 @@
+//! Files of the operator: what is told of them, and when they are read again.
+
+use std::fs;
+use std::sync::Arc;
+
+use rcgen::{CertificateParams, CustomExtension, Issuer, KeyPair};
+
+use super::fakes::rig;
+use super::lab::{Logged, local};
+use super::manager::write_pair;
+use super::setup::{LOCAL, app, config, host, now, provider};
+use crate::cert::internal::InternalCa;
+use crate::config::model::{App, ClientAuth, ClientAuthMode};
+
+#[tokio::test(start_paused = true)]
+async fn what_clients_may_dislike_about_a_file_is_told_at_the_start_and_when_it_changes() {
+    local(async {
+        let rig = rig();
+        let dir = rig.dir.path();
+        let tls = write_pair(dir, &rig.ca.ca, "a.example.com");
+        let (logged, _logging) = Logged::begin();
+        let apps = vec![app("api", &["a.example.com"], tls)];
+        let running = rig.try_run(&config(&rig.storage(), apps)).expect("started");
+        let told = |words: &str| logged.lines(words);
+        for words in ["does not name", "may refuse", "whole chain", "must-staple"] {
+            assert_eq!(told(words), 0, "{}", logged.text());
+        }
+        let key = KeyPair::generate().expect("a key");
+        let (of_ca, ca) = (KeyPair::generate().expect("a key"), CertificateParams::default());
+        let ca = Issuer::new(ca, of_ca);
+        let mut params = CertificateParams::new(vec!["b.example.com".to_owned()]).expect("a name");
+        // A sequence of the one feature that asks for a status.
+        let feature =
+            CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 24], vec![0x30, 3, 2, 1, 5]);
+        params.custom_extensions = vec![feature];
+        let leaf = params.signed_by(&key, &ca).expect("signed").pem();
+        let stranger = fs::read_to_string(rig.ca.ca.root_file()).expect("read");
+        let fill = |pem: String| {
+            fs::write(dir.join("cert.pem"), pem).expect("written");
+            fs::write(dir.join("key.pem"), key.serialize_pem()).expect("written");
+        };
+        fill(leaf.clone());
+        assert!(running.manager.look_at_files().await.changed);
+        fill(format!("{leaf}{stranger}"));
+        assert!(running.manager.look_at_files().await.changed);
+        for (words, times) in
+            [("does not name", 2), ("may refuse", 1), ("whole chain", 1), ("must-staple", 2)]
+        {
+            assert_eq!(told(words), times, "{words}: {}", logged.text());
+        }
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_could_not_be_read_are_read_as_soon_as_they_can_be() {
+    local(async {
+        let rig = rig();
+        let dir = rig.dir.path();
+        let tls = write_pair(dir, &rig.ca.ca, "a.example.com");
+        let running =
+            rig.try_run(&config(&rig.storage(), vec![app("api", &["a.example.com"], tls)])).expect("started");
+        let first = running.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
+        let (logged, _logging) = Logged::begin();
+        // As after a renewal whose files edge may not read, until somebody sets that right: the files stay the same.
+        write_pair(dir, &rig.ca.ca, "a.example.com");
+        let pem = dir.join("key.pem");
+        let good = fs::read(&pem).expect("read");
+        let when = fs::metadata(&pem).expect("there").modified().expect("known");
+        let fill = |content: &[u8]| {
+            fs::write(&pem, content).expect("written");
+            let file = fs::File::options().write(true).open(&pem).expect("opened");
+            file.set_modified(when).expect("set");
+        };
+        fill(&vec![b'x'; good.len()]);
+        for _ in 0..3 {
+            assert_eq!(running.manager.look_at_files().await.unusable.len(), 1);
+        }
+        assert_eq!(logged.lines("keeping the old ones"), 1, "{}", logged.text());
+        fill(&good);
+        let looked = running.manager.look_at_files().await;
+        assert!(looked.changed && looked.unusable.is_empty(), "{looked:?}");
+        let second = running.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
+        assert!(!Arc::ptr_eq(&first, &second), "the new one is served");
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ca_of_clients_that_could_not_be_read_is_read_as_soon_as_it_can_be() {
+    local(async {
+        let rig = rig();
+        let dir = rig.dir.path();
+        let (ca, other) = (dir.join("clients.pem"), dir.join("other"));
+        let other = InternalCa::open(&other, provider(), now()).expect("made");
+        fs::copy(rig.ca.ca.root_file(), &ca).expect("copied");
+        let mut named =
+            App::clone(&app("api", &["a.example.com"], write_pair(dir, &rig.ca.ca, "a.example.com")));
+        named.client_auth = Some(ClientAuth { ca: ca.clone(), mode: ClientAuthMode::Require });
+        let running = rig.try_run(&config(&rig.storage(), vec![Arc::new(named)])).expect("started");
+        let good = fs::read(other.root_file()).expect("read");
+        let when = fs::metadata(&ca).expect("there").modified().expect("known");
+        let fill = |content: &[u8]| {
+            fs::write(&ca, content).expect("written");
+            fs::File::options().write(true).open(&ca).expect("opened").set_modified(when).expect("set");
+        };
+        let (logged, _logging) = Logged::begin();
+        fill(&vec![b'x'; good.len() + 1]);
+        for _ in 0..3 {
+            assert_eq!(running.manager.look_at_files().await.unusable.len(), 1);
+        }
+        assert_eq!(logged.lines("keeping the old one"), 1, "{}", logged.text());
+        fill(&[good.as_slice(), b"\n"].concat());
+        let looked = running.manager.look_at_files().await;
+        assert!(looked.changed && looked.unusable.is_empty(), "{looked:?}");
+        running.stop().await;
+    })
+    .await;
+}
