@@ -217,8 +217,12 @@ async fn lend(live: &Live, token: &str, answer: &str, operator: &mpsc::Sender<Sa
 /// What workers printed, in the order it came, each line with its time as the log has it; followed until `ends` drains.
 async fn logs(live: &Live, app: Option<AppName>, follow: bool, operator: &mpsc::Sender<Said>, ends: &Scope) {
     let wanted = |live: &LiveApp| app.as_ref().is_none_or(|name| live.app.name == *name);
-    if let Some(name) = app.as_ref().filter(|name| live.app(name).is_none()) {
-        let Failed { text, status } = unknown(live, name);
+    let refused = app.as_ref().and_then(|name| match live.app(name) {
+        Some(app) if app.supervisor.is_some() => None,
+        Some(_) => Some(no_workers(name)),
+        None => Some(unknown(live, name)),
+    });
+    if let Some(Failed { text, status }) = refused {
         let _gone = operator.send(Said::Complaint(text)).await;
         let _gone = operator.send(Said::End(status)).await;
         return;

@@ -91,7 +91,9 @@ fn refused(problems: &Problems) -> Failed {
 /// Makes sure that the app's workers are replaced.
 fn force(changes: &mut Vec<Change>, new: &Config, name: &AppName) -> Result<(), Failed> {
     let Some(app) = new.apps.iter().find(|app| app.name == *name) else {
-        return Err(Failed::because(format!("{} has no app named \"{name}\"", new.file.display())));
+        let known: Vec<&str> = new.apps.iter().map(|app| app.name.as_str()).collect();
+        let (file, known) = (new.file.display(), known.join(", "));
+        return Err(Failed::because(format!("{file} has no app named \"{name}\"; it has {known}")));
     };
     match app.backend {
         Backend::Workers(_) => {}

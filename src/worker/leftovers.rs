@@ -28,7 +28,11 @@ struct Record {
 
 /// Another edge uses the directory.
 #[derive(Debug, thiserror::Error)]
-#[error("another edge (process {pid}) runs with the runtime directory {}", directory.display())]
+#[error(
+    "another edge (process {pid}) runs with the runtime directory {}: `edge reload` has it apply a changed file; to run two, give each \
+     a `runtime_dir` of its own",
+    directory.display()
+)]
 pub struct InUse {
     /// Its process id.
     pub pid: u32,

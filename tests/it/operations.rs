@@ -93,7 +93,8 @@ async fn logs_show_what_workers_printed_and_go_on_with_what_they_print() {
 
 #[tokio::test]
 async fn an_app_that_is_not_there_is_told_with_those_that_are() {
-    let edge = Setup::new().app("a", HELLO).start().await;
+    let up = "domains: [up.test]\nupstream: http://127.0.0.1:1";
+    let edge = Setup::new().app("a", HELLO).app("up", up).start().await;
     edge.wait_until_up("a").await;
     for call in [
         &["restart", "b"][..],
@@ -104,9 +105,21 @@ async fn an_app_that_is_not_there_is_told_with_those_that_are() {
     ] {
         let (status, errors) = edge.failing(call).await;
         assert_eq!(status, 1, "{call:?}: {errors}");
-        assert!(!errors.is_empty(), "{call:?}");
+        assert!(errors.contains("no app named \"b\"") && errors.contains(" a, up\n"), "{call:?}: {errors}");
     }
-    assert!(edge.failing(&["restart", "b"]).await.1.contains("there is a"));
+    for call in [
+        &["restart", "up"][..],
+        &["scale", "up", "2"],
+        &["logs", "up"],
+        &["logs", "-f", "up"],
+        &["reload", "up"],
+        &["explain", "up"],
+    ] {
+        let (status, errors) = edge.failing(call).await;
+        assert!(status == 1 && errors.contains("app \"up\" has no workers"), "{call:?}: {errors}");
+    }
+    let (status, errors) = edge.failing(&["run"]).await;
+    assert!(status == 1 && errors.contains("`edge reload` has it apply a changed file"), "{errors}");
     let (status, errors) = edge.failing(&["scale", "a", "0"]).await;
     assert!(status == 64 && errors.contains("a whole number from 1 to 1000"), "{status}: {errors}");
     assert_eq!(edge.done(&["maintenance", "off", "a"]).await, "a: was not under maintenance\n");

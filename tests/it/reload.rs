@@ -83,7 +83,7 @@ async fn a_key_that_needs_a_restart_is_refused_by_name() {
     assert!(edge.certificate("b.test").await.is_null(), "half of the change came into force");
     edge.edit("log: {level: debug, access: false}\n", "");
     let (status, errors) = edge.refused(&["reload", "nobody"]).await;
-    assert!(status == 1 && errors.contains("no app named \"nobody\""), "{errors}");
+    assert!(status == 1 && errors.contains("no app named \"nobody\"; it has a\n"), "{errors}");
     assert!(edge.certificate("b.test").await.is_null(), "half of the change came into force");
     edge.stop().await;
 }
