@@ -14,6 +14,7 @@ use crate::cert::store_error::StoreError;
 use crate::clock::{Clock, SystemClock};
 use crate::config::model::{AccessLog, Config, Log};
 use crate::daemon::admin::{AdminSocket, Desk, PendingStatus};
+use crate::daemon::check_certificates;
 use crate::daemon::listeners::Listeners;
 use crate::daemon::live::{Hands, Live};
 use crate::daemon::metrics::{self, Measure};
@@ -65,20 +66,19 @@ pub fn run(config: Config) -> ExitCode {
     }
 }
 
-/// What `open` opens, if need be once a certificate and its key are both of the same renewal.
-async fn once_renewed<T>(open: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+/// Waits until both files of each certificate are of one renewal, as far as that can be waited for.
+async fn renewed(config: &Config) {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     for look in 0..LOOKS {
-        match open() {
-            Err(error) if error.is_half_renewed() => {
-                if look == 0 {
-                    tracing::warn!(error = %Report(&error), "waiting for the other file, in case that the two are being replaced");
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-            opened => return opened,
+        let now = SystemClock.now();
+        let mut errors =
+            config.apps.iter().flat_map(|app| check_certificates::look(app, &provider, now).errors);
+        let Some(error) = errors.find(StoreError::is_half_renewed) else { return };
+        if look == 0 {
+            tracing::warn!(error = %Report(&error), "waiting for the other file, in case that the two are being replaced");
         }
+        tokio::time::sleep(PAUSE).await;
     }
-    open()
 }
 
 /// Keys are in this process's memory: it leaves no core dump, and nobody but root looks into it, not even workers that run as
@@ -107,11 +107,14 @@ async fn serve(config: Arc<Config>, inherited: Inherited) -> Result<bool, StartE
         tracing::warn!(processes = swept, "ended what an edge that was killed had left running");
     }
     let control = Scope::new();
-    let open = || {
-        let (certificates, challenges) = (Arc::clone(&certificates), Arc::clone(&challenges));
-        manager::start(&config, Arc::clone(&clock), certificates, challenges, &control)
-    };
-    let manager = once_renewed(open).await?;
+    renewed(&config).await;
+    let manager = manager::start(
+        &config,
+        Arc::clone(&clock),
+        Arc::clone(&certificates),
+        Arc::clone(&challenges),
+        &control,
+    )?;
     let workers = Scope::new();
     drop(workers.drive({
         let (launcher, workers) = (Rc::clone(&launcher), workers.clone());
