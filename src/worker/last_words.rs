@@ -5,15 +5,26 @@
 
 /// The line that says most of an end: the last one that is no epilogue, or where all are, the last with words.
 pub(super) fn telling(lines: &[String]) -> Option<&String> {
+    cause(lines).and_then(|at| lines.get(at))
+}
+
+/// The last `count` lines, and where what says most stands above them, all from there on.
+pub(super) fn with_cause(lines: &[String], count: usize) -> &[String] {
+    let last = lines.len().saturating_sub(count);
+    &lines[cause(lines).map_or(last, |at| at.min(last))..]
+}
+
+/// Where [`telling`] stands.
+fn cause(lines: &[String]) -> Option<usize> {
     let mut end = lines.len();
     while let Some(at) = end.checked_sub(1) {
         let kept = epilogue(&lines[..end]);
         if kept == end {
-            return lines.get(at);
+            return Some(at);
         }
         end = kept;
     }
-    lines.iter().rev().find(|line| has_words(line)).or(lines.last())
+    lines.iter().rposition(|line| has_words(line)).or(lines.len().checked_sub(1))
 }
 
 /// A line of a backtrace that stands below its message, as Ruby, Node.js and Java print it.
@@ -65,10 +76,15 @@ fn says_less(line: &str) -> bool {
         "failed to start, stopping the parent process.",
         "For further information visit https://errors.pydantic.dev/",
         "A complete log of this run can be found in:",
+        "ELIFECYCLE",
+        "Command failed with exit code ",
+        "info Visit https://yarnpkg.com/",
     ];
     const BEGINNINGS: &[&str] = &[
-        "INFO: ",
+        "INFO:     Waiting for child process [",
+        "INFO:     Stopping parent process [",
         "Node.js v",
+        "npm notice",
         "Emitted 'error' event on ",
         "Tasks: TOP => ",
         "(See full trace by running task with --trace)",
@@ -145,7 +161,7 @@ mod tests {
         ),
         (
             "const x = ;\n          ^\n\nSyntaxError: Unexpected token ';'\n    at wrapSafe (node:internal:1464:18)\n\n\
-             Node.js v20.20.2",
+             Node.js v20.20.2\nnpm notice\nnpm notice New minor version of npm available! 11.19.1 -> 11.21.2\nnpm notice",
             "SyntaxError: Unexpected token ';'",
         ),
         (
@@ -211,17 +227,30 @@ mod tests {
 
     #[test]
     fn where_nothing_else_is_said_the_last_line_stands() {
-        for text in
-            ["INFO:     Started\nNode.js v20.20.2\n", "Node.js v20.20.2", "  code: 'X',\n}\nNode.js v20.20.2"]
-        {
+        for (text, wanted) in [
+            ("Node.js v20.20.2", "Node.js v20.20.2"),
+            ("  code: 'X',\n}\nNode.js v20.20.2", "  code: 'X',"),
+            (
+                "long ago\nINFO:     127.0.0.1:0 - \"GET / HTTP/1.1\" 200 OK",
+                "INFO:     127.0.0.1:0 - \"GET / HTTP/1.1\" 200 OK",
+            ),
+            ("^", "^"),
+            ("", ""),
+        ] {
             let lines: Vec<String> = text.split('\n').map(str::to_owned).collect();
-            assert!(
-                telling(&lines).is_some_and(|line| line.starts_with("Node.js") || line.contains("code")),
-                "{text}"
-            );
+            assert_eq!(telling(&lines).map(String::as_str), Some(wanted), "{text}");
         }
         assert_eq!(telling(&[]), None);
-        assert_eq!(telling(&[String::new()]), Some(&String::new()));
-        assert_eq!(telling(&["^".to_owned()]), Some(&"^".to_owned()));
+    }
+
+    #[test]
+    fn the_last_lines_begin_with_the_cause_where_that_is_further_up() {
+        let lines: Vec<String> = ["up", "TypeError: boom", "    at a", "    at b", "", "Node.js v20.20.2"]
+            .map(str::to_owned)
+            .to_vec();
+        assert_eq!(with_cause(&lines, 2), &lines[1..]);
+        assert_eq!(with_cause(&lines, 9), &lines[..]);
+        assert_eq!(with_cause(&lines[..1], 0), &lines[..1]);
+        assert!(with_cause(&[], 5).is_empty());
     }
 }

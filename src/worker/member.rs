@@ -15,6 +15,7 @@ use crate::telemetry::status::{PastStatus, WorkerState, WorkerStatus};
 use crate::worker::adapter::Wire;
 use crate::worker::background;
 use crate::worker::child::{Child, Exit};
+use crate::worker::last_words;
 use crate::worker::lifecycle::{State, Why};
 use crate::worker::output::{self, Tail};
 use crate::worker::past::Count;
@@ -208,7 +209,7 @@ impl Member {
                 tracing::error!(%app, worker, pid, %exit, age_s, last_lines, "worker that hung was ended");
             }
             Why::DiedServing => {
-                let last_lines = last(LAST_OF_SERVING);
+                let last_lines = last_words::with_cause(&lines, LAST_OF_SERVING).join("\n");
                 tracing::error!(%app, worker, pid, %exit, age_s, last_lines, "worker died while it served");
             }
             // Status 0 too: a server that ends before it serves has failed, whatever it says.
@@ -223,5 +224,6 @@ impl Member {
 
 /// How long a dead worker's pipes may stay open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// Lines of output in the report of the death of one that served: most of what it wrote says nothing of its end.
+/// Lines of output in the report of the death of one that served, if what says most is among them: most of what it wrote says
+/// nothing of its end.
 const LAST_OF_SERVING: usize = 5;
