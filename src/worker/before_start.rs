@@ -108,8 +108,8 @@ async fn one(
         () = scope.drained() => None,
     };
     if exit.is_none() {
-        // A migration may want to undo what it began.
-        child.signal(nix::libc::SIGTERM);
+        // A migration may want to undo what it began, also one that a script or `npm run` has started.
+        child.ask_to_end(nix::libc::SIGTERM);
         tokio::select! {
             _ = child.exited() => {}
             () = tokio::time::sleep(grace) => {}
