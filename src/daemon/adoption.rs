@@ -326,8 +326,11 @@ impl<'a> Adoption<'a> {
         self.told.complain(failed.text);
         let mut as_before = true;
         for made in &self.made {
-            if let Some(supervisor) = &made.supervisor {
-                supervisor.kill_now().await;
+            match &made.supervisor {
+                // What comes before its first worker may want to undo what it has begun.
+                Some(supervisor) if !supervisor.is_prepared() => supervisor.stop().await,
+                Some(supervisor) => supervisor.kill_now().await,
+                None => {}
             }
         }
         for Rolled { supervisor, before, held, done } in self.rolled.iter().rev() {

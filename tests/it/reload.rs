@@ -199,6 +199,30 @@ async fn what_comes_before_a_new_apps_first_worker_has_a_time_of_its_own() {
     edge.stop().await;
 }
 
+#[tokio::test]
+async fn what_comes_before_one_new_app_may_tidy_up_when_another_fails() {
+    let edge = hello().await;
+    let user = if crate::support::processes::root() { "user: root, " } else { "" };
+    let (fails, goes_on) = (edge.dir().join("fails.sh"), edge.dir().join("goes-on.sh"));
+    let (begun, undone) = (edge.dir().join("begun"), edge.dir().join("undone"));
+    std::fs::write(&fails, format!("while [ ! -e {} ]; do sleep 0.05; done\nexit 3\n", begun.display()))
+        .unwrap();
+    let undo = format!("trap 'touch {}; exit 1' TERM\ntouch {}\n", undone.display(), begun.display());
+    std::fs::write(&goes_on, format!("{undo}while :; do sleep 0.05; done\n")).unwrap();
+    let app = |name: &str, script: &std::path::Path| {
+        format!(
+            "  {name}: {{domains: [{name}.test], {user}command: edge hello, before_start: sh {}}}\n",
+            script.display()
+        )
+    };
+    edge.edit("apps:\n", &format!("apps:\n{}{}", app("b", &fails), app("c", &goes_on)));
+    let (status, errors) = edge.failing(&["reload"]).await;
+    assert_eq!(status, 1);
+    assert!(errors.contains("app \"b\": no worker of it can start"), "{errors}");
+    assert!(undone.exists(), "it was killed");
+    edge.stop().await;
+}
+
 /// Says whether two of its kind run at once; the first one never ends by itself.
 const MIGRATION: &str = "cd \"$(dirname \"$0\")\"
 mkdir running || { touch twice; exit 1; }
