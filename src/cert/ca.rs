@@ -77,7 +77,8 @@ impl Ca {
         }
         let client = CaClient::new(settings.ca_root.as_ref(), provider, Arc::clone(clock))
             .map_err(|error| Failure::new(Class::Transient, Report(&error).to_string()))?;
-        Ok(known.insert((Instant::now(), client)).1.clone())
+        let before = known.take().map(|(_, before)| before);
+        Ok(known.insert((Instant::now(), better(before, client))).1.clone())
     }
 
     /// What it offers. Fails also where its clock and this machine's have nothing to do with each other.
@@ -116,6 +117,14 @@ impl Ca {
             tracing::warn!("{message}. Fix NTP");
         }
         Ok(())
+    }
+}
+
+/// A moment in which the system's roots cannot be read, for want of a descriptor, is no reason to forget those that were.
+fn better(before: Option<CaClient>, made: CaClient) -> CaClient {
+    match before {
+        Some(before) if made.has_built_in_roots() && !before.has_built_in_roots() => before,
+        Some(_) | None => made,
     }
 }
 
@@ -182,5 +191,26 @@ mod tests {
         assert_eq!(made(), first, "the same within a day");
         tokio::time::advance(CLIENT_LIFE / 2).await;
         assert!(made() > first, "another on the next");
+    }
+
+    #[test]
+    fn roots_that_cannot_be_read_once_are_not_forgotten() {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let client = |built_in| {
+            let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider));
+            let builder = builder.with_safe_default_protocol_versions().expect("usual");
+            let config = builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+            CaClient::over(config, Arc::new(SystemClock), built_in)
+        };
+        for (before, made, kept) in [
+            (Some(false), true, false),
+            (Some(true), false, false),
+            (Some(true), true, true),
+            (None, true, true),
+            (Some(false), false, false),
+        ] {
+            let found = better(before.map(client), client(made)).has_built_in_roots();
+            assert_eq!(found, kept, "{before:?} {made}");
+        }
     }
 }

@@ -40,6 +40,7 @@ const AGENT: HeaderValue = HeaderValue::from_static(concat!("edge/", env!("CARGO
 pub struct CaClient {
     http: Client<HttpsConnector<HttpConnector>, BodyWrapper<Bytes>>,
     clock: Arc<dyn Clock>,
+    built_in: bool,
     /// Seconds this machine's clock is ahead of the CA's.
     ahead: Arc<AtomicI64>,
     /// Under which names the CA wants to stand in records, by challenge: the library drops them.
@@ -119,28 +120,38 @@ impl CaClient {
     ) -> Result<Self, ClientError> {
         let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_safe_default_protocol_versions()?;
-        let config = match root {
-            Some(root) => builder.with_root_certificates(root.roots()).with_no_client_auth(),
+        Ok(match root {
+            Some(root) => {
+                Self::over(builder.with_root_certificates(root.roots()).with_no_client_auth(), clock, false)
+            }
             None => match rustls_platform_verifier::Verifier::new(Arc::clone(provider)) {
-                Ok(verifier) => builder
-                    .dangerous()
-                    .with_custom_certificate_verifier(Arc::new(verifier))
-                    .with_no_client_auth(),
+                Ok(verifier) => {
+                    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+                    Self::over(builder.with_no_client_auth(), clock, false)
+                }
                 Err(error) => {
                     // Minimal container images have no roots of their own.
                     tracing::info!(%error, "this system has no trusted roots; using the built-in ones");
                     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-                    builder.with_root_certificates(roots).with_no_client_auth()
+                    Self::over(builder.with_root_certificates(roots).with_no_client_auth(), clock, true)
                 }
             },
-        };
+        })
+    }
+
+    pub(in crate::cert) fn over(config: ClientConfig, clock: Arc<dyn Clock>, built_in: bool) -> Self {
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().build();
         let http = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(20))
             .build(connector);
-        Ok(Self { http, clock, ahead: Arc::default(), issuers: Arc::default() })
+        Self { http, clock, built_in, ahead: Arc::default(), issuers: Arc::default() }
+    }
+
+    /// Whether it trusts the roots that edge brings along, because the system's could not be read.
+    pub(in crate::cert) fn has_built_in_roots(&self) -> bool {
+        self.built_in
     }
 
     /// Reads what anybody may read.
