@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, DATE};
+use http::header::{CONTENT_LENGTH, DATE, EXPECT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
@@ -26,7 +26,7 @@ use crate::proxy::plane::Plane;
 use crate::proxy::target::Extended;
 use crate::proxy::upgrade::Switch;
 use crate::scope::Scope;
-use crate::upstream::client_body::{ClientBody, ReadOn};
+use crate::upstream::client_body::{Awaited, ClientBody, ReadOn};
 use crate::upstream::duplex::{Duplex, PIECE};
 
 /// The requests of one connection.
@@ -109,7 +109,10 @@ impl Streams {
         };
         let conn = Rc::clone(&self.conn);
         let (mut parts, incoming) = request.into_parts();
-        let (body, mut connected) = client_body(&mut parts, incoming, &self.plane);
+        // RFC 9110 §10.1.1: a client that expects it must be told to go on, or answered.
+        let awaited =
+            (!incoming.is_end_stream() && parts.headers.contains_key(EXPECT)).then(Awaited::default);
+        let (body, mut connected) = client_body(&mut parts, incoming, &self.plane, awaited.clone());
         async move {
             let early = |status: StatusCode, fields: &HeaderMap| answering.hint(status, fields);
             let mut handling = pin!(handle(parts, body, &conn, &answering.plane, Some(&early)));
@@ -119,7 +122,11 @@ impl Streams {
                     conn.taken_back.set(conn.taken_back.get() + 1);
                     return Poll::Ready(None);
                 }
-                let reply = ready!(handling.as_mut().poll(cx));
+                let handled = handling.as_mut().poll(cx);
+                if handled.is_pending() && awaited.as_ref().is_some_and(|awaited| awaited.take()) {
+                    answering.hint(StatusCode::CONTINUE, &HeaderMap::new());
+                }
+                let reply = ready!(handled);
                 let mut sending = answering.send(reply, connected.take());
                 // Where it stands: most are over with this, and never move.
                 if sending.as_mut().is_some_and(|sending| sending.poll(cx).is_ready()) {
@@ -133,7 +140,12 @@ impl Streams {
 }
 
 /// What a request says after its head, and for a CONNECT the client's direction of what it asks for.
-fn client_body(parts: &mut Parts, incoming: RecvStream, plane: &Plane) -> (ClientBody, Option<RecvStream>) {
+fn client_body(
+    parts: &mut Parts,
+    incoming: RecvStream,
+    plane: &Plane,
+    awaited: Option<Awaited>,
+) -> (ClientBody, Option<RecvStream>) {
     if parts.method == Method::CONNECT {
         if let Some(protocol) = parts.extensions.remove::<h2::ext::Protocol>() {
             let websocket = protocol.as_str() == "websocket";
@@ -145,7 +157,7 @@ fn client_body(parts: &mut Parts, incoming: RecvStream, plane: &Plane) -> (Clien
     } else {
         // Three tokens with a lock each: not for a request that is over with its head.
         let read_on = ReadOn { tasks: plane.tunnels.clone(), deadlines: plane.reach.deadlines.clone() };
-        (ClientBody::stream(incoming, parts.headers.get(CONTENT_LENGTH), read_on), None)
+        (ClientBody::stream(incoming, parts.headers.get(CONTENT_LENGTH), read_on, awaited), None)
     }
 }
 

@@ -4,8 +4,10 @@
 //! for a failure and lose the answer, or never end. So what such a client still sends is read and thrown away: then it is the
 //! client who ends the stream, and there is nothing to reset. Over HTTP/1.1 the connection does the same where it closes.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -44,7 +46,11 @@ struct Incoming {
     left: Option<u64>,
     /// Only trailers may follow.
     over: bool,
+    awaited: Option<Awaited>,
 }
+
+/// Set once more of a body is waited for, though nothing of it has come: for whoever tells a client that waits for that.
+pub type Awaited = Rc<Cell<bool>>;
 
 /// How a body is read on: in a task of its own, so that neither the answer nor the worker waits for it.
 pub struct ReadOn {
@@ -56,12 +62,17 @@ pub struct ReadOn {
 
 impl ClientBody {
     /// What comes on `stream`, whose request says that it is of this length.
-    pub fn stream(stream: RecvStream, length: Option<&HeaderValue>, read_on: ReadOn) -> Self {
+    pub fn stream(
+        stream: RecvStream,
+        length: Option<&HeaderValue>,
+        read_on: ReadOn,
+        awaited: Option<Awaited>,
+    ) -> Self {
         if stream.is_end_stream() {
             return Self::none();
         }
         let left = length.and_then(|length| content_length(length.as_bytes()).ok());
-        Self(Source::Stream(Box::new((Incoming { stream, left, over: false }, read_on))))
+        Self(Source::Stream(Box::new((Incoming { stream, left, over: false, awaited }, read_on))))
     }
 
     /// `body`, whose connection decides what becomes of a rest.
@@ -116,7 +127,12 @@ impl Body for ClientBody {
 impl Incoming {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         if !self.over {
-            match ready!(self.stream.poll_data(cx)) {
+            let data = self.stream.poll_data(cx);
+            // Asked once: who has sent something does not wait to be told.
+            if let Some(awaited) = self.awaited.take() {
+                awaited.set(data.is_pending());
+            }
+            match ready!(data) {
                 Some(Ok(data)) => {
                     // It fails where the stream is over, which the next read tells.
                     let _ = self.stream.flow_control().release_capacity(data.len());

@@ -14,6 +14,7 @@ use crate::support::client::{
     Answer, ClientError, Connection, PATIENCE, Wire, by_frames, empty, full, next_chunk, raw,
 };
 use crate::support::edge::Setup;
+use crate::support::h2::{self, End, H2};
 use crate::support::origin::Origin;
 use crate::support::{until, within};
 
@@ -198,6 +199,16 @@ async fn a_client_that_expects_100_continue_gets_it_before_its_body() {
     let head = client.read_to("\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     assert!(client.read_to("body").await.ends_with("body"));
+
+    let mut client = H2::open(&edge, "a.test", &[]).await;
+    let authority = format!("a.test:{}", edge.https.port());
+    let request = |path| h2::request("POST", &authority, path, &[(b"expect", b"100-continue")]);
+    client.send(h2::headers(1, false, &request("/echo"))).await;
+    assert_eq!(client.end_of(1).await, End::Status(100));
+    client.send(h2::frame(h2::DATA, h2::END_STREAM, 1, b"body")).await;
+    assert_eq!(client.end_of(1).await, End::Status(200));
+    client.send(h2::headers(3, false, &request("/.well-known/acme-challenge/none"))).await;
+    assert_eq!(client.end_of(3).await, End::Status(405), "an answer takes its place");
     edge.stop().await;
 }
 
