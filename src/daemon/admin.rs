@@ -27,7 +27,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::daemon::operation::{Operation, longest};
 use crate::daemon::progress::Said;
@@ -38,7 +38,8 @@ use crate::telemetry::status::Status;
 /// Head read, answered, and the answer taken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Connections at once; more wait in the backlog.
+/// Connections at once; more wait in the backlog. Those of operations do not count: many who follow the logs, and do not read on,
+/// must not keep others from a reload.
 const CONNECTIONS: usize = 32;
 
 /// Between two looks whether the socket's file is there while nobody asks: without it nobody could.
@@ -122,11 +123,9 @@ impl AdminSocket {
             };
             match accepted {
                 Ok((stream, _)) if may_ask(&stream) => {
-                    let connection = connection(stream, scope.clone(), Rc::clone(&desk));
-                    drop(scope.spawn(async move {
-                        connection.await;
-                        drop(permit);
-                    }));
+                    // Closed semaphores give none, and nobody closes this one.
+                    let place = Place(Cell::new(permit.ok()));
+                    drop(scope.spawn(connection(stream, scope.clone(), Rc::clone(&desk), place)));
                 }
                 Ok(_) => tracing::warn!("another user's connection to the admin socket was refused"),
                 Err(error) => {
@@ -187,14 +186,30 @@ fn may_ask(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw())
 }
 
-async fn connection(stream: UnixStream, scope: Scope, desk: Rc<Desk>) {
-    // An operation takes its time, and its stream shows that edge lives; anything else is bounded.
-    let operating = Rc::new(Cell::new(false));
+/// A connection's place among the others.
+struct Place(Cell<Option<OwnedSemaphorePermit>>);
+
+impl Place {
+    /// Gives it up: an operation takes its time, and its stream shows that edge lives; anything else is bounded.
+    fn operate(&self) {
+        self.0.set(None);
+    }
+
+    fn is_operating(&self) -> bool {
+        let permit = self.0.take();
+        let operating = permit.is_none();
+        self.0.set(permit);
+        operating
+    }
+}
+
+async fn connection(stream: UnixStream, scope: Scope, desk: Rc<Desk>, place: Place) {
+    let place = Rc::new(place);
     let service = service_fn({
-        let operating = Rc::clone(&operating);
+        let place = Rc::clone(&place);
         move |request| {
-            let (desk, operating) = (Rc::clone(&desk), Rc::clone(&operating));
-            async move { Ok::<_, Infallible>(answer(request, &desk, &operating).await) }
+            let (desk, place) = (Rc::clone(&desk), Rc::clone(&place));
+            async move { Ok::<_, Infallible>(answer(request, &desk, &place).await) }
         }
     });
     let connection = http1::Builder::new()
@@ -204,7 +219,7 @@ async fn connection(stream: UnixStream, scope: Scope, desk: Rc<Desk>) {
         .serve_connection(TokioIo::new(stream), service);
     let patience = async {
         tokio::time::sleep(PATIENCE).await;
-        if operating.get() {
+        if place.is_operating() {
             std::future::pending::<()>().await;
         }
     };
@@ -219,7 +234,7 @@ async fn connection(stream: UnixStream, scope: Scope, desk: Rc<Desk>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, desk: &Desk, operating: &Cell<bool>) -> Response<Body> {
+async fn answer(request: Request<Incoming>, desk: &Desk, place: &Place) -> Response<Body> {
     let (parts, body) = request.into_parts();
     if parts.uri.path() == "/status" {
         return match parts.method {
@@ -236,7 +251,7 @@ async fn answer(request: Request<Incoming>, desk: &Desk, operating: &Cell<bool>)
     if parts.method != Method::POST {
         return not_allowed("POST");
     }
-    operating.set(true);
+    place.operate();
     Response::new(stream((desk.perform)(operation)))
 }
 

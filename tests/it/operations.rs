@@ -7,7 +7,7 @@ use futures_util::{SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::client::{Connection, PATIENCE, Wire, websocket};
@@ -128,6 +128,25 @@ async fn an_app_that_is_not_there_is_told_with_those_that_are() {
     let renewal = edge.command(&["certs", "renew", "nosuch.example"]).await;
     assert!(renewal.status.code() == Some(1) && renewal.stdout.is_empty(), "{renewal:?}");
     assert!(String::from_utf8_lossy(&renewal.stderr).contains("nosuch.example"), "{renewal:?}");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn however_many_follow_the_logs_an_operator_gets_through() {
+    let edge = Setup::new().app("a", HELLO).start().await;
+    edge.wait_until_up("a").await;
+    let admin = edge.dir().join("run/admin.sock");
+    let mut followers = Vec::new();
+    for _ in 0..50 {
+        let mut follower = tokio::net::UnixStream::connect(&admin).await.unwrap();
+        follower.write_all(b"POST /logs?follow HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut status = [0; 12];
+        within(PATIENCE, "an answer", follower.read_exact(&mut status)).await.unwrap();
+        assert_eq!(&status, b"HTTP/1.0 200");
+        followers.push(follower);
+    }
+    edge.done(&["restart", "a"]).await;
+    drop(followers);
     edge.stop().await;
 }
 
