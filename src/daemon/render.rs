@@ -88,11 +88,18 @@ fn apps(status: &Status, now: OffsetDateTime, palette: Palette, all: bool) -> St
             if let Some(trouble) = &worker.trouble {
                 table.note(safe(trouble), palette.warn);
             }
-            if let Some(exit) = last_exit(worker, now).filter(|_| worker.state != WorkerState::Ready) {
-                table.note(exit, palette.warn);
-                if let Some(line) = &worker.past.last_line {
-                    table.note(format!("its last line: {}", safe(line)), palette.warn);
+            let (exit, line) = (last_exit(worker, now), worker.past.last_line.as_deref().map(safe));
+            match (exit, line) {
+                (Some(exit), line) if worker.state != WorkerState::Ready => {
+                    table.note(exit, palette.warn);
+                    if let Some(line) = line {
+                        table.note(format!("its last line: {line}"), palette.warn);
+                    }
                 }
+                (Some(_), Some(line)) if ended_by_itself(&worker.past) => {
+                    table.note(format!("what that one printed last: {line}"), palette.warn);
+                }
+                (Some(_) | None, Some(_) | None) => {}
             }
         }
         if hidden > 0 {
@@ -224,6 +231,11 @@ fn last_exit(worker: &WorkerStatus, now: OffsetDateTime) -> Option<String> {
     }
 }
 
+/// Where somebody killed it, what it printed last says nothing of that.
+fn ended_by_itself(past: &PastStatus) -> bool {
+    past.last_exit_reason.as_deref() == Some("exit")
+}
+
 fn was_asked(past: &PastStatus) -> bool {
     past.last_exit_reason.as_deref() == Some("asked")
 }
@@ -324,7 +336,8 @@ mod tests {
     }
 
     fn app(state: AppState, workers: Vec<WorkerStatus>) -> AppStatus {
-        let scale = Some(ScaleStatus { min: 1, max: 1, target: 1, held: false });
+        let all = u32::try_from(workers.len()).expect("a few");
+        let scale = Some(ScaleStatus { min: all, max: all, target: all, held: false });
         AppStatus {
             state,
             generation: 1,
@@ -347,7 +360,7 @@ mod tests {
             last_failure_text: Some(how.to_owned()),
             last_exit: Some(how.to_owned()),
             last_exit_at: at,
-            last_exit_reason: Some("exit".to_owned()),
+            last_exit_reason: Some(if how.starts_with("SIG") { "signal" } else { "exit" }.to_owned()),
             last_line: Some("ModuleNotFoundError: no module named \"shop\"".to_owned()),
         }
     }
@@ -430,6 +443,21 @@ api   up                           1      1200       64M            0  1 of 1 re
         assert_eq!(last_exit(&waiting, NOW).as_deref(), Some("2h ago: SIGKILL"), "there is nothing newer");
         assert_eq!(restarts([&past].into_iter(), NOW), "1 (2h ago)");
         assert_eq!(restarts([&PastStatus { restarts: 0, ..past }].into_iter(), NOW), "0");
+    }
+
+    #[test]
+    fn why_the_one_before_ended_stands_below_a_worker_that_serves() {
+        let text = |past| {
+            let one = app(AppState::Up, vec![WorkerStatus { past, ..worker(0, WorkerState::Ready) }]);
+            status(&Status { apps: [("api".to_owned(), one)].into(), ..example() }, NOW, false, false)
+        };
+        let crashed = text(failed(1, 60, "exit status 1 while it served"));
+        let wanted = "last exit 60s ago: exit status 1 while it served\n    ! what that one printed last: ModuleNotFoundError";
+        assert!(crashed.contains(wanted), "{crashed}");
+        for (seconds, how) in [(3600, "exit status 1 while it served"), (60, "SIGKILL while it served")] {
+            let text = text(failed(1, seconds, how));
+            assert!(!text.contains("printed last"), "{text}");
+        }
     }
 
     #[test]
