@@ -229,7 +229,7 @@ exec env -i \
   PORT=2 \
   SCRIPT='echo a
 \u001b b' \
-  '/srv/my app/bin/uvicorn' main:app '' --bind=unix:"$socket"
+  '/srv/my app/bin/uvicorn' main:app '' '--bind=unix:'"$socket"
 )
 "#
         );
