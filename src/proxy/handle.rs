@@ -225,13 +225,13 @@ impl<'a> Passage<'a> {
                 let reach = &self.plane.reach;
                 RequestBody::new(incoming, reach.deadlines.deadline(), reach.bounds(site.app.max_body))
             });
+            let received = body.as_ref().map(|body| body.counter());
             let home = sticky::home(&site.app, &self.parts.headers, self.caller.ip());
             let answer = self
                 .ask(site, (host, &about), Search { home, began }, opening.is_some(), &mut body, early)
                 .await;
-            if let Some(unsent) = &body {
-                self.entry.record.bytes_in = unsent.received();
-            }
+            // Of an answer's request more may come, which the answer's body counts.
+            self.entry.record.bytes_in = received.map_or(0, |received| received.get());
             let mut answer = answer?;
             let slot = answer.slot().id.slot;
             if let Some(cookie) = sticky::cookie(&site.app, slot, home, self.caller.is_secure()) {

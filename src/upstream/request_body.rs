@@ -1,5 +1,6 @@
 //! A client's request body on its way to a worker: bounded, watched for progress, counted.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -23,7 +24,7 @@ const SHORT: u64 = 16 * 1024;
 pub struct RequestBody {
     incoming: ClientBody,
     bounds: Bounds,
-    received: u64,
+    received: Rc<Cell<u64>>,
     deadline: Deadline,
     pace: Pace,
     ahead: Option<Ahead>,
@@ -82,7 +83,8 @@ impl RequestBody {
     /// The client's time runs on `deadline` whenever the worker is ready to take more. Boxed, because most requests have none, and
     /// it goes from hand to hand: each would keep room for it.
     pub fn new(incoming: ClientBody, deadline: Deadline, bounds: Bounds) -> Box<Self> {
-        Box::new(Self { incoming, bounds, received: 0, deadline, pace: Pace::default(), ahead: None })
+        let received = Rc::default();
+        Box::new(Self { incoming, bounds, received, deadline, pace: Pace::default(), ahead: None })
     }
 
     /// Takes in what fits into memory, so that a worker that is busy with one request at a time is not busy with waiting for
@@ -135,7 +137,12 @@ impl RequestBody {
 
     /// Bytes read from the client so far.
     pub fn received(&self) -> u64 {
-        self.received
+        self.received.get()
+    }
+
+    /// The same, for whoever wants to know once it is in other hands.
+    pub fn counter(&self) -> Rc<Cell<u64>> {
+        Rc::clone(&self.received)
     }
 
     /// An error if it is announced to be longer than the limit.
@@ -154,7 +161,7 @@ impl RequestBody {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 if self.pace.since.is_none() {
-                    self.deadline.set(self.pace.patience(self.received, &self.bounds));
+                    self.deadline.set(self.pace.patience(self.received(), &self.bounds));
                     self.pace.since = Some(self.deadline.now());
                 }
                 return self.deadline.poll_passed(cx).map(|()| Some(Err(RequestBodyError::TooSlow)));
@@ -167,8 +174,8 @@ impl RequestBody {
             None => None,
             Some(Err(error)) => Some(Err(RequestBodyError::Broken(error))),
             Some(Ok(frame)) => {
-                self.received += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if self.received > self.bounds.length {
+                self.received.set(self.received() + frame.data_ref().map_or(0, |data| data.len() as u64));
+                if self.received() > self.bounds.length {
                     return Poll::Ready(Some(Err(RequestBodyError::TooLarge { limit: self.bounds.length })));
                 }
                 if frame.trailers_ref().is_some_and(|trailers| !fits(trailers, &self.bounds.chunks)) {

@@ -305,6 +305,25 @@ async fn a_client_that_leaves_cancels_the_request_at_the_worker() {
 }
 
 #[tokio::test]
+async fn what_came_of_an_upload_that_fails_is_told() {
+    play(1, async |world| {
+        let mut client = world.client().await;
+        let request = b"POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
+        client.write_all(request).await.expect("open");
+        let (mut worker, head) = world.asked(0).await;
+        if !head.contains("hello") {
+            read_until(&mut worker, "hello").await;
+        }
+        client.write_all(b"6\r\nworld!\r\n").await.expect("open");
+        assert!(read_until(&mut client, "\r\n\r\n").await.starts_with("HTTP/1.1 413 "));
+        drop(client);
+        let line = world.lines.next().await;
+        assert_eq!((line.status.as_u16(), line.bytes_in), (413, 11));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_empty_line_after_a_body_does_not_delay_the_end() {
     play(1, async |world| {
         let (stage, scope) = (Stage::default(), Scope::new());
