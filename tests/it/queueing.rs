@@ -286,7 +286,8 @@ async fn a_client_stays_with_a_worker_by_its_address() {
 #[tokio::test]
 async fn a_worker_ten_times_slower_gets_less_than_a_twentieth() {
     let mut origins = Vec::new();
-    for delay in [100, 10, 10, 10] {
+    // Long enough that a loaded machine, whose timers are late by tens of milliseconds, does not make them alike.
+    for delay in [300, 30, 30, 30] {
         let origin = Origin::start(move |mut peer| async move {
             while peer.head().await.is_some() {
                 tokio::time::sleep(Duration::from_millis(delay)).await;
@@ -317,7 +318,7 @@ async fn a_worker_ten_times_slower_gets_less_than_a_twentieth() {
             per_connection: u32::MAX,
             pause: Duration::ZERO,
         }));
-        tokio::time::sleep(Duration::from_secs(4)).await;
+        tokio::time::sleep(Duration::from_secs(6)).await;
         let tally = load.stop().await;
         assert!(tally.failed.is_empty(), "{:?}", tally.failed);
         let taken: Vec<u64> = shares().await.iter().zip(before).map(|(now, before)| now - before).collect();
