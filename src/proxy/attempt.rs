@@ -29,9 +29,9 @@ pub fn verdict(error: &SendError, method: &Method, replayable: bool, made: usize
     let safe_to_repeat = match error {
         SendError::Connect(_) | SendError::Refused | SendError::Closed { sent: false, .. } => true,
         // The worker may have acted on what it got; and a request that kills must not go from worker to worker.
-        SendError::Closed { sent: true, .. } | SendError::Bodiless { .. } => {
-            method.is_idempotent() && fatal <= 1
-        }
+        SendError::Closed { sent: true, .. } => method.is_idempotent() && fatal <= 1,
+        // The worker has acted on it: a DELETE that succeeded would be told as one of what is not there.
+        SendError::Bodiless { .. } => method.is_safe() && fatal <= 1,
         // What blocked one worker would block the next. What a worker left unread comes as `Closed`, or earlier as this:
         // it may read the request yet, after all.
         SendError::Hung => false,
@@ -83,6 +83,7 @@ mod tests {
             (connect(), &get, true, 2, Retry),
             (connect(), &get, true, 3, GiveUp),
             (SendError::Bodiless { cause: None }, &get, true, 1, Retry),
+            (SendError::Bodiless { cause: None }, &Method::DELETE, true, 1, GiveUp),
             (SendError::Bodiless { cause: None }, &post, true, 1, GiveUp),
             (SendError::Hung, &get, true, 1, GiveUp),
             (SendError::Refused, &post, true, 1, Retry),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::fading::left;
 
-/// Up to this many slots are all looked at; of more, the better of two that chance picks, which is nearly as even and does not
-/// send every thread to the same one.
+/// Up to this many slots are all looked at; of more, the better of two: of those chance picks, which is nearly as even and does not
+/// send every thread to the same one, or of one of them and the warm one.
 pub const COMPARED: usize = 8;
 
 /// Latencies in this relation are alike: what lies between is noise, or the trace of one slow page, and requests in flight decide.

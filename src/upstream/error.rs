@@ -65,7 +65,7 @@ pub enum RequestBodyError {
     Broken(#[source] ClientBodyError),
 }
 
-/// One attempt failed before its response head was complete.
+/// One attempt failed before anything of its answer was handed on.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// The connection could not be made: nothing was sent.

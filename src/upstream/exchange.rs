@@ -1,4 +1,4 @@
-//! One attempt: a request on a lease's connection, up to the head of the answer.
+//! One attempt: a request on a lease's connection, up to the head of the answer, or the beginning of its body.
 //!
 //! Everything is polled inside the request's own task: no task, channel or timer is made for it.
 
@@ -366,7 +366,7 @@ impl Attempt<'_> {
                 return Ok(Some((head, block)));
             }
             // Only whole heads are progress: one that is dripped must not hold the client for ever.
-            self.watch.stop();
+            self.moved();
             self.interim += 1;
             if self.interim > self.limits.interim {
                 return Err(Malformed("it has too many interim responses"));

@@ -90,11 +90,34 @@ async fn a_head_waits_for_the_body_it_announces_but_not_for_long() {
             peer.read_to("\r\n\r\n").await;
             read(&mut peer, head).await;
         };
-        let (response, ()) = rig.run(async { tokio::join!(rig.response(Method::GET), tardy) }).await;
+        let both = async { tokio::join!(rig.response(Method::GET), tardy) };
+        let (response, ()) = if held {
+            rig.run(both).await
+        } else {
+            // Without the clock of deadlines, which would end any hold.
+            tokio::time::timeout(LONG, both).await.expect("at once")
+        };
         peer.say(body).await;
         let collected = rig.run(response.expect("a head").into_body().collect()).await;
         assert_eq!(collected.expect("whole").to_bytes(), "ok");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_something_in_between_is_waited_for_anew() {
+    let mut rig = Rig::new();
+    rig.reach.timeouts.first_byte = Duration::from_secs(5);
+    let worker = async {
+        let mut peer = rig.accept().await;
+        peer.read_to("\r\n\r\n").await;
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            peer.say("HTTP/1.1 102 Processing\r\n\r\n").await;
+        }
+        peer.say(OK).await;
+    };
+    let (answer, ()) = rig.run(async { tokio::join!(rig.response(Method::GET), worker) }).await;
+    assert!(answer.is_ok(), "{:?}", answer.err());
 }
 
 #[tokio::test]
