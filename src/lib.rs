@@ -97,6 +97,7 @@
 //!   config/keys_global.rs  P  the table of what may be written outside the apps
 //!   config/keys_app.rs     P  the table of what an app may have
 //!   config/keys.rs         P  the keys that exist, and the nearest to one that does not
+//!   config/schema.rs       P  the keys as a JSON Schema, for editors
 //!   config/raw.rs          P  the file's shape with positions
 //!   config/section.rs      P  reading one mapping: known keys, defaults, spelling help
 //!   config/context.rs         what reading an app needs besides its section, and the files its keys name

@@ -95,12 +95,16 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
     if call.command == Command::Hello {
         return Ok(hello::run()?);
     }
+    if call.command == Command::Schema {
+        command::print(&command::schema())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let around = Surroundings::of_this_process();
     let file = load::find(call.config.as_deref()).map_err(Failure::Config)?;
     let config = || load::load(&file, &around).map_err(Failure::Config);
     let place = || load::whereabouts(&file, &around).map_err(Failure::Config);
     let text = match &call.command {
-        Command::Hello | Command::Run => return Ok(run::run(config()?)),
+        Command::Hello | Command::Schema | Command::Run => return Ok(run::run(config()?)),
         Command::Operate(call) => {
             let asked = command::operate(&place()?, command::operation(call)?);
             let status = found(asked, &file, &around)?;

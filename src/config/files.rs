@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
+use crate::config::key::Shape;
 use crate::config::key::{Place, Preset};
 use crate::config::keys::KEYS;
 use crate::config::load::load;
@@ -143,6 +144,70 @@ fn the_reference_holds_every_key_with_its_sentence_and_its_default() {
         loaded(&smallest, &surroundings()),
         "its defaults are the code's"
     );
+}
+
+#[test]
+fn the_schema_has_every_key_and_the_words_that_the_checker_knows() {
+    let schema = crate::config::schema::schema();
+    for key in KEYS {
+        let mut path = key.path.replace('.', "/properties/");
+        path = match path.strip_prefix("apps/properties/NAME/") {
+            Some(path) => format!("/$defs/app/{path}"),
+            None => format!("/properties/{path}"),
+        };
+        let found = schema.pointer(&path).unwrap_or_else(|| panic!("{path}"));
+        assert!(found["description"].as_str().is_some_and(|text| text.starts_with(key.about)), "{path}");
+        for (path, words) in words_of(key.path, key.shape) {
+            let said = problems(&with_value(&path, "nonsense"));
+            match said.split_once(" is not one of ") {
+                Some((_, known)) => {
+                    let known: Vec<_> = known.split('`').skip(1).step_by(2).collect();
+                    assert_eq!(known, words, "{path}");
+                }
+                None => {
+                    for word in words {
+                        let said =
+                            loaded(&with_value(&path, word), &surroundings()).err().unwrap_or_default();
+                        assert!(!said.contains(&format!("`{word}` ")), "{path}: {said}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The keys at `path` or below that take only some words, and these.
+fn words_of(path: &str, shape: Shape) -> Vec<(String, &'static [&'static str])> {
+    match shape {
+        Shape::Word(words) => vec![(path.to_owned(), words)],
+        Shape::Many(one) => words_of(path, *one),
+        Shape::Any(shapes) => shapes.iter().flat_map(|shape| words_of(path, *shape)).collect(),
+        Shape::Map(fields) => {
+            fields.iter().flat_map(|(name, shape)| words_of(&format!("{path}.{name}"), *shape)).collect()
+        }
+        Shape::Text
+        | Shape::Flag
+        | Shape::Count
+        | Shape::Duration
+        | Shape::Size
+        | Shape::Names(_)
+        | Shape::Apps => Vec::new(),
+    }
+}
+
+/// The smallest file with `value` at `path`.
+fn with_value(path: &str, value: &str) -> String {
+    let mut text =
+        String::from("apps:\n  api:\n    domains: [api.example.com]\n    command: uvicorn main:app\n");
+    let (path, mut indent) = match path.strip_prefix("apps.NAME.") {
+        Some(path) => (path, 4),
+        None => (path, 0),
+    };
+    for name in path.split('.') {
+        text += &format!("{:indent$}{name}:\n", "");
+        indent += 2;
+    }
+    text + &format!("{:indent$}{value}\n", "")
 }
 
 /// `#key: value` without the `#`; sentences have a space after it.

@@ -9,6 +9,8 @@ pub struct Key {
     pub preset: Preset,
     /// Which apps may have it.
     pub place: Place,
+    /// What may be written.
+    pub shape: Shape,
     /// One sentence for the operator.
     pub about: &'static str,
 }
@@ -37,7 +39,40 @@ pub enum Place {
     Own,
 }
 
+/// What may be written for a key, as far as an editor can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// One value.
+    Text,
+    /// `true` or `false`.
+    Flag,
+    /// A whole number from 0.
+    Count,
+    /// A length of time with its units, or 0.
+    Duration,
+    /// A number of bytes, with or without a unit.
+    Size,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// One or a list of them.
+    Many(&'static Shape),
+    /// A mapping of these keys.
+    Map(&'static [(&'static str, Shape)]),
+    /// A mapping of the operator's own names.
+    Names(&'static Shape),
+    /// One of these.
+    Any(&'static [Shape]),
+    /// A mapping of what apps may have, but for what is an app's own.
+    Apps,
+}
+
 /// An entry of a table of keys.
-pub(super) const fn key(path: &'static str, preset: Preset, place: Place, about: &'static str) -> Key {
-    Key { path, preset, place, about }
+pub(super) const fn key(
+    path: &'static str,
+    preset: Preset,
+    place: Place,
+    shape: Shape,
+    about: &'static str,
+) -> Key {
+    Key { path, preset, place, shape, about }
 }

@@ -26,6 +26,7 @@ pub mod networks;
 pub mod problem;
 pub mod raw;
 pub mod scalar;
+pub mod schema;
 pub mod script;
 pub mod section;
 pub mod surroundings;

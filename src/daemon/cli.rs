@@ -63,6 +63,8 @@ pub enum Command {
         /// Name of the app
         app: String,
     },
+    /// Print the JSON Schema of the configuration, by which editors complete and check it
+    Schema,
     /// Print the root certificate of edge's own CA, to be trusted by browsers and clients
     Trust,
     /// Serve the built-in demo worker on EDGE_SOCKET, or on PORT (8000) of 127.0.0.1
@@ -235,6 +237,7 @@ mod tests {
                     message: Some("Soon.".to_owned()),
                 }),
             ),
+            ("edge schema", None, Command::Schema),
             ("edge trust", None, Command::Trust),
             ("edge hello", None, Command::Hello),
         ] {

@@ -12,6 +12,7 @@ use crate::cert::store_error::StoreError;
 use crate::clock::{Clock, SystemClock};
 use crate::config::load::Whereabouts;
 use crate::config::model::{Account, Backend, Config, WorkerSpec};
+use crate::config::schema;
 use crate::daemon::ask::{AskError, Running};
 use crate::daemon::check_certificates;
 use crate::daemon::cli::{self, Operate, Switch};
@@ -72,6 +73,11 @@ impl CommandError {
             | Self::NoWorkers(_) => 1,
         }
     }
+}
+
+/// `edge schema`.
+pub fn schema() -> String {
+    format!("{:#}\n", schema::schema())
 }
 
 /// `edge check`, of a configuration in which no problem was found.

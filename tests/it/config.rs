@@ -6,6 +6,7 @@ use std::process::{Output, Stdio};
 
 use nix::unistd::Pid;
 use rcgen::{CertificateParams, KeyPair};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::{Child, Command};
 
@@ -332,4 +333,28 @@ async fn a_port_that_is_taken_is_named_and_ends_with_1() {
         "{}",
         String::from_utf8_lossy(&said)
     );
+}
+
+#[tokio::test]
+async fn an_editor_with_the_schema_takes_what_edge_takes_and_sees_mistyped_keys() {
+    let (schema, _dir) = with_file(&["schema"], "never read").await;
+    assert_eq!(schema.status.code(), Some(0));
+    let good = ["reference", "edge", "demo"].map(|name| (format!("config/{name}.yaml"), true));
+    let more = ["good-all", "good-dns", "good-small"].map(|name| (format!("tests/config/{name}.yaml"), true));
+    let bad = ["spelling", "mistyped", "types"].map(|name| (format!("tests/config/bad-{name}.yaml"), false));
+    let files: Vec<_> = good.into_iter().chain(more).chain(bad).collect();
+    let mut python = Command::new("target/test-venv/bin/python")
+        .arg("tests/apps/judge.py")
+        .args(files.iter().map(|(file, _)| file))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    python.stdin.take().unwrap().write_all(&schema.stdout).await.unwrap();
+    let output = python.wait_with_output().await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let judged: Vec<_> =
+        text.lines().map(|line| (line.split(' ').next().unwrap().to_owned(), line.ends_with(" 0"))).collect();
+    assert_eq!(judged, files, "{text}");
 }
