@@ -38,7 +38,7 @@ pub struct Pool {
     /// after the reader has released one, in one order of all threads: so one of the two sees the other.
     line: Mutex<Line<Waiter>>,
     relief: Mutex<Allowance>,
-    /// Whom each thread asks first while requests follow each other closely.
+    /// Whom each thread gave its last request.
     last: ThreadLocal<Cell<Option<Given>>>,
 }
 
@@ -186,14 +186,14 @@ impl Pool {
         }
         // What stays is spread evenly: WebSockets, and clients.
         let last = (home == Home::Anywhere && !lasting).then(|| self.last.get_or_default());
-        let warm = last.and_then(|last| warm(slots, last.get()?, now));
-        let look = || pick(slots, now, &untried, lasting, warm);
+        let look = || {
+            let (place, seen) = pick(slots, now, &untried, lasting, last.and_then(Cell::get))?;
+            if let Some(last) = last {
+                last.set(Some(Given { place, to: incarnation(&slots[place]), at: now }));
+            }
+            Some((place, seen))
+        };
         let best = look()?;
-        if let Some(last) = last {
-            // Where it is busy it stays the first: a few are kept warm then, and not all asked in turn.
-            let place = warm.unwrap_or(best.0);
-            last.set(Some(Given { place, to: incarnation(&slots[place]), at: now }));
-        }
         self.take_or_look_again(slots, now, look, best)
     }
 
@@ -303,22 +303,16 @@ fn age(slot: &Slot, now: Instant) -> Duration {
     now.saturating_duration_since(slot.opened_at)
 }
 
-/// The place of the slot that is warm from what it was given last, if it is.
-fn warm(slots: &[Arc<Slot>], Given { place, to, at }: Given, now: Instant) -> Option<usize> {
-    let slot = slots.get(place).filter(|slot| incarnation(slot) == to)?;
-    let since = now.saturating_duration_since(at);
-    is_warm(latency_of(slot).at(age(slot, now)), since).then_some(place)
-}
-
 /// The place of the best slot with room, and how many are in flight there: of all where they are few; where they are many, of two
-/// that chance picks, or of the `warm` one and another. For what is `lasting`, who has more of that than others matters longer than
-/// who is busy now. Of equals it is the first from the warm one on, and where none is, any.
+/// that chance picks, or of the warm one and another. For what is `lasting`, who has more of that than others matters longer than
+/// who is busy now. Of equals it is the first from the one on that had the `last` request, if that is still warm, and otherwise any:
+/// two threads that meet at the same slot part there, and each stays with its own.
 fn pick(
     slots: &[Arc<Slot>],
     now: Instant,
     wanted: &impl Fn(&Slot) -> bool,
     lasting: bool,
-    warm: Option<usize>,
+    last: Option<Given>,
 ) -> Option<(usize, u64)> {
     if let [only] = slots {
         return only.room().filter(|_| wanted(only)).map(|in_flight| (0, in_flight));
@@ -332,6 +326,11 @@ fn pick(
         let silent = if lasting { for_long(silent) } else { silent };
         Some(Candidate { in_flight, latency: latency.at(age), silent, age })
     };
+    let warm = last.and_then(|Given { place, to, at }| {
+        let slot = slots.get(place).filter(|slot| incarnation(slot) == to)?;
+        let since = now.saturating_duration_since(at);
+        is_warm(latency_of(slot).at(age(slot, now)), since).then_some(place)
+    });
     let mut places = [0; COMPARED];
     let mut candidates = [Candidate::default(); COMPARED];
     let mut count = 0;

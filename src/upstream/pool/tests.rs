@@ -83,22 +83,6 @@ fn of_idle_workers_whose_answers_are_short_a_warm_one_is_asked_again() {
 }
 
 #[test]
-fn where_requests_overlap_a_few_workers_are_kept_warm() {
-    let slots = slots(4, 0);
-    let (pool, _) = pool(&slots);
-    let (short, began) = (Duration::from_micros(300), Instant::now() + Duration::from_secs(60));
-    slots.iter().for_each(|slot| pool.note_answer(slot, Some(short), began));
-    let mut before: Option<Lease> = None;
-    for nth in 0..60 {
-        let lease = pool.at_once(&Wish { now: began + short * nth, ..wish(&[]) }).expect("open");
-        if let Some(mut done) = before.replace(lease) {
-            done.answered();
-        }
-    }
-    assert_eq!(slots.iter().filter(|slot| slot.requests() > 0).count(), 2);
-}
-
-#[test]
 fn a_warm_worker_that_is_busy_is_not_asked_before_an_idle_one() {
     let slots = slots(4, 0);
     let (pool, _) = pool(&slots);
