@@ -53,6 +53,11 @@ impl Outbox {
         !self.data.is_empty()
     }
 
+    /// Takes the piece of a body out of it.
+    pub fn take_data(&mut self) -> Bytes {
+        std::mem::take(&mut self.data)
+    }
+
     /// Whether all was written.
     pub fn is_empty(&self) -> bool {
         self.text_sent == self.text.len() && self.data.is_empty() && self.tail.is_empty()

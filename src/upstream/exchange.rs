@@ -129,8 +129,9 @@ pub type Elsewhere<'a> = Option<&'a dyn Fn(&Slot, std::time::Instant) -> bool>;
 /// Sends one request and reads the head of its answer. Interim answers before it go to `early`. While the worker leaves a request
 /// unread that changes nothing (a safe method, without a body), `elsewhere` is asked from time to time.
 ///
-/// `body` is `None` where the request has none. It is taken out only once the exchange begins to read it, so after an error a
-/// body still there is untouched. Dropping the future closes the worker's connection, which cancels the request there.
+/// `body` is `None` where the request has none. It is taken out only once the exchange begins to read it, and put back where nothing
+/// was sent, so after an error a body that is there can be sent again. Dropping the future closes the worker's connection, which
+/// cancels the request there.
 /// An idle connection that turns out closed before anything was sent is replaced by a fresh one without being reported. No
 /// `async fn`: its future would have room for each parameter twice, as it came and as it is used.
 pub fn exchange(
@@ -200,7 +201,11 @@ pub fn exchange(
                 }
                 // It was no idle connection's end but the worker's, and this request may have been the reason.
                 Err(_) if sent => {}
-                Err(unreachable) => return Err(unreachable),
+                Err(unreachable) => {
+                    // No worker has seen any of it: another may.
+                    *body = attempt.upload.take_back(&reach.budget);
+                    return Err(unreachable);
+                }
             }
         }
         match answer {

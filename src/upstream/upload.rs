@@ -4,12 +4,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
 
 use crate::outbox::Outbox;
+use crate::upstream::budget::Budget;
 use crate::upstream::connection::Connection;
 use crate::upstream::error::RequestBodyError;
 use crate::upstream::framing::{write_chunk_size, write_last_chunk};
@@ -94,6 +96,24 @@ impl Upload {
         self.sent = 0;
         self.refused = None;
         true
+    }
+
+    /// The body as it was, where nothing was sent and all that was read of it is still here.
+    pub(super) fn take_back(&mut self, budget: &Rc<Budget>) -> Option<Box<RequestBody>> {
+        if self.any_sent() {
+            return None;
+        }
+        match self.framing {
+            RequestFraming::Length(_) => {}
+            // Trailers that were read are text by now.
+            RequestFraming::None | RequestFraming::Chunked => return None,
+        }
+        let mut body = self.body.take()?;
+        let read = self.out.take_data();
+        if !read.is_empty() {
+            body.put_back(&[read], None, budget);
+        }
+        Some(body)
     }
 
     /// Sends what can be sent. Also tells whether anything moved.

@@ -182,3 +182,28 @@ async fn an_upload_of_which_nothing_was_sent_goes_to_a_fresh_connection() {
     .await;
     assert!(rig.failed.borrow().is_none());
 }
+
+#[tokio::test]
+async fn an_upload_that_no_worker_has_seen_is_there_for_another() {
+    let rig = Rig::new();
+    let worker = async {
+        let mut peer = rig.accept().await;
+        peer.answer(OK).await;
+        peer
+    };
+    let (first, peer) = rig.run(async { tokio::join!(rig.get(), worker) }).await;
+    assert_eq!(first.expect("whole").to_bytes(), "ok");
+    // The runtime does not look at its sockets before the request is written.
+    drop(peer);
+    let Address::Unix(path) = &rig.slot.address else { panic!("a unix socket") };
+    std::fs::remove_file(path).expect("nobody listens any more");
+    let incoming = http_body_util::Full::new(Bytes::from_static(b"hello"));
+    let incoming = incoming.map_err(|never| match never {});
+    let deadline = rig.reach.deadlines.deadline();
+    let body = RequestBody::new(ClientBody::streamed(Box::pin(incoming)), deadline, rig.reach.bounds(10));
+    let mut body = Some(body);
+    let failed = rig.send(Method::POST, false, &mut body).await.err();
+    assert!(matches!(failed, Some(SendError::Connect(_))), "{failed:?}");
+    let whole = rig.run(body.expect("put back").collect()).await.expect("whole");
+    assert_eq!(whole.to_bytes(), "hello");
+}
