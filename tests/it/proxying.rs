@@ -300,7 +300,9 @@ async fn a_get_goes_to_a_sibling_when_a_server_dies_before_the_first_byte_of_its
     let lives = Origin::mirror().await;
     for dies in [silent, begins] {
         let upstream = format!("upstream: [\"http://{}\", \"http://{}\"]", dies.address, lives.address);
-        let edge = Setup::new().app("a", &format!("domains: [a.test]\n{upstream}")).start().await;
+        // Whoever brings no cookie goes to either; without that, it would be to the one that answered quickly.
+        let yaml = format!("domains: [a.test]\nsticky: cookie\n{upstream}");
+        let edge = Setup::new().app("a", &yaml).start().await;
         let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
         for _ in 0..20 {
             let answer = connection.get("/").await;
