@@ -77,8 +77,8 @@ impl Buffered {
         if text.is_empty() {
             return;
         }
-        // A few lines leave in a piece of their size: what waits for a stalled reader is not mostly air.
-        let batch = if text.len() < BATCH / 2 { text.clone() } else { std::mem::take(&mut *text) };
+        // They leave in a piece of their own size: what waits for a stalled reader holds no air, and the buffer stays this thread's.
+        let batch = text.clone();
         text.clear();
         self.sink.send(batch, self.lines.replace(0));
     }
