@@ -37,7 +37,8 @@ pub(super) fn path(value: &Value<'_>, base: &Path) -> Option<PathBuf> {
             text if text == "~" || text.starts_with("~/") => {
                 Err("begins with `~`, which means nothing here: write the directory, or `${HOME}`")
             }
-            text => Ok(base.join(text)),
+            // Without the dots that only say "here"; what `..` leads to is the system's to say.
+            text => Ok(base.join(text).components().collect()),
         }
     })
 }
