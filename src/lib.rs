@@ -306,7 +306,7 @@
 //!   daemon/ask.rs             the client's side of that socket
 //!   daemon/table.rs        P  columns for people
 //!   daemon/interrupted.rs     a command whose operator does not want to wait any more
-//!   daemon/check_certificates.rs  the operator's own certificates, as a start would read them
+//!   daemon/check_certificates.rs  the operator's own certificates, as a start, a reload and a check find them
 //!   daemon/check_names.rs     somebody answers for edge while its names are looked at
 //!   daemon/command.rs         the subcommands that ask or read, and print
 //!   daemon/words.rs        P  times, sizes and texts of others as operators read them

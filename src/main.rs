@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use edge::config::load;
 use edge::config::problem::Problems;
@@ -110,9 +111,9 @@ fn perform(call: &Call) -> Result<ExitCode, Failure> {
             let status = found(asked, &file, &around)?;
             return Ok(ExitCode::from(status));
         }
-        Command::Check { dns: false } => command::check(&config()?)?,
+        Command::Check { dns: false } => command::check(&Arc::new(config()?))?,
         Command::Check { dns: true } => {
-            let config = config()?;
+            let config = Arc::new(config()?);
             command::print(&command::check(&config)?)?;
             let (text, sound) = check_names::check(&config);
             command::print(&text)?;

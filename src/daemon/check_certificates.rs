@@ -1,9 +1,9 @@
-//! `edge check`: the certificates that operators keep themselves, read as a start would read them.
+//! The certificates that operators keep themselves, as a start, a reload and `edge check` find them.
 
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::crypto::CryptoProvider;
 
@@ -11,8 +11,18 @@ use crate::cert::bundle::CertBundle;
 use crate::cert::client_policy::ClientPolicy;
 use crate::cert::files::FilePair;
 use crate::cert::store_error::StoreError;
-use crate::config::model::{App, Tls};
+use crate::clock::{Clock, SystemClock};
+use crate::config::model::{App, Config, Tls};
 use crate::report::Report;
+
+/// A renewal tool replaces the two files of a certificate one after the other, and who looks between them reads a pair that does
+/// not belong together: so often, and with such pauses, it is read again. Nobody would start edge, or its reload, once more.
+const LOOKS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What is said meanwhile.
+pub const LOOKING_AGAIN: &str =
+    "looking again for 2 s, in case that the certificate and its key are being replaced";
 
 /// What is wrong with the files of an app.
 #[derive(Debug, Default)]
@@ -39,6 +49,26 @@ pub fn look(app: &App, provider: &Arc<CryptoProvider>, now: SystemTime) -> Findi
         findings.add(error);
     }
     findings
+}
+
+/// Waits until both files of each certificate are of one renewal, as far as that can be waited for; `told` hears of it once.
+pub async fn renewed(config: &Arc<Config>, told: impl FnOnce(&StoreError)) {
+    let mut told = Some(told);
+    for _ in 0..LOOKS {
+        let config = Arc::clone(config);
+        let half = move || {
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let now = SystemClock.now();
+            let mut errors = config.apps.iter().flat_map(|app| look(app, &provider, now).errors);
+            errors.find(StoreError::is_half_renewed)
+        };
+        // Files may be slow.
+        let Ok(Some(error)) = tokio::task::spawn_blocking(half).await else { return };
+        if let Some(told) = told.take() {
+            told(&error);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 impl Findings {

@@ -49,6 +49,8 @@ pub enum CommandError {
     Unusable(Vec<StoreError>),
     #[error("cannot wait for the running edge")]
     Wait(#[source] io::Error),
+    #[error("cannot look at the certificates")]
+    Look(#[source] io::Error),
     #[error("no app can be named \"{0}\"")]
     NoName(String),
     #[error("no host can be named \"{0}\"")]
@@ -70,6 +72,7 @@ impl CommandError {
             | Self::Root { .. }
             | Self::NoApp { .. }
             | Self::Wait(_)
+            | Self::Look(_)
             | Self::NoWorkers(_) => 1,
         }
     }
@@ -81,7 +84,13 @@ pub fn schema() -> String {
 }
 
 /// `edge check`, of a configuration in which no problem was found.
-pub fn check(config: &Config) -> Result<String, CommandError> {
+pub fn check(config: &Arc<Config>) -> Result<String, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let half_renewed = |error: &StoreError| {
+        // Where this cannot be printed, what comes of it has to do.
+        let _ = writeln!(io::stderr(), "edge: {}; {}", Report(error), check_certificates::LOOKING_AGAIN);
+    };
+    runtime.map_err(CommandError::Look)?.block_on(check_certificates::renewed(config, half_renewed));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let (mut unusable, mut of_files) = (Vec::new(), Vec::new());
     for app in &config.apps {

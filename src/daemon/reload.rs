@@ -4,17 +4,20 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::cert::store_error::StoreError;
 use crate::config::diff::{self, Change};
 use crate::config::load;
 use crate::config::model::{Backend, Config};
 use crate::config::problem::Problems;
 use crate::config::surroundings::Surroundings;
 use crate::daemon::adoption::Adoption;
+use crate::daemon::check_certificates;
 use crate::daemon::cli;
 use crate::daemon::live::Live;
 use crate::daemon::progress::{Failed, Progress};
 use crate::daemon::rolling::{no_workers, stays};
 use crate::name::AppName;
+use crate::report::Report;
 
 /// A reload that a signal asked for. Signals that come while one waits for its turn are about the same file.
 pub async fn signalled(live: Rc<Live>) {
@@ -42,6 +45,10 @@ pub async fn reload(live: &Live, app: Option<&AppName>, told: &Progress) -> Resu
         told.complain(text);
         stays(&old, "; nothing was changed", status)
     })?;
+    let half_renewed = |error: &StoreError| {
+        told.say(format!("{}; {}", Report(error), check_certificates::LOOKING_AGAIN));
+    };
+    check_certificates::renewed(&new, half_renewed).await;
     if changes.is_empty() {
         return look(live, &old, told).await;
     }

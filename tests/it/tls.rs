@@ -4,10 +4,12 @@ use std::fs;
 
 use rcgen::{CertificateParams, KeyPair};
 use rustls::{NamedGroup, ProtocolVersion};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::client::{Connection, Trust, Wire, tls};
+use crate::support::client::{Connection, PATIENCE, Trust, Wire, tls};
 use crate::support::edge::Setup;
 use crate::support::origin::Origin;
+use crate::support::{until, within};
 
 #[tokio::test]
 async fn tls_1_2_and_1_3_are_spoken() {
@@ -126,11 +128,35 @@ async fn certificates_from_files_are_served() {
     Connection::to(edge.https, "files.example", Wire::H2, &trust).await.unwrap();
     assert!(edge.reload().await.contains("nothing has changed"));
 
-    // A start between a renewal's two files waits for the second.
-    edge.kill().await;
+    // Whoever looks between a renewal's two files waits for the second: a reload, a check, a start.
+    let waits = |line: &serde_json::Value| line.to_string().contains("are being replaced");
+    let told = || edge.log_objects().iter().filter(|line| waits(line)).count();
+    let before = told();
     fs::write(&chain, certificate.pem()).unwrap();
+    let second = async {
+        until(PATIENCE, "the reload waits", async || (told() > before).then_some(())).await;
+        fs::write(&secret, key.serialize_pem()).unwrap();
+    };
+    let (said, ()) = tokio::join!(edge.reload(), second);
+    assert!(said.contains("the new certificate files are served"), "{said}");
+
+    fs::write(&secret, new_key.serialize_pem()).unwrap();
+    let mut check = tokio::process::Command::new(env!("CARGO_BIN_EXE_edge"))
+        .args(["check", "--config"])
+        .arg(edge.dir().join("edge.yaml"))
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(check.stderr.take().unwrap()).lines();
+    let line = within(PATIENCE, "the check says something", said.next_line()).await.unwrap().unwrap();
+    assert!(line.contains("are being replaced"), "{line}");
+    fs::write(&secret, key.serialize_pem()).unwrap();
+    assert!(within(PATIENCE, "the check has ended", check.wait()).await.unwrap().success());
+
+    edge.kill().await;
+    fs::write(&secret, new_key.serialize_pem()).unwrap();
     edge.execute_again();
-    let waits = |line: &serde_json::Value| line.to_string().contains("waiting for the other file");
     edge.wait_for_log("that it waits", waits).await;
     fs::write(&secret, key.serialize_pem()).unwrap();
     edge.wait_until_listening().await;
