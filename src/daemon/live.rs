@@ -61,6 +61,8 @@ pub struct Hands {
 pub struct Live {
     config: RefCell<Arc<Config>>,
     apps: RefCell<Vec<LiveApp>>,
+    /// Of every app that was started and has not ended, routed to or not.
+    supervisors: RefCell<Vec<Supervisor>>,
     /// What requests are routed by.
     pub routing: Arc<ArcSwap<Routing>>,
     /// The certificates.
@@ -97,6 +99,7 @@ impl Live {
         let threads = config.threads.get();
         let live = Self {
             apps: RefCell::new(Vec::new()),
+            supervisors: RefCell::default(),
             config: RefCell::new(Arc::clone(&config)),
             routing: Arc::default(),
             manager,
@@ -156,12 +159,29 @@ impl Live {
                 let workers = &self.hands.workers;
                 let supervisor =
                     supervisor::supervise(Arc::clone(app), spec, Arc::clone(&roster), tools, workers);
+                let mut supervisors = self.supervisors.borrow_mut();
+                supervisors.retain(|one| !one.is_gone());
+                supervisors.push(supervisor.clone());
                 (roster, Some(supervisor))
             }
         };
         let pool = Pool::new(app.name.clone(), Arc::clone(&roster));
         let tally = Arc::new(Tally::new(self.threads));
         LiveApp { app: Arc::clone(app), roster, pool, tally, supervisor, journal, maintenance: None }
+    }
+
+    /// Those of every app that was started and has not ended: also of one that a reload was about to add, or to remove.
+    pub fn supervisors(&self) -> Vec<Supervisor> {
+        self.supervisors.borrow().clone()
+    }
+
+    /// Asks the workers of apps that nothing is routed to, and what comes before them, to end. Waits for nobody.
+    pub fn give_up_new_apps(&self) {
+        let routed = self.apps();
+        let serves = |one: &Supervisor| {
+            routed.iter().filter_map(|live| live.supervisor.as_ref()).any(|other| other.is(one))
+        };
+        self.supervisors.borrow().iter().filter(|one| !serves(one)).for_each(Supervisor::ask_to_stop);
     }
 
     /// Puts a configuration and its apps in force.

@@ -41,11 +41,6 @@ const LAST_STEPS: Duration = Duration::from_secs(2);
 /// How long the log may take to write its last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-/// A renewal tool replaces the two files of a certificate one after the other, and a start between them reads a pair that does not
-/// belong together: so often, and with such pauses, it is read again. Nobody would start edge once more.
-const LOOKS: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(100);
-
 /// Runs edge on this thread until it is told to stop. Exit status: 0 drained, 1 failed or forced, 78 where what
 /// the configuration names cannot be used.
 pub fn run(config: Config) -> ExitCode {
@@ -63,21 +58,6 @@ pub fn run(config: Config) -> ExitCode {
             eprintln!("edge: {}", Report(&error));
             ExitCode::from(error.status())
         }
-    }
-}
-
-/// Waits until both files of each certificate are of one renewal, as far as that can be waited for.
-async fn renewed(config: &Config) {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    for look in 0..LOOKS {
-        let now = SystemClock.now();
-        let mut errors =
-            config.apps.iter().flat_map(|app| check_certificates::look(app, &provider, now).errors);
-        let Some(error) = errors.find(StoreError::is_half_renewed) else { return };
-        if look == 0 {
-            tracing::warn!(error = %Report(&error), "waiting for the other file, in case that the two are being replaced");
-        }
-        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -107,7 +87,9 @@ async fn serve(config: Arc<Config>, inherited: Inherited) -> Result<bool, StartE
         tracing::warn!(processes = swept, "ended what an edge that was killed had left running");
     }
     let control = Scope::new();
-    renewed(&config).await;
+    let half_renewed =
+        |error: &StoreError| tracing::warn!(error = %Report(error), "{}", check_certificates::LOOKING_AGAIN);
+    check_certificates::renewed(&config, half_renewed).await;
     let manager = manager::start(
         &config,
         Arc::clone(&clock),
@@ -163,6 +145,7 @@ async fn serve(config: Arc<Config>, inherited: Inherited) -> Result<bool, StartE
     let mut healthy = wait_for_stop(&mut signals, &mut threads, broken, &output, reload).await;
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     operations.close(Duration::ZERO).await;
+    live.give_up_new_apps();
     tracing::info!("stopping: no new connections; {}", last_requests(live.in_flight(), config.drain_timeout));
     data.drain();
     let ended = async {
@@ -173,19 +156,18 @@ async fn serve(config: Arc<Config>, inherited: Inherited) -> Result<bool, StartE
         drained
     };
     let ending = "told to stop again: ending open requests now";
-    healthy &= forced_by(&mut signals, ended, || data.abort(), ending).await;
+    healthy &= forced_by(&mut signals, ended, || data.abort(), ending, &output).await;
     tracing::info!(
         "no request is open any more: workers are told to end; told to stop again, edge kills them"
     );
 
     let retired = async {
-        let apps = live.apps();
-        let stops = apps.iter().filter_map(|live| live.supervisor.as_ref()).map(Supervisor::stop);
-        futures_util::future::join_all(stops).await;
+        let supervisors = live.supervisors();
+        futures_util::future::join_all(supervisors.iter().map(Supervisor::stop)).await;
         true
     };
     let killing = "told to stop again: killing the workers";
-    healthy &= forced_by(&mut signals, retired, || workers.abort(), killing).await;
+    healthy &= forced_by(&mut signals, retired, || workers.abort(), killing, &output).await;
     workers.close(Duration::ZERO).await;
     control.close(LAST_STEPS).await;
     // Also what was cut before its time was over, because it stood still.
@@ -252,16 +234,22 @@ async fn forced_by(
     work: impl Future<Output = bool>,
     force: impl Fn(),
     told: &str,
+    output: &Output,
 ) -> bool {
     tokio::pin!(work);
     let mut forced = false;
     loop {
         tokio::select! {
             outcome = &mut work => return outcome && !forced,
-            command = signals.next() => if command == Command::Stop {
-                tracing::warn!("{told}");
-                forced = true;
-                force();
+            command = signals.next() => match command {
+                Command::Stop => {
+                    tracing::warn!("{told}");
+                    forced = true;
+                    force();
+                }
+                // Logs are rotated by the hour, whoever is about to end.
+                Command::Reopen => output.reopen(),
+                Command::Reload => tracing::warn!("edge is stopping: the configuration is not read again"),
             },
         }
     }

@@ -156,8 +156,23 @@ impl Supervisor {
     /// Retires every worker: its slot is closed, its open requests finish, then it gets its stop signal, then it is killed.
     /// Completes when every process is reaped and every socket removed. May be called again, and abandoned.
     pub async fn stop(&self) {
-        let _ended_already = self.events.send(Event::Stop);
+        self.ask_to_stop();
         self.gone.cancelled().await;
+    }
+
+    /// As [`Self::stop`], for who does not wait for it now.
+    pub fn ask_to_stop(&self) {
+        let _ended_already = self.events.send(Event::Stop);
+    }
+
+    /// Whether it was told to stop and has done so.
+    pub fn is_gone(&self) -> bool {
+        self.gone.is_cancelled()
+    }
+
+    /// Whether both are handles to the same.
+    pub fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.crew, &other.crew)
     }
 
     /// Kills every worker, open requests or not; completes like [`Self::stop`].

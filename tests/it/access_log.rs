@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::support::client::{Connection, PATIENCE, Wire};
+use crate::support::client::{Connection, PATIENCE, Wire, empty, next_chunk};
 use crate::support::edge::Setup;
 use crate::support::origin::Origin;
 use crate::support::until;
@@ -112,6 +112,36 @@ async fn it_can_be_a_file_that_is_reopened_on_sigusr1() {
     contains(&file, "/after").await;
     assert!(!fs::read_to_string(&old).unwrap().contains("/after"));
     edge.stop().await;
+}
+
+#[tokio::test]
+async fn the_file_is_reopened_while_the_last_requests_finish_too() {
+    let setup = Setup::new();
+    let (file, old) = (setup.dir().join("access.log"), setup.dir().join("access.log.1"));
+    let mut edge = setup
+        .top(&format!("log:\n  access: {}", file.display()))
+        .app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1")
+        .start()
+        .await;
+    edge.wait_until_up("a").await;
+    let mut connection = Connection::open(&edge, "a.test", Wire::H1).await;
+    let request = connection.request("GET", "/events").body(empty()).unwrap();
+    let mut events = connection.send(request).await.unwrap().into_body();
+    next_chunk(&mut events).await.unwrap().expect("an event");
+    edge.signal(Signal::SIGTERM);
+    let stopping = |line: &serde_json::Value| line.to_string().contains("stopping: no new connections");
+    edge.wait_for_log("that it stops", stopping).await;
+    fs::rename(&file, &old).unwrap();
+    edge.signal(Signal::SIGUSR1);
+    until(PATIENCE, "the file is opened anew", async || file.exists().then_some(())).await;
+    edge.signal(Signal::SIGHUP);
+    let not_read =
+        |line: &serde_json::Value| line.to_string().contains("the configuration is not read again");
+    edge.wait_for_log("that there is no reload", not_read).await;
+    edge.signal(Signal::SIGTERM);
+    assert_eq!(edge.ended(PATIENCE).await.code(), Some(1), "a request was cut");
+    assert!(fs::read_to_string(&file).unwrap().contains("/events"));
+    edge.assert_nothing_left().await;
 }
 
 #[tokio::test]

@@ -223,6 +223,27 @@ async fn what_comes_before_one_new_app_may_tidy_up_when_another_fails() {
     edge.stop().await;
 }
 
+#[tokio::test]
+async fn what_comes_before_a_new_app_may_tidy_up_when_edge_stops_in_the_middle() {
+    let mut edge = hello().await;
+    let user = if crate::support::processes::root() { "user: root, " } else { "" };
+    let script = edge.dir().join("migrate.sh");
+    let (begun, undone) = (edge.dir().join("begun"), edge.dir().join("undone"));
+    let undo = format!("trap 'touch {}; exit 1' TERM\ntouch {}\n", undone.display(), begun.display());
+    std::fs::write(&script, format!("{undo}while :; do sleep 0.05; done\n")).unwrap();
+    let app = format!(
+        "  b: {{domains: [b.test], {user}command: edge hello, before_start: sh {}}}\n",
+        script.display()
+    );
+    edge.edit("apps:\n", &format!("apps:\n{app}"));
+    edge.signal(Signal::SIGHUP);
+    until(PATIENCE, "the migration has begun", async || begun.exists().then_some(())).await;
+    edge.signal(Signal::SIGTERM);
+    assert_eq!(edge.ended(PATIENCE).await.code(), Some(0));
+    assert!(undone.exists(), "it was killed");
+    edge.assert_nothing_left().await;
+}
+
 /// Says whether two of its kind run at once; the first one never ends by itself.
 const MIGRATION: &str = "cd \"$(dirname \"$0\")\"
 mkdir running || { touch twice; exit 1; }
