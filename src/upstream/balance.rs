@@ -48,11 +48,19 @@ pub struct Candidate {
     pub age: Duration,
 }
 
-/// The place of the slot that takes the next request, of up to [`COMPARED`]. Of equals it is the first from `turn` on, which
-/// callers vary.
-pub fn choose(candidates: &[Candidate], turn: usize) -> Option<usize> {
+/// Who takes a request that several suit equally well.
+#[derive(Debug, Clone, Copy)]
+pub enum Tie {
+    /// The first from this place on.
+    From(usize),
+    /// Any of them, by a number that callers vary. Not the first from there on: the neighbour of one that is passed over would
+    /// have two shares.
+    Any(usize),
+}
+
+/// The place of the slot that takes the next request, of up to [`COMPARED`].
+pub fn choose(candidates: &[Candidate], tie: Tie) -> Option<usize> {
     let candidates = &candidates[..candidates.len().min(COMPARED)];
-    let start = turn.checked_rem(candidates.len())?;
     let quickest = quickest(candidates.iter().map(|one| one.latency));
     let mut weights = [0.0; COMPARED];
     let mut lightest = f32::INFINITY;
@@ -61,18 +69,24 @@ pub fn choose(candidates: &[Candidate], turn: usize) -> Option<usize> {
         lightest = lightest.min(*weight);
     }
     let alike = lightest * ALIKE;
-    let mut best = (f32::INFINITY, start);
-    for place in (start..candidates.len()).chain(0..start) {
-        let one = &candidates[place];
+    let (mut loads, mut least) = ([f32::INFINITY; COMPARED], f32::INFINITY);
+    for (place, one) in candidates.iter().enumerate() {
         let late =
             if is_late(one.silent, usual(one.latency, quickest)) { one.silent.min(SILENCE) } else { 0.0 };
         let load =
             (weights[place].max(alike) + late) * (one.in_flight + 1) as f32 + one.silent.min(SILENCE) * HINT;
-        if load < best.0 {
-            best = (load, place);
+        loads[place] = load;
+        least = least.min(load);
+    }
+    let is_best = |place: &usize| loads[*place] <= least;
+    let places = 0..candidates.len();
+    match tie {
+        Tie::From(start) => (start..candidates.len()).chain(0..start).find(is_best),
+        Tie::Any(turn) => {
+            let nth = turn.checked_rem(places.clone().filter(is_best).count())?;
+            places.filter(is_best).nth(nth)
         }
     }
-    Some(best.1)
 }
 
 /// Whether the slot that had the last request so long ago comes first among equals: where answers are that short, what being warm
@@ -200,22 +214,28 @@ mod tests {
     fn of_equals_the_least_busy_takes_the_next_request_and_ties_go_in_turn() {
         for turn in 0..7 {
             let noisy = [old(3, 0.010), old(1, 0.013), old(2, 0.009)];
-            assert_eq!(choose(&noisy, turn), Some(1));
+            assert_eq!(choose(&noisy, Tie::Any(turn)), Some(1));
+            assert_eq!(choose(&noisy, Tie::From(turn % 3)), Some(1));
         }
         let taken: Vec<_> =
-            (0..4).map(|turn| choose(&[old(1, 0.0), old(1, 0.0), old(1, 0.0)], turn)).collect();
+            (0..4).map(|turn| choose(&[old(1, 0.0), old(1, 0.0), old(1, 0.0)], Tie::Any(turn))).collect();
         assert_eq!(taken, [Some(0), Some(1), Some(2), Some(0)]);
-        assert_eq!(choose(&[], 3), None);
+        let slow = [old(0, 0.0), old(9, 0.0), old(0, 0.0), old(0, 0.0)];
+        let from: Vec<_> = (0..4).map(|place| choose(&slow, Tie::From(place))).collect();
+        assert_eq!(from, [Some(0), Some(2), Some(2), Some(3)]);
+        let any: Vec<_> = (0..6).map(|turn| choose(&slow, Tie::Any(turn))).collect();
+        assert_eq!(any, [Some(0), Some(2), Some(3), Some(0), Some(2), Some(3)], "equal shares");
+        assert_eq!((choose(&[], Tie::Any(3)), choose(&[], Tie::From(0))), (None, None));
     }
 
     #[test]
     fn a_new_worker_begins_with_little_and_has_its_share_after_ten_seconds() {
         let new = |seconds| Candidate { age: Duration::from_secs(seconds), ..Candidate::default() };
-        assert_eq!(choose(&[old(3, 0.010), new(0)], 1), Some(0));
-        assert_eq!(choose(&[old(6, 0.010), new(0)], 0), Some(1));
-        assert_eq!(choose(&[old(1, 0.010), new(10)], 0), Some(1));
-        assert_eq!(choose(&[new(0), new(0)], 1), Some(1), "where all are new, none is");
-        assert_eq!(choose(&[new(1), new(0)], 1), Some(1), "nor where some are a little newer");
+        assert_eq!(choose(&[old(3, 0.010), new(0)], Tie::Any(1)), Some(0));
+        assert_eq!(choose(&[old(6, 0.010), new(0)], Tie::Any(0)), Some(1));
+        assert_eq!(choose(&[old(1, 0.010), new(10)], Tie::Any(0)), Some(1));
+        assert_eq!(choose(&[new(0), new(0)], Tie::Any(1)), Some(1), "where all are new, none is");
+        assert_eq!(choose(&[new(1), new(0)], Tie::Any(1)), Some(1), "nor where some are a little newer");
     }
 
     #[test]
@@ -286,7 +306,7 @@ mod tests {
         let slow = heard(heard(usual, ms(500), ms(1600)), ms(500), ms(2110));
         for turn in 0..4 {
             let candidates = [old(1, usual.at(ms(2110))), old(0, slow.at(ms(2110)))];
-            assert_eq!(choose(&candidates, turn), Some(1), "{slow:?}");
+            assert_eq!(choose(&candidates, Tie::Any(turn)), Some(1), "{slow:?}");
         }
     }
 
@@ -294,11 +314,19 @@ mod tests {
     fn a_worker_that_owes_answers_and_is_silent_is_passed_over() {
         for turn in 0..3 {
             let owing = |silent| Candidate { silent, ..old(1, 0.005) };
-            assert_eq!(choose(&[owing(0.009), old(2, 0.005)], turn), Some(0), "no longer than usual");
-            assert_eq!(choose(&[owing(0.009), owing(0.004)], turn), Some(1), "it was heard of last");
-            assert_eq!(choose(&[owing(0.1), owing(0.004)], turn), Some(1));
-            assert_eq!(choose(&[owing(0.1), old(5, 0.005)], turn), Some(1));
-            assert_eq!(choose(&[owing(60.0), old(200, 0.005)], turn), Some(0), "bounded");
+            assert_eq!(
+                choose(&[owing(0.009), old(2, 0.005)], Tie::Any(turn)),
+                Some(0),
+                "no longer than usual"
+            );
+            assert_eq!(
+                choose(&[owing(0.009), owing(0.004)], Tie::Any(turn)),
+                Some(1),
+                "it was heard of last"
+            );
+            assert_eq!(choose(&[owing(0.1), owing(0.004)], Tie::Any(turn)), Some(1));
+            assert_eq!(choose(&[owing(0.1), old(5, 0.005)], Tie::Any(turn)), Some(1));
+            assert_eq!(choose(&[owing(60.0), old(200, 0.005)], Tie::Any(turn)), Some(0), "bounded");
         }
         let latency = heard(Latency::default(), Duration::from_millis(5), OLD);
         assert_eq!(latency.silent(OLD + Duration::from_millis(95)), 0.095);
@@ -335,7 +363,7 @@ mod tests {
                             age,
                         })
                         .collect();
-                    let slot = choose(&candidates, rng.usize(..)).expect("there are slots");
+                    let slot = choose(&candidates, Tie::Any(rng.usize(..))).expect("there are slots");
                     if in_flight[slot] == 0 {
                         latency[slot] = latency[slot].heard(age);
                     }
@@ -399,7 +427,7 @@ mod tests {
                         age,
                     })
                     .collect();
-                let slot = choose(&candidates, rng.usize(..)).expect("there are slots");
+                let slot = choose(&candidates, Tie::Any(rng.usize(..))).expect("there are slots");
                 if in_flight(slot) == 0 {
                     latency[slot] = latency[slot].heard(age);
                 }
@@ -429,7 +457,7 @@ mod tests {
     fn forty_long_connections_spread_evenly_over_four_workers() {
         let mut slots = [old(0, 0.002), old(0, 0.004), old(0, 0.003), old(0, 0.0)];
         for turn in 0..40 {
-            let place = choose(&slots, turn * 7).expect("there are slots");
+            let place = choose(&slots, Tie::Any(turn * 7)).expect("there are slots");
             slots[place].in_flight += 1;
         }
         assert!(slots.iter().all(|slot| slot.in_flight == 10), "{slots:?}");

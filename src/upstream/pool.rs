@@ -15,7 +15,7 @@ use crate::config::model::Queue;
 use crate::name::AppName;
 use crate::upstream::affinity::Home;
 use crate::upstream::balance::{
-    COMPARED, Candidate, Latency, choose, for_long, is_late, is_warm, quickest, usual,
+    COMPARED, Candidate, Latency, Tie, choose, for_long, is_late, is_warm, quickest, usual,
 };
 use crate::upstream::error::AcquireError;
 use crate::upstream::lease::{Freed, Lease};
@@ -354,7 +354,8 @@ fn pick(
         }
     }
     let first = warm.and_then(|warm| places[..count].iter().position(|place| *place == warm));
-    let chosen = choose(&candidates[..count], first.unwrap_or_else(|| fastrand::usize(..)))?;
+    let tie = first.map_or_else(|| Tie::Any(fastrand::usize(..)), Tie::From);
+    let chosen = choose(&candidates[..count], tie)?;
     Some((places[chosen], candidates[chosen].in_flight))
 }
 
