@@ -10,6 +10,7 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
 };
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version};
 
 use crate::config::limits::Limits;
@@ -170,7 +171,9 @@ impl Reading {
             return Err(refused(Some(request), ProxyError::Malformed("its target has a fragment")));
         }
         parts.uri = Uri::from_maybe_shared(text.slice_ref(path.as_bytes()))
-            .map_err(|_| refused(Some(request), ProxyError::Malformed("its target is not a path")))?;
+            .ok()
+            .and_then(|uri| if path.starts_with('/') { Some(uri) } else { with_path(uri) })
+            .ok_or_else(|| refused(Some(request), ProxyError::Malformed("its target is not a path")))?;
         Ok(Self {
             parts,
             length: None,
@@ -249,6 +252,17 @@ impl Reading {
             (Codings::Chunked, None) => Ok(RequestFraming::Chunked),
         }
     }
+}
+
+/// `uri` as it is, but for an absolute target with a query and no path, which is then `/` (RFC 9110 §4.2.3).
+fn with_path(uri: Uri) -> Option<Uri> {
+    let pathless = uri.path_and_query().filter(|target| target.as_str().starts_with('?'));
+    let Some(target) = pathless.filter(|_| uri.scheme().is_some()) else { return Some(uri) };
+    // Printed, it has its path.
+    let target = PathAndQuery::try_from(target.to_string()).ok()?;
+    let mut parts = uri.into_parts();
+    parts.path_and_query = Some(target);
+    Uri::from_parts(parts).ok()
 }
 
 fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {

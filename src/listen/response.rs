@@ -1,9 +1,9 @@
 //! The head of an HTTP/1 response to a client, and the framing of its body, without I/O.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, TRANSFER_ENCODING, UPGRADE};
 use http::{StatusCode, Version, response};
 
-use crate::upstream::framing::write_last_chunk;
+use crate::upstream::framing::{Speaker, write_last_chunk};
 
 /// What of the request decides how its answer is written.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +82,10 @@ pub fn write_head(
     if !dated {
         put_field(out, "date", &date());
     }
+    if head.status == StatusCode::UPGRADE_REQUIRED && fields.contains_key(UPGRADE) {
+        // RFC 9110 §7.8: a field of one hop, named as such.
+        put_field(out, "connection", b"upgrade");
+    }
     let connection: &[u8] = match asked.version {
         _ if close => b"connection: close\r\n\r\n",
         Version::HTTP_10 => b"connection: keep-alive\r\n\r\n",
@@ -112,7 +116,7 @@ pub const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
 
 /// Appends the end of a chunked body.
 pub fn write_end(out: &mut Vec<u8>, trailers: Option<&HeaderMap>, asked: Asked) {
-    write_last_chunk(out, trailers.filter(|_| asked.trailers));
+    write_last_chunk(out, trailers.filter(|_| asked.trailers), Speaker::Worker);
 }
 
 fn framing(head: &response::Parts, body: Announced, asked: Asked) -> Framing {
@@ -220,6 +224,14 @@ mod tests {
         assert!(!more && text.ends_with("connection: close\r\n\r\n"), "{text}");
         assert!(write(299, &[], KNOWN, GET).0.starts_with("HTTP/1.1 299 \r\n"));
         assert!(write(404, &[], KNOWN, GET).0.starts_with("HTTP/1.1 404 Not Found\r\n"));
+    }
+
+    #[test]
+    fn what_an_upgrade_is_required_to_is_said_to_the_next_hop() {
+        let (text, _, more) = write(426, &[("upgrade", "websocket")], KNOWN, GET);
+        assert!(more && text.ends_with("date: now\r\nconnection: upgrade\r\n\r\n"), "{text}");
+        assert!(text.contains("\r\nupgrade: websocket\r\n"), "{text}");
+        assert!(!write(426, &[], KNOWN, GET).0.contains("connection:"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, DATE, EXPECT};
+use http::header::{CONTENT_LENGTH, DATE, EXPECT, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
@@ -197,6 +197,10 @@ impl Answering {
         if !has_date {
             let date = HeaderValue::from_bytes(&date(self.plane.clock.now()));
             fields.insert(DATE, date.expect("a date is printable ASCII"));
+        }
+        if head.status() == StatusCode::UPGRADE_REQUIRED {
+            // RFC 9113 §8.2.2: HTTP/2 has no field for it.
+            head.headers_mut().remove(UPGRADE);
         }
         let whole = body.is_end_stream() && reply.switch.is_none();
         let mut respond = self.respond.borrow_mut();

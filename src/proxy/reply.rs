@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::header::{
     ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
-    SEC_WEBSOCKET_VERSION, X_CONTENT_TYPE_OPTIONS,
+    SEC_WEBSOCKET_VERSION, UPGRADE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, Version};
@@ -45,6 +45,7 @@ pub fn refusal(error: &ProxyError, request: &Parts, request_id: u64) -> Response
     }
     if let ProxyError::WebSocketVersion = error {
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     }
     if error.ends_connection() && request.version < Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -341,6 +342,7 @@ mod tests {
         assert_eq!((b10.status().as_u16(), &b10.headers()[ALLOW]), (405, &METHODS));
         let g3u = refusal(&ProxyError::WebSocketVersion, &get, 1);
         assert_eq!((g3u.status().as_u16(), &g3u.headers()[SEC_WEBSOCKET_VERSION]), (426, &13.into()));
+        assert_eq!(g3u.headers()[UPGRADE], "websocket");
         let d09 = refusal(&ProxyError::BodyTooLarge { limit: 1 }, &get, 1);
         assert_eq!(
             (d09.status().as_u16(), &d09.headers()[CONNECTION]),

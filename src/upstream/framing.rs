@@ -8,6 +8,21 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use crate::config::limits::ChunkLimits;
 use crate::upstream::wire::{Malformed, RequestFraming, ResponseFraming, push_value};
 
+/// Whose trailers they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaker {
+    /// A client's, which may say less than a worker.
+    Client,
+    /// A worker's. The metadata of gRPC has dots and underscores in its names.
+    Worker,
+}
+
+impl Speaker {
+    fn may_say(self, name: &HeaderName) -> bool {
+        may_trail(name) && (self == Self::Worker || !is_claim(name))
+    }
+}
+
 /// A body being read.
 #[derive(Debug)]
 pub struct BodyDecoder(State);
@@ -39,19 +54,18 @@ impl BodyDecoder {
         Self(match framing {
             ResponseFraming::None => State::Ended,
             ResponseFraming::Length(length) => State::Length(length),
-            ResponseFraming::Chunked => State::Chunked(Chunks::new(*limits)),
+            ResponseFraming::Chunked => State::Chunked(Chunks::new(*limits, Speaker::Worker)),
             ResponseFraming::UntilClose => State::UntilClose,
         })
     }
 
     /// A request's body of this framing, from its first byte.
     pub fn of_request(framing: RequestFraming, limits: &ChunkLimits) -> Self {
-        let framing = match framing {
-            RequestFraming::None => ResponseFraming::None,
-            RequestFraming::Length(length) => ResponseFraming::Length(length),
-            RequestFraming::Chunked => ResponseFraming::Chunked,
-        };
-        Self::new(framing, limits)
+        Self(match framing {
+            RequestFraming::None => State::Ended,
+            RequestFraming::Length(length) => State::Length(length),
+            RequestFraming::Chunked => State::Chunked(Chunks::new(*limits, Speaker::Client)),
+        })
     }
 
     /// Takes the next piece off the front of `input`.
@@ -99,6 +113,7 @@ fn split_up_to(input: &mut Bytes, left: &mut u64) -> Bytes {
 #[derive(Debug)]
 struct Chunks {
     limits: ChunkLimits,
+    speaker: Speaker,
     at: At,
     left: u64,
     digits: u32,
@@ -121,8 +136,8 @@ enum At {
 }
 
 impl Chunks {
-    fn new(limits: ChunkLimits) -> Self {
-        Self { limits, at: At::Size, left: 0, digits: 0, extensions: 0, trailers: Vec::new() }
+    fn new(limits: ChunkLimits, speaker: Speaker) -> Self {
+        Self { limits, speaker, at: At::Size, left: 0, digits: 0, extensions: 0, trailers: Vec::new() }
     }
 
     fn decode(&mut self, input: &mut Bytes) -> Result<Decoded, Malformed> {
@@ -142,7 +157,8 @@ impl Chunks {
             self.at = self.step(byte)?;
             if matches!(self.at, At::Trailers) && self.trailers.ends_with(b"\r\n\r\n") {
                 self.at = At::Ended;
-                return parse_trailers(std::mem::take(&mut self.trailers), self.limits.trailer_fields)
+                let section = std::mem::take(&mut self.trailers);
+                return parse_trailers(section, self.limits.trailer_fields, self.speaker)
                     .map(Decoded::Trailers);
             }
         }
@@ -210,7 +226,7 @@ impl Chunks {
     }
 }
 
-fn parse_trailers(section: Vec<u8>, most: u32) -> Result<HeaderMap, Malformed> {
+fn parse_trailers(section: Vec<u8>, most: u32, speaker: Speaker) -> Result<HeaderMap, Malformed> {
     let section = Bytes::from(section);
     let mut lines = vec![httparse::EMPTY_HEADER; most as usize];
     let lines = match httparse::parse_headers(&section, &mut lines) {
@@ -225,7 +241,7 @@ fn parse_trailers(section: Vec<u8>, most: u32) -> Result<HeaderMap, Malformed> {
         let (Ok(name), Ok(value)) = (name, value) else {
             return Err(Malformed("its trailers are malformed"));
         };
-        if may_trail(&name) && !is_claim(&name) {
+        if speaker.may_say(&name) {
             trailers.append(name, value);
         }
     }
@@ -238,32 +254,23 @@ pub fn write_chunk_size(out: &mut Vec<u8>, size: usize) {
     let _ = write!(out, "{size:x}\r\n");
 }
 
-/// Appends the last chunk with those trailers that may be one (RFC 9110 §6.5.1) and can be written.
-pub fn write_last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
+/// Appends the last chunk with those trailers of `speaker` that may be one (RFC 9110 §6.5.1) and can be written.
+pub fn write_last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>, speaker: Speaker) {
     out.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
         let start = out.len();
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");
-        if !may_trail(name) || is_claim(name) || push_value(out, value).is_err() {
+        if !speaker.may_say(name) || push_value(out, value).is_err() {
             out.truncate(start);
         }
     }
     out.extend_from_slice(b"\r\n");
 }
 
-/// Takes out of a client's trailers what may not be one, or may not be said by a client.
-pub(super) fn keep_trailers(trailers: &mut HeaderMap) {
-    remove_where(trailers, |name| !may_trail(name) || is_claim(name));
-}
-
-/// Takes out of a worker's trailers what may not be one. The metadata of gRPC has dots and underscores in its names.
-pub(super) fn keep_answer_trailers(trailers: &mut HeaderMap) {
-    remove_where(trailers, |name| !may_trail(name));
-}
-
-fn remove_where(trailers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
-    let unwanted: Vec<HeaderName> = trailers.keys().filter(|name| unwanted(name)).cloned().collect();
+/// Takes out of `trailers` what may not be one, or may not be said by this speaker.
+pub(super) fn keep_trailers(trailers: &mut HeaderMap, speaker: Speaker) {
+    let unwanted: Vec<HeaderName> = trailers.keys().filter(|name| !speaker.may_say(name)).cloned().collect();
     for name in unwanted {
         trailers.remove(name);
     }
@@ -319,6 +326,7 @@ fn is_claim(name: &HeaderName) -> bool {
     let name = name.as_str();
     matches!(name, "x-real-ip" | "x-request-id")
         || name.starts_with("x-forwarded")
+        || name.starts_with("x-client-cert")
         || name.contains(['_', '.'])
 }
 
@@ -402,7 +410,7 @@ mod tests {
 
     #[test]
     fn a12_trailers_cannot_change_how_a_message_is_read() {
-        let names = |keep: fn(&mut HeaderMap)| {
+        let names = |speaker| {
             let all = [
                 "content-length",
                 "transfer-encoding",
@@ -414,32 +422,45 @@ mod tests {
                 "strict-transport-security",
                 "www-authenticate",
                 "x-real-ip",
+                "x-client-cert-subject",
                 "x_a",
                 "a.b",
                 "x",
             ];
             let all = all.map(|name| (HeaderName::from_static(name), HeaderValue::from_static("y")));
             let mut trailers = HeaderMap::from_iter(all);
-            keep(&mut trailers);
+            keep_trailers(&mut trailers, speaker);
             trailers.keys().map(HeaderName::to_string).collect::<BTreeSet<_>>()
         };
         let expected = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        assert_eq!(names(keep_trailers), expected(&["x"]));
-        assert_eq!(names(keep_answer_trailers), expected(&["a.b", "x", "x-real-ip", "x_a"]));
+        assert_eq!(names(Speaker::Client), expected(&["x"]));
+        let of_worker = ["a.b", "x", "x-client-cert-subject", "x-real-ip", "x_a"];
+        assert_eq!(names(Speaker::Worker), expected(&of_worker));
     }
 
     #[test]
     fn trailers_pass_but_for_those_with_a_meaning_to_recipients() {
-        let text = b"0\r\nGrpc-Status: 0\r\nContent-Length: 5\r\nHost: x\r\nX-Forwarded-For: y\r\nX_a: z\r\nCookie: c\r\n\r\n";
+        let text = b"0\r\nGrpc-Status: 0\r\nContent-Length: 5\r\nHost: x\r\nX-Forwarded-For: y\r\nX_a.b: z\r\nCookie: c\r\n\r\n";
         let trailers = chunked(text).expect("valid").1.expect("trailers");
-        assert_eq!(trailers.len(), 1);
-        assert_eq!(trailers["grpc-status"], "0");
+        let names: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["grpc-status", "x-forwarded-for", "x_a.b"], "what a worker may say");
+        let mut client = BodyDecoder::of_request(RequestFraming::Chunked, &LIMITS);
+        let Ok(Decoded::Trailers(said)) = client.decode(&mut Bytes::from_static(text)) else {
+            panic!("trailers")
+        };
+        assert_eq!(said.keys().collect::<Vec<_>>(), ["grpc-status"], "what a client may say");
+        for (speaker, length) in [(Speaker::Worker, 3), (Speaker::Client, 1)] {
+            let mut out = Vec::new();
+            write_last_chunk(&mut out, Some(&trailers), speaker);
+            let text = String::from_utf8(out).expect("text");
+            assert_eq!(text.matches(": ").count(), length, "{text}");
+        }
         let mut out = Vec::new();
         let both = HeaderMap::from_iter([
             (http::header::HOST, HeaderValue::from_static("x")),
             (HeaderName::from_static("checksum"), HeaderValue::from_static("1")),
         ]);
-        write_last_chunk(&mut out, Some(&both));
+        write_last_chunk(&mut out, Some(&both), Speaker::Client);
         assert_eq!(out, b"0\r\nchecksum: 1\r\n\r\n");
     }
 
@@ -468,7 +489,7 @@ mod tests {
             let trailers = trailer.map(|value| HeaderMap::from_iter([
                 (HeaderName::from_static("checksum"), HeaderValue::from_str(&value).expect("visible")),
             ]));
-            write_last_chunk(&mut text, trailers.as_ref());
+            write_last_chunk(&mut text, trailers.as_ref(), Speaker::Worker);
             let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(text.len())).collect();
             cuts.sort_unstable();
             let decoded = decode(ResponseFraming::Chunked, &text, &cuts);

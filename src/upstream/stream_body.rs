@@ -16,7 +16,7 @@ use crate::config::limits::ChunkLimits;
 use crate::scope::Scope;
 use crate::upstream::body::Watch;
 use crate::upstream::error::ResponseBodyError;
-use crate::upstream::framing::keep_answer_trailers;
+use crate::upstream::framing::{Speaker, keep_trailers};
 use crate::upstream::lease::Lease;
 use crate::upstream::multiplex::Place;
 use crate::upstream::request_body::fits;
@@ -179,7 +179,7 @@ impl Transfer {
             return Poll::Ready(Err(ResponseBodyError::BadFraming("its trailers are too long")));
         }
         if let Some(trailers) = &mut trailers {
-            keep_answer_trailers(trailers);
+            keep_trailers(trailers, Speaker::Worker);
         }
         Poll::Ready(Ok(trailers.map(Frame::trailers)))
     }

@@ -17,7 +17,7 @@ use crate::scope::Scope;
 use crate::upstream::budget::Budget;
 use crate::upstream::duplex::PIECE;
 use crate::upstream::error::RequestBodyError;
-use crate::upstream::framing::keep_trailers;
+use crate::upstream::framing::{Speaker, keep_trailers};
 use crate::upstream::request_body::RequestBody;
 use crate::upstream::upload::UploadState;
 
@@ -110,7 +110,7 @@ impl StreamUpload {
             }
             Some(Err(frame)) => match frame.into_trailers() {
                 Ok(mut trailers) => {
-                    keep_trailers(&mut trailers);
+                    keep_trailers(&mut trailers, Speaker::Client);
                     if let Some(kept) = &mut self.kept {
                         kept.trailers = Some(trailers.clone());
                     }

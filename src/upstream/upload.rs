@@ -14,7 +14,7 @@ use crate::outbox::Outbox;
 use crate::upstream::budget::Budget;
 use crate::upstream::connection::Connection;
 use crate::upstream::error::RequestBodyError;
-use crate::upstream::framing::{write_chunk_size, write_last_chunk};
+use crate::upstream::framing::{Speaker, write_chunk_size, write_last_chunk};
 use crate::upstream::request_body::RequestBody;
 use crate::upstream::wire::RequestFraming;
 
@@ -205,7 +205,7 @@ impl Upload {
             // cannot be made up: the worker must see the request break off.
             RequestFraming::Length(_) => self.refused = Some(io::ErrorKind::UnexpectedEof.into()),
             RequestFraming::Chunked => {
-                write_last_chunk(self.out.text(), trailers);
+                write_last_chunk(self.out.text(), trailers, Speaker::Client);
                 self.body_read = true;
             }
         }

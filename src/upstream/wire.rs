@@ -91,7 +91,7 @@ pub struct RequestHead<'a> {
 #[derive(Debug)]
 pub struct ResponseHead {
     /// Status, 100 to 599; HTTP/1.1 or HTTP/1.0; fields without hop-by-hop ones, `Content-Length` only where it is true. A 101
-    /// keeps `Upgrade`.
+    /// keeps `Upgrade`, and so does a 426.
     pub response: Response<()>,
     /// How its body ends.
     pub framing: ResponseFraming,
@@ -277,6 +277,11 @@ impl Fields {
         }
         if status == StatusCode::SWITCHING_PROTOCOLS {
             self.check_switch(asked)?;
+        } else if status == StatusCode::UPGRADE_REQUIRED
+            && let Some(upgrade) = self.upgrade.take()
+        {
+            // RFC 9110 §15.5.22: without it nobody learns what is required.
+            self.response.headers_mut().insert(UPGRADE, upgrade);
         }
         let bodiless = status.is_informational() || status == StatusCode::NO_CONTENT;
         let framing = if asked.head || bodiless || status == StatusCode::NOT_MODIFIED {

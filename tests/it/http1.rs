@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::client::{PATIENCE, Raw, raw};
+use crate::support::client::{Connection, PATIENCE, Raw, Wire, raw};
 use crate::support::edge::{Edge, Setup};
 use crate::support::origin::Origin;
 use crate::support::within;
@@ -299,5 +299,42 @@ async fn a_client_that_leaves_while_an_endless_answer_is_silent_is_noticed() {
     client.read_to("ab\r\n").await;
     drop(client);
     within(Duration::from_secs(5), "the server hears of it", left.recv()).await.expect("told");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_worker_requires_an_upgrade_to_is_named_to_clients_of_http_1_1_alone() {
+    let origin = Origin::start(async |mut peer| {
+        while peer.head().await.is_some() {
+            peer.answer("426 Upgrade Required", "Connection: upgrade\r\nUpgrade: websocket\r\n", "no").await;
+        }
+    })
+    .await;
+    let edge = Setup::new().app("a", &format!("domains: [a.test]\n{}", origin.upstream())).start().await;
+    for wire in Wire::BOTH {
+        let mut connection = Connection::open(&edge, "a.test", wire).await;
+        for _ in 0..2 {
+            let answer = connection.get("/").await;
+            let named = (answer.header("upgrade"), answer.header("connection"));
+            assert_eq!((answer.status.as_u16(), answer.text().as_str()), (426, "no"), "{wire:?}");
+            assert_eq!(named, if wire == Wire::H1 { ("websocket", "upgrade") } else { ("", "") }, "{wire:?}");
+        }
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn an_absolute_target_may_have_a_query_and_no_path() {
+    let origin = Origin::mirror().await;
+    let app = format!("domains: [a.test]\nhttp: serve\n{}", origin.upstream());
+    let edge =
+        Setup::new().app("a", &app).app("b", "domains: [b.test]\nupstream: http://127.0.0.1:1").start().await;
+    let mut client = Raw::new(TcpStream::connect(edge.http).await.unwrap());
+    client.write("GET http://a.test?b=c HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert!(client.read_to("\r\n\r\n").await.starts_with("HTTP/1.1 200 "));
+    assert!(client.read_to("\r\n\r\n").await.starts_with("GET /?b=c HTTP/1.1\r\n"));
+    client.write("GET http://b.test?b=c HTTP/1.1\r\nHost: b.test\r\n\r\n").await;
+    let redirect = client.read_to("\r\n\r\n").await;
+    assert!(redirect.contains("/?b=c\r\n") && redirect.starts_with("HTTP/1.1 308 "), "{redirect}");
     edge.stop().await;
 }

@@ -91,6 +91,24 @@ fn a_request_line_is_a_method_a_target_and_a_version_that_is_spoken() {
 }
 
 #[test]
+fn a_target_with_a_query_and_no_path_is_for_the_root() {
+    for (target, expected) in [
+        ("/a?b", Some("/a?b")),
+        ("http://a.test", Some("/")),
+        ("http://a.test?b=c", Some("/?b=c")),
+        ("http://a.test:81?", Some("/?")),
+        ("http://a.test/?b", Some("/?b")),
+        ("a.test:80", None),
+    ] {
+        let text = format!("GET {target} HTTP/1.1\r\n\r\n");
+        let head = read(&Bytes::from(text), &presets().1).expect("well formed").expect("complete").0;
+        let uri = head.parts.uri;
+        assert_eq!(uri.path_and_query().map(|path| path.as_str()), expected, "{target}");
+        assert_eq!(uri.host().is_some(), !target.starts_with('/'), "{target}");
+    }
+}
+
+#[test]
 fn a13_a19_bare_line_feeds_and_a_few_empty_lines_are_taken_for_what_they_mean() {
     let text = b"GET / HTTP/1.1\nhost: a\n\n";
     assert_eq!(outcome(text), Ok(Some((RequestFraming::None, text.len()))));

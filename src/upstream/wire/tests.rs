@@ -178,6 +178,17 @@ fn a_switch_to_websocket_keeps_what_the_client_must_see() {
 }
 
 #[test]
+fn an_upgrade_is_named_where_it_is_required_and_nowhere_else() {
+    for (status, named) in [(426, true), (200, false), (400, false)] {
+        let text = format!("HTTP/1.1 {status} X\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+        for asked in [GET, SOCKET] {
+            let head = parse(&text, asked).expect("valid");
+            assert_eq!(head.response.headers().contains_key("upgrade"), named, "{status} {asked:?}");
+        }
+    }
+}
+
+#[test]
 fn a_request_has_exactly_one_framing() {
     let fields = [("accept", "*/*"), ("content-length", "9"), ("host", "a.test"), ("transfer-encoding", "x")];
     for (method, framing, last) in [
