@@ -393,12 +393,11 @@ impl Attempt<'_> {
         if self.held.is_some() {
             return SendError::Bodiless { cause };
         }
-        if self.interim > 0 {
-            return SendError::BadResponse("it ended after an interim response");
-        }
+        // An interim answer says no more than that the worker had begun, as many do without saying so.
         SendError::Closed {
             cause: self.upload.take_refusal().or(cause),
-            reused: self.connection.is_used(),
+            // Who had begun did not merely close an idle connection.
+            reused: self.connection.is_used() && self.interim == 0,
             sent: self.upload.any_sent(),
         }
     }

@@ -205,6 +205,22 @@ async fn interim_answers_are_skipped_but_not_without_end() {
 }
 
 #[tokio::test]
+async fn a_worker_that_ends_after_an_interim_answer_has_not_answered() {
+    let rig = Rig::new();
+    let worker = async {
+        let mut peer = rig.accept().await;
+        peer.answer(OK).await;
+        peer.answer("HTTP/1.1 103 Early Hints\r\n\r\n").await;
+    };
+    let both = async { (rig.response(Method::GET).await, rig.response(Method::GET).await) };
+    let ((first, second), ()) = rig.run(async { tokio::join!(both, worker) }).await;
+    assert!(first.is_ok());
+    let second = second.map(drop);
+    // It had begun: it is not asked once more on another connection, as if it had merely closed this one.
+    assert!(matches!(second, Err(SendError::Closed { reused: false, sent: true, .. })), "{second:?}");
+}
+
+#[tokio::test]
 async fn what_is_not_http_is_told_from_a_worker_that_went_away() {
     for (text, bad) in
         [("", false), ("garbage", true), ("HTTP/1.1 200 OK\r\na: b", true), ("HTTP/1.1 101 X\r\n\r\n", true)]
