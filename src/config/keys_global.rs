@@ -271,7 +271,7 @@ pub(super) const GLOBAL: &[Key] = &[
         Is("64"),
         Global,
         Count,
-        "Requests of one such client at workers at once; others wait for at most 1 s, then 503; 0 is any number.",
+        "Requests of one such client at workers at once; others wait for at most 1 s, then 503; 0 is any number. WebSockets do not count, nor do as many event streams (the `text/event-stream` without a length that a GET is answered with) as `connections_per_client`.",
     ),
     key(
         "limits.requests_per_connection",

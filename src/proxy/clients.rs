@@ -73,7 +73,19 @@ struct Known {
 struct Requests {
     /// In flight in the lower half, waiting in the upper.
     word: AtomicU64,
+    /// Event streams beside them.
+    streams: AtomicU32,
     freed: Notify,
+}
+
+impl Requests {
+    /// One less is in flight.
+    fn leave(&self) {
+        let before = self.word.fetch_sub(1, Ordering::Relaxed);
+        if before >= WAITING {
+            self.freed.notify_one();
+        }
+    }
 }
 
 const WAITING: u64 = 1 << 32;
@@ -209,7 +221,7 @@ impl Presence {
         // Never counted for a moment where there is no room: who is told in that moment that another has ended would find none.
         let enter = |word| (word & (WAITING - 1) < u64::from(most)).then_some(word + 1);
         let entered = self.requests.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter);
-        entered.is_ok().then(|| InFlight(Rc::clone(self)))
+        entered.is_ok().then(|| InFlight { presence: Rc::clone(self), is_stream: false })
     }
 
     /// Waits for others of the client to end, unless too many wait already. Cancel-safe.
@@ -249,13 +261,34 @@ impl Drop for Waiting<'_> {
 }
 
 /// One request of a client at a worker.
-pub struct InFlight(Rc<Presence>);
+pub struct InFlight {
+    presence: Rc<Presence>,
+    /// It makes room for others.
+    is_stream: bool,
+}
+
+impl InFlight {
+    /// From now on it is an event stream, which lasts: it makes room for another request, unless the client has `most` such
+    /// streams already; 0 is any number.
+    pub fn stream(&mut self, most: u32) {
+        let requests = &self.presence.requests;
+        let more = |streams| (most == 0 || streams < most).then_some(streams + 1);
+        if !self.is_stream
+            && requests.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+        {
+            self.is_stream = true;
+            requests.leave();
+        }
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let before = self.0.requests.word.fetch_sub(1, Ordering::Relaxed);
-        if before >= WAITING {
-            self.0.requests.freed.notify_one();
+        let requests = &self.presence.requests;
+        if self.is_stream {
+            requests.streams.fetch_sub(1, Ordering::Relaxed);
+        } else {
+            requests.leave();
         }
     }
 }
@@ -328,6 +361,34 @@ mod tests {
             () = deadlines.run() => unreachable!("it never returns"),
         }
         assert_eq!(client.requests.word.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn event_streams_make_room_for_requests_until_they_are_too_many() {
+        let clients = Arc::<Clients>::default();
+        let client = clients.connect(ip("192.0.2.1"), 0).expect("room");
+        let other = clients.connect(ip("192.0.2.1"), 0).expect("room");
+        let mut streams: Vec<_> = (0..3)
+            .map(|_| {
+                let mut stream = client.try_enter(1).expect("room");
+                stream.stream(3);
+                stream.stream(3);
+                stream
+            })
+            .collect();
+        let mut fourth = other.try_enter(1).expect("room");
+        fourth.stream(3);
+        assert!(client.try_enter(1).is_none(), "one more than may make room counts like any other");
+        streams.pop();
+        fourth.stream(3);
+        let last = client.try_enter(1).expect("room");
+        drop((streams, fourth, last));
+        let requests = &client.requests;
+        let left = (requests.word.load(Ordering::Relaxed), requests.streams.load(Ordering::Relaxed));
+        assert_eq!(left, (0, 0));
+        let mut unbounded = client.try_enter(1).expect("room");
+        unbounded.stream(0);
+        assert!(client.try_enter(1).is_some(), "0 is any number");
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Entry {
     /// Its place among the client's requests at workers.
     in_flight: Option<InFlight>,
     is_tunnel: bool,
+    /// Its client has its status, or is about to be sent it: also where that is 499, which a worker may say.
+    is_answered: bool,
     /// Edge ended before it.
     is_cut: bool,
     /// How long it took is known.
@@ -70,6 +72,7 @@ impl Entry {
             _open: OpenRequest::on(conn),
             in_flight: None,
             is_tunnel: false,
+            is_answered: false,
             is_cut: false,
             is_over: false,
         })
@@ -98,6 +101,12 @@ impl Entry {
         Ok(Instant::now())
     }
 
+    /// This is its answer.
+    pub fn answer(&mut self, status: StatusCode) {
+        self.record.status = status;
+        self.is_answered = true;
+    }
+
     /// It was over at this time, as others were: one look at the clock is enough for all of them.
     pub fn ended(mut self: Box<Self>, now: Instant) {
         self.record.duration = now - self.started;
@@ -109,6 +118,15 @@ impl Entry {
     pub fn become_tunnel(&mut self) {
         self.leave();
         self.is_tunnel = true;
+    }
+
+    /// From now on it is an event stream, which is open for as long as its client listens: its place is given back, because it
+    /// counts as a connection.
+    pub fn become_stream(&mut self) {
+        let most = self.plane.reach.limits.connections_per_client;
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.stream(most);
+        }
     }
 
     /// No worker has to do with it any more: its place is given back, however long the client is about taking the answer.
@@ -149,13 +167,14 @@ impl Drop for Entry {
         if !self.is_over {
             self.record.duration = self.started.elapsed();
         }
-        if self.record.status == client_gone() {
+        if !self.is_answered {
             let who = self.who_ended();
             self.blame(|| format!("{who} before there was an answer"));
         }
         let tally = self.site.as_ref().map_or(&self.plane.strangers, |site| &site.tally);
         let duration = (!self.is_tunnel).then_some(self.record.duration);
-        tally.count(self.plane.thread, self.record.status.as_u16(), duration);
+        let status = self.is_answered.then(|| self.record.status.as_u16());
+        tally.count(self.plane.thread, status, duration);
         if self.is_cut {
             tally.count_cut(self.plane.thread);
         }

@@ -234,6 +234,7 @@ mod tests {
             (AcquireError::NoWorker { waited: Duration::from_secs(1), ended: None }.into(), Side::Edge, 503),
             (AcquireError::QueueFull { waiting: 100, ended: None }.into(), Side::Edge, 503),
             (ProxyError::Send(closed), Side::Worker, 502),
+            (ProxyError::Send(SendError::Bodiless { cause: None }), Side::Worker, 502),
             (ProxyError::Send(SendError::BadResponse("x")), Side::Worker, 502),
             (ProxyError::Send(SendError::TimedOut), Side::Worker, 504),
             (ProxyError::Send(SendError::Unread), Side::Worker, 504),

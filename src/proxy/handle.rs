@@ -237,6 +237,9 @@ impl<'a> Passage<'a> {
             if let Some(cookie) = sticky::cookie(&site.app, slot, home, self.caller.is_secure()) {
                 answer.headers_mut().append(SET_COOKIE, cookie);
             }
+            if self.parts.method == Method::GET && listens_on(&answer) {
+                self.entry.become_stream();
+            }
             match answer {
                 Answer::Response(response) => {
                     if let Some(opening) = &opening {
@@ -369,7 +372,7 @@ impl<'a> Passage<'a> {
         let mut response = match outcome {
             Ok(Outcome::Answer(response)) => response,
             Ok(Outcome::Tunnel { head, worker }) => {
-                entry.record.status = head.status();
+                entry.answer(head.status());
                 entry.become_tunnel();
                 let switch = Some(Box::new(Switch::new(worker, entry)));
                 return Reply { response: head.map(|()| Body::detached()), switch };
@@ -389,9 +392,23 @@ impl<'a> Passage<'a> {
             // Answered before it had an authority: the log has what was written.
             entry.record.host = parts.headers.get(HOST).cloned();
         }
-        entry.record.status = response.status();
+        entry.answer(response.status());
         Reply { response: response.map(|content| Body::new(content, entry)), switch: None }
     }
+}
+
+/// Whether an answer to a GET is what a browser's EventSource listens to for hours. What a POST streams ends, and may cost its worker
+/// much meanwhile.
+fn listens_on(answer: &Answer) -> bool {
+    match answer {
+        Answer::Response(response) => is_endless(response),
+        Answer::Stream(response) => is_endless(response),
+        Answer::Upgraded { .. } => false,
+    }
+}
+
+fn is_endless(response: &Response<impl http_body::Body>) -> bool {
+    response.body().size_hint().exact().is_none() && headers::is_event_stream(response.headers())
 }
 
 /// A wait for a worker, which counts also where it ends with a refusal, or because the client went away.

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use http::header::{CONNECTION, COOKIE, TE};
+use http::header::{CONNECTION, CONTENT_TYPE, COOKIE, TE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::proxy::target::Present;
@@ -57,6 +57,12 @@ pub fn fit(headers: &mut HeaderMap) {
 pub fn takes_trailers(headers: &HeaderMap) -> bool {
     let mut listed = headers.get_all(TE).iter().flat_map(|list| list.as_bytes().split(|b| *b == b','));
     listed.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+/// Whether a response's fields say that it is an event stream.
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.as_bytes().split(|byte| *byte == b';').next());
+    kind.is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream"))
 }
 
 /// Appends the lines that tell a worker of the client. Not by way of the map: seven fields a request would be its largest cost.

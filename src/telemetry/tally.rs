@@ -12,9 +12,6 @@ pub const BOUNDS: [u64; 15] = [
 /// Classes of status, in the order of [`Counted::classes`]; the last is for clients that were gone before there was one.
 pub const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "client_gone"];
 
-/// The status that stands for a client that was gone.
-const GONE: u16 = 499;
-
 /// One thread's counters, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -51,13 +48,13 @@ impl Tally {
         Self((0..threads).map(|_| Mine::default()).collect())
     }
 
-    /// Counts a request that ends. Called by thread number `thread` alone, so that nobody waits for anybody's cache line. What
+    /// Counts a request that ends, without a status where its client was gone before there was one. Called by thread number `thread` alone, so that nobody waits for anybody's cache line. What
     /// became a WebSocket has no duration; its status does not tell, which over HTTP/2 is 200.
-    pub fn count(&self, thread: usize, status: u16, duration: Option<Duration>) {
+    pub fn count(&self, thread: usize, status: Option<u16>, duration: Option<Duration>) {
         let Some(mine) = self.0.get(thread) else { return };
         let class = match status {
-            GONE => CLASSES.len() - 1,
-            _ => usize::from(status / 100).clamp(1, 5) - 1,
+            None => CLASSES.len() - 1,
+            Some(status) => usize::from(status / 100).clamp(1, 5) - 1,
         };
         add(&mine.classes[class], 1);
         if let Some(duration) = duration {
@@ -116,13 +113,14 @@ mod tests {
             (0, 200, Some(5)),
             (1, 204, Some(6)),
             (1, 404, Some(0)),
-            (0, 499, Some(1)),
+            (0, 0, Some(1)),
             (0, 503, Some(60_000)),
             (1, 101, None),
             (0, 200, None),
+            (1, 499, None),
             (2, 200, Some(1)),
         ] {
-            tally.count(thread, status, millis.map(Duration::from_millis));
+            tally.count(thread, Some(status).filter(|status| *status > 0), millis.map(Duration::from_millis));
         }
         tally.count_retries(0, 1);
         tally.count_retries(1, 2);
@@ -130,7 +128,7 @@ mod tests {
         tally.count_cut(1);
         let counted = tally.counted();
         assert_eq!((counted.retries, counted.cut), (3, 2));
-        assert_eq!(counted.classes, [1, 3, 0, 1, 1, 1]);
+        assert_eq!(counted.classes, [1, 3, 0, 2, 1, 1]);
         assert_eq!(counted.durations.iter().sum::<u64>(), 5, "a WebSocket has none");
         assert_eq!((counted.durations[0], counted.durations[1], counted.durations[15]), (3, 1, 1));
         assert_eq!(counted.microseconds, 60_012_000);

@@ -119,7 +119,7 @@ fn forward(shared: &Shared, thread: usize, over: &AtomicBool) -> u64 {
         lease.answered();
         drop(lease);
         drop(in_flight);
-        shared.tally.count(thread, 200, Some(Duration::from_micros(500)));
+        shared.tally.count(thread, Some(200), Some(Duration::from_micros(500)));
         count += 1;
     }
     count

@@ -165,3 +165,22 @@ async fn a_file_that_may_not_grow_any_more_costs_its_lines_alone() {
     assert_eq!(connection.get("/").await.status, 200);
     edge.stop().await;
 }
+
+#[tokio::test]
+async fn a_workers_own_499_is_an_answer_and_no_client_that_was_gone() {
+    let origin = Origin::start(async |mut peer| {
+        while peer.head().await.is_some() {
+            peer.answer("499 Whatever", "", "mine").await;
+        }
+    })
+    .await;
+    let edge = Setup::new().app("a", &format!("domains: [a.test]\n{}", origin.upstream())).start().await;
+    for wire in Wire::BOTH {
+        let path = format!("/{wire:?}");
+        let answer = Connection::open(&edge, "a.test", wire).await.get(&path).await;
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (499, "mine"));
+        let line = edge.wait_for_access(&path).await;
+        assert_eq!((&line["status"], &line["error"]), (&499.into(), &serde_json::Value::Null), "{line}");
+    }
+    edge.stop().await;
+}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::client::{Connection, PATIENCE, Raw, Wire, empty, raw, tcp_from, tls_over};
+use crate::support::client::{Connection, PATIENCE, Raw, Wire, empty, next_chunk, raw, tcp_from, tls_over};
 use crate::support::edge::{Edge, Setup};
 use crate::support::origin::Origin;
 use crate::support::{until, within};
@@ -169,6 +169,46 @@ async fn f04_requests_beyond_a_clients_share_wait_for_a_second_and_are_503() {
         assert_eq!(status.await.unwrap(), 200);
     }
     assert_eq!(third.get("/").await.status, 200, "there is room again");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn f04_event_streams_leave_a_clients_share_to_its_requests_until_they_are_too_many() {
+    let origin = Origin::start(async |mut peer| {
+        while let Some(head) = peer.head().await {
+            if head.request_line().contains("/page") {
+                peer.answer("200 OK", "", "page").await;
+                continue;
+            }
+            let kind = "Content-Type: text/event-stream; charset=utf-8\r\n";
+            peer.write(format!("HTTP/1.1 200 OK\r\n{kind}Transfer-Encoding: chunked\r\n\r\n")).await;
+            peer.write("9\r\ndata: 1\n\n\r\n").await;
+            peer.closed().await;
+        }
+    })
+    .await;
+    let edge = edge(&origin, "limits: {in_flight_per_client: 2, connections_per_client: 4}").await;
+    let mut connection = Connection::open(&edge, "a.test", Wire::H2).await;
+    let open = async |connection: &mut Connection, method| {
+        let request = connection.request(method, "/events").body(empty()).unwrap();
+        let mut response = connection.send(request).await.unwrap();
+        assert_eq!(next_chunk(response.body_mut()).await.unwrap().unwrap(), "data: 1\n\n");
+        response
+    };
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(open(&mut connection, "GET").await);
+        assert_eq!(connection.get("/page").await.status, 200);
+    }
+    // What a POST streams may cost its worker as much as any request, and of what a GET streams there are enough.
+    let posted = open(&mut connection, "POST").await;
+    assert_eq!(connection.get("/page").await.status, 200);
+    let fifth = open(&mut connection, "GET").await;
+    assert_eq!(connection.get("/page").await.status, 503);
+    drop(posted);
+    let served = async || (connection.get("/page").await.status == 200).then_some(());
+    until(PATIENCE, "the end of one is noticed", served).await;
+    drop((streams, fifth));
     edge.stop().await;
 }
 

@@ -74,7 +74,7 @@ fn open_entry() -> (Box<Entry>, Rc<Lines>, ConnInfo) {
 #[tokio::test]
 async fn the_line_is_written_once_after_the_last_byte() {
     let (mut entry, lines, conn) = open_entry();
-    entry.record.status = StatusCode::OK;
+    entry.answer(StatusCode::OK);
     let mut body = Body::new(Content::Full("page".into()), entry);
     assert_eq!(conn.open.get(), 1);
     assert!(body.frame().await.expect("one frame").is_ok());
@@ -100,7 +100,7 @@ fn a_client_that_left_before_an_answer_is_499_in_the_log() {
 #[test]
 fn an_answer_cut_by_the_client_is_logged_as_cut() {
     let (mut entry, lines, _conn) = open_entry();
-    entry.record.status = StatusCode::OK;
+    entry.answer(StatusCode::OK);
     drop(Body::new(Content::Full("page".into()), entry));
     assert_eq!(lines.0.borrow()[0].status.as_u16(), 200);
     assert!(lines.0.borrow()[0].error.is_some());
@@ -109,7 +109,7 @@ fn an_answer_cut_by_the_client_is_logged_as_cut() {
 #[test]
 fn an_answer_without_body_is_complete_without_being_read() {
     let (mut entry, lines, _conn) = open_entry();
-    entry.record.status = StatusCode::NO_CONTENT;
+    entry.answer(StatusCode::NO_CONTENT);
     drop(Body::new(Content::Empty, entry));
     assert_eq!(lines.0.borrow()[0].error, None);
 }

@@ -1,3 +1,4 @@
+use http::header::CONTENT_TYPE;
 use http::{Method, Request, Version};
 use proptest::prelude::*;
 
@@ -202,4 +203,18 @@ proptest! {
         }
         prop_assert!(headers.keys().all(|name| !name.as_str().contains(['_', '.']) && *name != CONNECTION));
     }
+}
+
+#[test]
+fn an_event_stream_says_so() {
+    for (kind, is) in [
+        ("text/event-stream", true),
+        ("Text/Event-Stream; charset=utf-8", true),
+        ("text/event-streams", false),
+        ("text/plain", false),
+    ] {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+        assert_eq!(is_event_stream(&headers), is, "{kind}");
+    }
+    assert!(!is_event_stream(&HeaderMap::new()));
 }
