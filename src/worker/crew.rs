@@ -36,8 +36,9 @@ pub(super) enum Event {
     Happened(WorkerId, Input),
     /// A probe said why a worker is not ready.
     Missed(WorkerId, NotReady),
-    /// A worker still is not ready, some time later, and listens there if not where edge asks.
-    Slow(WorkerId, Vec<SocketAddr>),
+    /// A worker still is not ready, some time later, and listens there if not where edge asks; none where it has begun to
+    /// listen where it is asked since it was asked last.
+    Slow(WorkerId, Option<Vec<SocketAddr>>),
     /// A worker was asked for its health, and what is the matter with it.
     Checked(WorkerId, Option<String>),
     /// A worker's process ended.

@@ -103,10 +103,7 @@ impl Member {
     /// What keeps it from being ready, and whether that may well pass by itself: it only does not listen yet.
     pub(super) fn why_not_ready_yet(&self) -> (String, bool) {
         match self.missed {
-            None => {
-                let path = self.setup.spec.healthcheck_path.as_deref().unwrap_or("/");
-                (format!("no answer to GET {path} yet"), true)
-            }
+            None => (format!("{} yet", self.why_not_ready()), true),
             Some(NotReady::Unreachable { .. }) => (self.why_not_ready(), self.elsewhere().is_empty()),
             Some(
                 NotReady::Silent { .. }
@@ -119,8 +116,9 @@ impl Member {
 
     /// What kept it from being ready, and where it listens instead if it does.
     pub(super) fn why_not_ready(&self) -> String {
-        let reason =
-            self.missed.as_ref().map_or_else(|| "it was never asked".to_owned(), NotReady::to_string);
+        let path = self.setup.spec.healthcheck_path.as_deref().unwrap_or("/");
+        let unanswered = || format!("no answer to GET {path}");
+        let reason = self.missed.as_ref().map_or_else(unanswered, NotReady::to_string);
         let elsewhere = self.elsewhere();
         if elsewhere.is_empty() {
             return reason;

@@ -144,18 +144,33 @@ impl Lines {
     }
 }
 
-/// Control characters would let a worker, or who writes into its log, move the operator's cursor.
+/// Control characters would let a worker, or who writes into its log, move the operator's cursor. Colours, and what else is
+/// said to a terminal in that form, hold no text and are left out.
 fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if let Some(behind) = after_control_sequence(rest) {
+            rest = behind;
+            continue;
+        }
         if c.is_control() && c != '\t' {
             // Writing to a String does not fail.
             let _ = write!(out, "{}", c.escape_default());
         } else {
             out.push(c);
         }
+        rest = &rest[c.len_utf8()..];
     }
     out
+}
+
+/// What stands behind the control sequence (ECMA-48 §5.4) with which `text` begins, if it begins with a whole one.
+fn after_control_sequence(text: &str) -> Option<&str> {
+    let parameters = text.strip_prefix("\x1b[")?;
+    let intermediate = parameters.trim_start_matches(|c| matches!(c, '0'..='?'));
+    let end = intermediate.trim_start_matches(|c| matches!(c, ' '..='/'));
+    end.strip_prefix(|c| matches!(c, '@'..='~'))
 }
 
 #[cfg(test)]
@@ -177,8 +192,21 @@ mod tests {
     #[test]
     fn chunks_become_lines_without_control_characters() {
         assert_eq!(lines(&[b"a", b"b\nc\r\n\nd"]), ["ab", "c", "", "d"]);
-        assert_eq!(lines(&[b"\x1b[31mred\x07\tx\n"]), ["\\u{1b}[31mred\\u{7}\tx"]);
+        assert_eq!(
+            lines(&[b"red\x07\tx\x1b7\x1b]0;title\x07\n"]),
+            ["red\\u{7}\tx\\u{1b}7\\u{1b}]0;title\\u{7}"]
+        );
         assert_eq!(lines(&[b"\xff\n"]), ["\u{fffd}"]);
+    }
+
+    #[test]
+    fn colours_are_left_out_and_hide_nothing() {
+        let said = b"\x1b[32m[Nest] 1 - \x1b[39m\x1b[38;5;3m[App]\x1b[0m \x1b[2K\x1b[?25hready\x1b[m\n";
+        assert_eq!(lines(&[said]), ["[Nest] 1 - [App] ready"]);
+        assert_eq!(
+            lines(&[b"cut off \x1b[38;5\n", b"\x1b[3\xc3\xa4\n"]),
+            ["cut off \\u{1b}[38;5", "\\u{1b}[3\u{e4}"]
+        );
     }
 
     #[test]

@@ -22,11 +22,14 @@ pub(super) fn pause(limit: Duration) -> Duration {
 }
 
 impl Crew {
-    /// A worker still starts, and listens there if not where edge asks.
-    pub(super) fn slow(&mut self, id: &WorkerId, elsewhere: Vec<SocketAddr>) {
+    /// A worker still starts, and listens there if not where edge asks; none where it listens by now and has not answered.
+    pub(super) fn slow(&mut self, id: &WorkerId, elsewhere: Option<Vec<SocketAddr>>) {
         let Some(worker) = self.workers.get_mut(&seat(id)) else { return };
         let State::Starting { .. } = worker.state else { return };
-        worker.elsewhere = elsewhere;
+        if elsewhere.is_none() {
+            worker.missed = None;
+        }
+        worker.elsewhere = elsewhere.unwrap_or_default();
         if worker.launched_at.elapsed() < SLOW {
             return;
         }

@@ -203,10 +203,12 @@ impl Crew {
             let waits = async {
                 loop {
                     tokio::time::sleep(pause).await;
-                    let elsewhere = if unreachable.get() {
-                        listening::addresses(child.finder()).await
+                    let elsewhere = if !unreachable.get() {
+                        Some(Vec::new())
+                    } else if deserted::is_attended(&address).await {
+                        None
                     } else {
-                        Vec::new()
+                        Some(listening::addresses(child.finder()).await)
                     };
                     if events.send(Event::Slow(id.clone(), elsewhere)).is_err() {
                         break;

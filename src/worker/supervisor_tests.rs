@@ -46,6 +46,11 @@ if 'daemon' in modes and os.fork() == 0:
         note('daemon')
         time.sleep(1000)
     os._exit(0)
+if 'mute' in modes:
+    # Not yet, but before it is looked where it listens; whoever connects then waits.
+    time.sleep(0.5)
+    server = socket.create_server(('0.0.0.0', int(os.environ['PORT'])))
+    time.sleep(1000)
 if 'astray' in modes:
     server = socket.create_server(('127.0.0.1', 0))
 else:
@@ -395,6 +400,25 @@ async fn a_worker_that_listens_elsewhere_is_told_so() {
             let said = said().expect("checked");
             assert!(said.starts_with("not ready in 4 s: nothing listens at unix:"), "{said}");
             assert!(said.contains("it listens on 127.0.0.1:"), "{said}");
+            app.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_worker_that_listens_late_and_does_not_answer_is_told_so() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let spec = WorkerSpec {
+                start_timeout: Duration::from_secs(4),
+                transport: Transport::Tcp,
+                ..stage.server(&["mute"])
+            };
+            let app = stage.start(spec);
+            let said = || app.status().workers.first().and_then(|worker| worker.past.last_exit.clone());
+            eventually("it is explained", || said().is_some()).await;
+            assert_eq!(said().as_deref(), Some("not ready in 4 s: no answer to GET /"));
             app.stop().await;
         })
         .await;
