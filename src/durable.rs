@@ -7,6 +7,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags};
+
 /// A file or directory that could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}", path.display())]
@@ -68,22 +70,35 @@ pub fn write(path: &Path, content: &[u8], readers: Readers) -> Result<(), Durabl
     sync_directory(directory).map_err(fail)
 }
 
-/// Writes a private file where there is none, whole or not at all; says whether it did.
-pub fn add(path: &Path, content: &[u8]) -> Result<bool, DurableError> {
+/// Writes a file where there is none, whole or not at all; says whether it did. Of several processes that try, one does.
+pub fn add(path: &Path, content: &[u8], readers: Readers) -> Result<bool, DurableError> {
     let fail = |source| DurableError { action: "write", path: path.to_owned(), source };
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(fail(io::ErrorKind::InvalidInput.into()));
     };
-    let temporary = directory.join(format!(".{}.added", name.to_string_lossy()));
-    // A link, unlike a rename, never takes the place of what somebody else has written meanwhile.
-    let linked =
-        write_new(&temporary, content, Readers::Owner).and_then(|()| fs::hard_link(&temporary, path));
+    // Of a name that nobody else has: another process would put its own content, or half of it, in the place of this.
+    let temporary = directory.join(format!(".{}.{:016x}.added", name.to_string_lossy(), fastrand::u64(..)));
+    let named =
+        write_new(&temporary, content, readers).and_then(|()| match fs::hard_link(&temporary, path) {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) =>
+            {
+                name_without_link(&temporary, path)
+            }
+            named => named,
+        });
     drop(fs::remove_file(&temporary));
-    match linked {
+    match named {
         Ok(()) => sync_directory(directory).map(|()| true).map_err(fail),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(fail(error)),
     }
+}
+
+/// As a link, never takes the place of what somebody else has written meanwhile; for file systems without links, as those of
+/// memory cards are. Those of networks have links, and not this.
+fn name_without_link(temporary: &Path, path: &Path) -> io::Result<()> {
+    rustix::fs::renameat_with(CWD, temporary, CWD, path, RenameFlags::NOREPLACE).map_err(io::Error::from)
 }
 
 fn write_new(path: &Path, content: &[u8], readers: Readers) -> io::Result<()> {
@@ -171,6 +186,20 @@ mod tests {
         let error = write(&file, b"new", Readers::Owner).expect_err("blocked");
         assert_eq!(error.to_string(), format!("cannot write {}", file.display()));
         assert_eq!(read(&file, 100).expect("readable").as_deref(), Some(&b"old"[..]));
+    }
+
+    #[test]
+    fn what_is_there_already_is_not_replaced_with_links_and_without() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (file, other) = (dir.path().join("state.json"), dir.path().join("other"));
+        assert!(add(&file, b"one", Readers::Owner).expect("written"));
+        assert!(!add(&file, b"two", Readers::Owner).expect("looked"));
+        write(&other, b"two", Readers::Owner).expect("written");
+        let error = name_without_link(&other, &file).expect_err("there is one");
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(read(&file, 3).expect("readable").as_deref(), Some(&b"one"[..]));
+        name_without_link(&other, &dir.path().join("third")).expect("there is none");
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 2, "nothing left over");
     }
 
     #[test]

@@ -54,26 +54,34 @@ impl InternalCa {
         provider: Arc<CryptoProvider>,
         now: SystemTime,
     ) -> Result<Self, StoreError> {
-        let root_file = directory.join("root.pem");
+        let (root_file, ca_file) = (directory.join("root.pem"), directory.join("ca.pem"));
         let fail = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Internal {
             path: directory.to_owned(),
             source,
         };
-        let kept = read_secret(&directory.join("ca.pem"), MAX_SIZE)?;
-        if let Some(kept) = kept {
-            let ca = Self::parse(&kept, Arc::clone(&provider), root_file.clone()).map_err(fail)?;
-            if ca.root_ends > now + LEAF_LIFE {
-                ca.write_root()?;
-                return Ok(ca);
-            }
+        let kept = || match read_secret(&ca_file, MAX_SIZE)? {
+            Some(pem) => Self::parse(&pem, Arc::clone(&provider), root_file.clone()).map(Some).map_err(fail),
+            None => Ok(None),
+        };
+        let before = kept()?;
+        let renews = before.is_some();
+        if let Some(ca) = before.filter(|ca| ca.root_ends > now + LEAF_LIFE) {
+            ca.write_root()?;
+            return Ok(ca);
         }
         if !is_plausible(now) {
             let wrong = "this machine's clock is wrong, and a root made by it could never be used. Fix NTP";
             return Err(fail(wrong.into()));
         }
-        let (ca, pem) = Self::create(provider, root_file, now).map_err(|error| fail(Box::new(error)))?;
+        let made = Self::create(Arc::clone(&provider), root_file.clone(), now);
+        let (mut ca, pem) = made.map_err(|error| fail(Box::new(error)))?;
         durable::create_private_dir(directory)?;
-        durable::write(&directory.join("ca.pem"), pem.as_bytes(), Readers::Owner)?;
+        if renews {
+            durable::write(&ca_file, pem.as_bytes(), Readers::Owner)?;
+        } else if !durable::add(&ca_file, pem.as_bytes(), Readers::Owner)? {
+            // Another edge on this storage was faster: clients trust one root, and it is to be that of both.
+            ca = kept()?.unwrap_or(ca);
+        }
         ca.write_root()?;
         Ok(ca)
     }
@@ -82,10 +90,13 @@ impl InternalCa {
     fn write_root(&self) -> Result<(), StoreError> {
         let mut text = String::new();
         push_pem(&mut text, "CERTIFICATE", &self.root);
-        if durable::read(&self.root_file, MAX_SIZE)?.as_deref() == Some(text.as_bytes()) {
-            return Ok(());
+        match durable::read(&self.root_file, MAX_SIZE)? {
+            Some(found) if found == text.as_bytes() => {}
+            Some(_) => durable::write(&self.root_file, text.as_bytes(), Readers::Everyone)?,
+            // Where another edge was faster, it wrote the same.
+            None => drop(durable::add(&self.root_file, text.as_bytes(), Readers::Everyone)?),
         }
-        Ok(durable::write(&self.root_file, text.as_bytes(), Readers::Everyone)?)
+        Ok(())
     }
 
     fn create(

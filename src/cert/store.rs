@@ -287,7 +287,7 @@ impl AccountStore for DirStore {
         if let Some(directory) = path.parent() {
             durable::create_private_dir(directory)?;
         }
-        Ok(durable::add(&path, record)?)
+        Ok(durable::add(&path, record, Readers::Owner)?)
     }
 }
 

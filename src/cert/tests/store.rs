@@ -3,10 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PKCS_ECDSA_P521_SHA512};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::setup::{now, pattern, provider};
 use crate::cert::bundle::{BundleError, CertBundle};
@@ -277,5 +281,32 @@ fn of_several_cas_the_certificate_that_came_last_is_loaded_while_it_is_in_force(
     {
         let (stored, from) = load_best(&shelf.store, &cas, &name, now() + later * DAY);
         assert_eq!((stored.bundle.expect("one").serial(), from), (serial, position), "in {later} days");
+    }
+}
+
+#[test]
+fn edges_that_start_at_once_on_an_empty_storage_have_one_root() {
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let directory = dir.path().join("internal");
+        let line = Barrier::new(4);
+        let open = || {
+            line.wait();
+            InternalCa::open(&directory, provider(), now()).expect("opened").root().clone()
+        };
+        let roots = thread::scope(|scope| {
+            let edges: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+            edges.into_iter().map(|edge| edge.join().expect("did not panic")).collect::<Vec<_>>()
+        });
+        let kept = InternalCa::open(&directory, provider(), now()).expect("opened");
+        assert!(roots.iter().all(|root| root == kept.root()), "as many roots as edges");
+        let told = fs::read(kept.root_file()).expect("written");
+        assert_eq!(CertificateDer::from_pem_slice(&told).expect("a certificate"), *kept.root());
+        let mut left: Vec<_> = fs::read_dir(&directory)
+            .expect("listed")
+            .map(|entry| entry.expect("entry").file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["ca.pem", "root.pem"]);
     }
 }
