@@ -36,7 +36,8 @@ impl Names {
     /// What `config` needs. Nothing changes yet.
     pub fn prepare(&self, config: &Config, from: &mut Loading<'_>) -> Result<Prepared, StoreError> {
         let cas = Cas::of(&config.acme);
-        let clients = ClientPolicy::all(config, &self.provider)?;
+        let mut errors = Vec::new();
+        let clients = ClientPolicy::all(config, &self.provider, &mut errors);
         let acme = Box::new(config.acme.clone());
         let mut prepared =
             Prepared { plan: Vec::new(), cas: Arc::clone(&cas), acme, tickets: HashMap::new(), clients };
@@ -52,15 +53,21 @@ impl Names {
                 if let Some(Name { source: Source::Files(pair, stamp), file_error, .. }) = known
                     && (file_error.is_some() || pair.stamp() != *stamp)
                 {
-                    pair.load(&self.provider)?;
+                    errors.extend(pair.load(&self.provider).err());
                 }
-                prepared.plan.push(match known {
-                    Some(name) => Planned::Kept { id: name.id, app: app.name.clone(), default: app.default },
-                    None => Planned::Loaded(self.load_one(app, pattern, &cas, from)?),
-                });
+                match known {
+                    Some(Name { id, .. }) => {
+                        let (id, app, default) = (*id, app.name.clone(), app.default);
+                        prepared.plan.push(Planned::Kept { id, app, default });
+                    }
+                    None => match self.load_one(app, pattern, &cas, from) {
+                        Ok(name) => prepared.plan.push(Planned::Loaded(name)),
+                        Err(error) => errors.push(error),
+                    },
+                }
             }
         }
-        Ok(prepared)
+        StoreError::together(errors).map(|()| prepared)
     }
 
     /// Makes the prepared names the present ones.

@@ -36,18 +36,21 @@ pub struct ClientPolicy {
 }
 
 impl ClientPolicy {
-    /// The policies of all apps that have one.
+    /// The policies of all apps that have one, without those whose file cannot be used, which `errors` tells of.
     pub fn all(
         config: &Config,
         provider: &Arc<CryptoProvider>,
-    ) -> Result<HashMap<AppName, Self>, StoreError> {
+        errors: &mut Vec<StoreError>,
+    ) -> HashMap<AppName, Self> {
         let mut policies = HashMap::new();
         for app in &config.apps {
-            if let Some(auth) = &app.client_auth {
-                policies.insert(app.name.clone(), Self::read(&app.name, auth, provider)?);
+            match app.client_auth.as_ref().map(|auth| Self::read(&app.name, auth, provider)) {
+                Some(Ok(policy)) => drop(policies.insert(app.name.clone(), policy)),
+                Some(Err(error)) => errors.push(error),
+                None => {}
             }
         }
-        Ok(policies)
+        policies
     }
 
     /// The same with the file's present content, if that has changed and can be used.

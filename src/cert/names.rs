@@ -110,18 +110,19 @@ pub struct Names {
 }
 
 impl Names {
-    /// Loads everything that is stored. Damage is logged and affects its name only; a file of the operator that cannot be
-    /// used is an error.
+    /// Loads everything that is stored. Damage is logged and affects its name only; files of the operator that cannot be
+    /// used are an error that names each.
     pub fn load(
         config: &Config,
         provider: &Arc<CryptoProvider>,
         from: &mut Loading<'_>,
     ) -> Result<Self, StoreError> {
+        let mut errors = Vec::new();
         let mut names = Self {
             list: Vec::new(),
             provider: Arc::clone(provider),
             tickets: HashMap::new(),
-            clients: ClientPolicy::all(config, provider)?,
+            clients: ClientPolicy::all(config, provider, &mut errors),
             refused: HashSet::new(),
         };
         let cas = Cas::of(&config.acme);
@@ -130,11 +131,13 @@ impl Names {
                 names.tickets.insert(app.name.clone(), tickets);
             }
             for pattern in &app.domains {
-                let name = names.load_one(app, pattern, &cas, from)?;
-                names.list.push(name);
+                match names.load_one(app, pattern, &cas, from) {
+                    Ok(name) => names.list.push(name),
+                    Err(error) => errors.push(error),
+                }
             }
         }
-        Ok(names)
+        StoreError::together(errors).map(|()| names)
     }
 
     pub(in crate::cert) fn load_one(

@@ -1,11 +1,13 @@
 //! What of the store, or of the operator's files, cannot be used, and why.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 
 use crate::cert::bundle::BundleError;
 use crate::durable::DurableError;
 use crate::name::AppName;
+use crate::report::Report;
 
 /// Something of the store, or a file of the operator, that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +91,9 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// More than one.
+    #[error("{}", .0.iter().map(|error| Report(error).to_string()).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<StoreError>),
     /// TLS itself refuses.
     #[error("TLS cannot be set up for {name}")]
     Tls {
@@ -101,11 +106,24 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// All of them as one, each once, so that nobody mends one to be told of the next.
+    pub fn together(errors: Vec<Self>) -> Result<(), Self> {
+        let mut told = HashSet::new();
+        let mut errors: Vec<Self> =
+            errors.into_iter().filter(|error| told.insert(Report(error).to_string())).collect();
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+
     /// Whether it is of a file that the configuration names: a fault of the configuration, as a missing one is, which trying again
     /// does not mend.
     pub fn is_of_a_configured_file(&self) -> bool {
         match self {
             Self::File { .. } | Self::ClientCa { .. } => true,
+            Self::Several(all) => all.iter().all(Self::is_of_a_configured_file),
             Self::Disk(_)
             | Self::List { .. }
             | Self::Exposed { .. }

@@ -55,7 +55,9 @@ pub fn run(config: Config) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("edge: {}", Report(&error));
+            for line in Report(&error).to_string().lines() {
+                eprintln!("edge: {line}");
+            }
             ExitCode::from(error.status())
         }
     }

@@ -141,7 +141,10 @@ async fn check_reads_the_certificates_that_operators_keep_as_a_start_would() {
     }
     let start = run(&[], &["run"], &file).await;
     let said = String::from_utf8_lossy(&start.stderr);
-    assert!(start.status.code() == Some(78) && said.contains("cannot use "), "a start: {said}");
+    assert_eq!(start.status.code(), Some(78), "a start: {said}");
+    for part in ["edge: apps.pair.tls: cannot use ", "edge: apps.auth.client_auth.ca: cannot use "] {
+        assert!(said.lines().any(|line| line.starts_with(part)), "{part}: a start: {said}");
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,8 @@ use super::lab::{Logged, local};
 use super::manager::write_pair;
 use super::setup::{LOCAL, app, config, host, now, provider};
 use crate::cert::internal::InternalCa;
-use crate::config::model::{App, ClientAuth, ClientAuthMode};
+use crate::cert::store_error::StoreError;
+use crate::config::model::{App, ClientAuth, ClientAuthMode, Tls};
 
 #[tokio::test(start_paused = true)]
 async fn what_clients_may_dislike_about_a_file_is_told_at_the_start_and_when_it_changes() {
@@ -115,6 +116,39 @@ async fn a_ca_of_clients_that_could_not_be_read_is_read_as_soon_as_it_can_be() {
         fill(&[good.as_slice(), b"\n"].concat());
         let looked = running.manager.look_at_files().await;
         assert!(looked.changed && looked.unusable.is_empty(), "{looked:?}");
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_files_that_cannot_be_used_are_told_at_once_by_a_start_and_by_a_reload() {
+    local(async {
+        let rig = rig();
+        let dir = rig.dir.path();
+        let good = app("api", &["a.example.com"], write_pair(dir, &rig.ca.ca, "a.example.com"));
+        let none = |file: &str| Tls::Files { cert: dir.join(file), key: dir.join(file) };
+        let mut clients = App::clone(&app("clients", &["d.example.com"], Tls::Internal));
+        clients.client_auth = Some(ClientAuth { ca: dir.join("no-ca.pem"), mode: ClientAuthMode::Require });
+        let wrong = vec![
+            app("one", &["b.example.com", "b.example.org"], none("one.pem")),
+            app("two", &["c.example.com"], none("two.pem")),
+            Arc::new(clients),
+        ];
+        let wrong = config(&rig.storage(), [vec![Arc::clone(&good)], wrong].concat());
+        let check = |error: &StoreError| {
+            let text = error.to_string();
+            let lines: Vec<&str> = text.lines().collect();
+            assert_eq!(lines.len(), 3, "each once: {text}");
+            for wanted in ["apps.one.tls: ", "apps.two.tls: ", "apps.clients.client_auth.ca: "] {
+                assert!(lines.iter().any(|line| line.starts_with(wanted)), "{wanted}: {text}");
+            }
+            assert!(error.is_of_a_configured_file());
+        };
+        check(&rig.try_run(&wrong).err().expect("refused"));
+        let running = rig.try_run(&config(&rig.storage(), vec![good])).expect("started");
+        check(&running.manager.prepare(Arc::new(wrong)).await.expect("runs").err().expect("refused"));
+        assert!(running.certificates.find(Some(&host("a.example.com")), LOCAL).is_some());
         running.stop().await;
     })
     .await;
