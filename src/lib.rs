@@ -212,6 +212,8 @@
 //!   cert/issuer.rs            the seam towards CAs, and ACME behind it
 //!   cert/resolver.rs          which certificate a client gets: the published snapshot
 //!   cert/names.rs             every configured name with its certificate   ← telemetry::status
+//!   cert/file_watch.rs        the operator's files read again: what is served of them, and from when
+//!   cert/telling.rs           what is told of the names: to handshakes, on pages, in the status   ← telemetry::status
 //!   cert/change.rs            from the names of one configuration to those of the next
 //!   cert/driver.rs            performs what schedule and gate decide   ← telemetry
 //!   cert/ordering.rs          the driver's side of an order   ← telemetry

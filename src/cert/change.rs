@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::server::ProducesTickets;
 
@@ -71,14 +72,17 @@ impl Names {
     }
 
     /// Makes the prepared names the present ones.
-    pub fn adopt_all(&mut self, prepared: Prepared) {
+    pub fn adopt_all(&mut self, prepared: Prepared, now: SystemTime) {
         let Prepared { plan, cas, acme: _, tickets, clients } = prepared;
         self.tickets.extend(tickets);
         let clients_before = std::mem::replace(&mut self.clients, clients);
         let mut known = std::mem::take(&mut self.list);
         for planned in plan {
             let (mut name, stale) = match planned {
-                Planned::Loaded(name) => {
+                Planned::Loaded(mut name) => {
+                    if let Some(before) = known.iter().find(|known| known.pattern == name.pattern) {
+                        name.wait_for_validity(before, now);
+                    }
                     // Loaded before the app had ticket keys and a policy.
                     (name, true)
                 }

@@ -8,9 +8,9 @@ use std::time::SystemTime;
 
 use rustls::crypto::CryptoProvider;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::cert::bundle::{CertBundle, MAX_SIZE};
+use crate::cert::seconds::rfc3339;
 use crate::cert::store_error::{FileError, StoreError};
 use crate::cert::validity::Validity;
 use crate::durable;
@@ -52,14 +52,23 @@ impl FilePair {
             ));
         }
         (validity.not_before > now).then(|| {
-            let at = OffsetDateTime::from(validity.not_before);
-            let at = at.format(&Rfc3339).unwrap_or_else(|_| at.to_string());
+            let at = rfc3339(validity.not_before);
             format!(
                 "the certificate {file} is not valid before {at}: it is served all the same, and clients refuse it until then; put \
                  one that is valid already in its place: a running edge serves that within a minute; or set this machine's clock, \
                  if that is wrong"
             )
         })
+    }
+
+    /// Why what these files hold is not served yet.
+    pub fn early(&self, validity: Validity) -> String {
+        format!(
+            "the certificate {} is not valid before {}: the one before it is served until then, or until that one ends; set this \
+             machine's clock, if that is wrong",
+            self.cert.display(),
+            rfc3339(validity.not_before)
+        )
     }
 
     /// Tells what clients may dislike about the certificate for `pattern`, which is served all the same.

@@ -6,9 +6,10 @@ use tokio::sync::oneshot;
 
 use crate::cert::driver::Driver;
 use crate::cert::import::{Kept, may_replace};
-use crate::cert::names::{NameId, Source, rfc3339};
+use crate::cert::names::{NameId, Source};
 use crate::cert::offer::{Offer, position};
 use crate::cert::schedule::Input;
+use crate::cert::seconds::rfc3339;
 use crate::report::Report;
 
 impl Driver {

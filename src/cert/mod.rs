@@ -56,9 +56,11 @@ pub mod look_tls;
 
 pub mod resolver;
 
+pub mod file_watch;
 pub mod files;
 pub mod names;
 pub mod offer;
+mod telling;
 
 pub mod disk;
 pub mod driver;

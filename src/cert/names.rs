@@ -1,5 +1,4 @@
-//! Every configured name with its certificate: loaded at start, changed by the manager, shown as publication and as status.
-//! Touches the disk while loading only.
+//! Every configured name with its certificate: loaded at start, changed by the manager. Touches the disk while loading only.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -9,25 +8,22 @@ use std::time::SystemTime;
 use fastrand::Rng;
 use rustls::crypto::CryptoProvider;
 use rustls::server::ProducesTickets;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::cert::bundle::CertBundle;
 use crate::cert::ca_id::CaId;
 use crate::cert::cas::Cas;
 use crate::cert::client_policy::ClientPolicy;
-use crate::cert::failure::Class;
 use crate::cert::files::{FilePair, Stamp};
 use crate::cert::history::History;
 use crate::cert::internal::InternalCa;
-use crate::cert::resolver::{Entry, EntryState, Served};
-use crate::cert::schedule::{Certificate, is_plausible};
+use crate::cert::resolver::Served;
+use crate::cert::schedule::Certificate;
 use crate::cert::store::{CertStore, Stored, load_best};
 use crate::cert::store_error::StoreError;
 use crate::config::model::{App, Config, Tls};
 use crate::name::{AppName, HostPattern};
 use crate::report::Report;
-use crate::telemetry::status::{CertificateState, CertificateStatus, OrderCounts};
+use crate::telemetry::status::OrderCounts;
 
 /// Where a name's certificate comes from.
 #[derive(Debug, Clone)]
@@ -40,15 +36,6 @@ pub enum Source {
     Files(FilePair, Stamp),
     /// Nowhere: plain HTTP only.
     Off,
-}
-
-/// What a look at the operator's certificate files, and at those of CAs of clients, found.
-#[derive(Debug, Default)]
-pub struct Looked {
-    /// Others are served since.
-    pub changed: bool,
-    /// Why files cannot be used, each once: what was read before is served on.
-    pub unusable: Vec<String>,
 }
 
 /// Tells a name from every other one of this run, also from an earlier one of the same spelling.
@@ -82,6 +69,8 @@ pub struct Name {
     pub(in crate::cert) served: Option<Arc<Served>>,
     /// What is wrong with the operator's files.
     pub file_error: Option<String>,
+    /// What they hold now, where that waits for its time.
+    pub(in crate::cert) early: Option<Arc<CertBundle>>,
     /// What will be served instead, while it is on its way to the disk.
     pub(in crate::cert) coming: Option<Arc<Served>>,
 }
@@ -106,7 +95,7 @@ pub struct Names {
     /// Of the apps that ask clients for certificates.
     pub(in crate::cert) clients: HashMap<AppName, ClientPolicy>,
     /// Why clients refuse the certificates of apps, as was told.
-    refused: HashSet<(AppName, String)>,
+    pub(in crate::cert) refused: HashSet<(AppName, String)>,
 }
 
 impl Names {
@@ -164,6 +153,7 @@ impl Names {
             orders: OrderCounts::default(),
             served: None,
             file_error: None,
+            early: None,
             coming: None,
         };
         match app.tls_for(pattern) {
@@ -223,9 +213,9 @@ impl Names {
     }
 
     /// Serves `bundle` for the name at `index` from the next publication on.
-    pub fn install(&mut self, index: usize, bundle: CertBundle) -> Result<(), StoreError> {
+    pub fn install(&mut self, index: usize, bundle: Arc<CertBundle>) -> Result<(), StoreError> {
         let mut name = self.list.swap_remove(index);
-        let fitted = self.fit(&mut name, Arc::new(bundle));
+        let fitted = self.fit(&mut name, bundle);
         self.list.push(name);
         let last = self.list.len() - 1;
         self.list.swap(index, last);
@@ -235,7 +225,7 @@ impl Names {
     /// Makes `bundle` ready for the name at `index`, to be served at [`Self::serve`].
     pub fn hold(&mut self, index: usize, bundle: CertBundle) -> Result<(), StoreError> {
         let before = self.at(index).and_then(|name| name.served.clone());
-        self.install(index, bundle)?;
+        self.install(index, Arc::new(bundle))?;
         if let Some(name) = self.at_mut(index) {
             name.coming = std::mem::replace(&mut name.served, before);
         }
@@ -263,69 +253,7 @@ impl Names {
         };
         let changed = name.bundle.as_ref().is_none_or(|known| known.serial() != bundle.serial());
         name.machine = Certificate::found(Some((bundle.validity(), bundle.serial())), stored.history, rng);
-        changed && self.install(index, bundle).is_ok()
-    }
-
-    /// Looks at the operator's files again: returns whether anything changed. A new content that cannot be used leaves the
-    /// old one in place.
-    pub fn reload_files(&mut self) -> bool {
-        let mut changed = self.reload_client_policies();
-        let mut fresh = Vec::new();
-        for (index, name) in self.list.iter_mut().enumerate() {
-            let Source::Files(pair, known) = &mut name.source else { continue };
-            let stamp = pair.stamp();
-            // What could not be used is read each time: whoever sets its permissions right leaves the file as it is.
-            if stamp == *known && name.file_error.is_none() {
-                continue;
-            }
-            *known = stamp;
-            match pair.load(&self.provider) {
-                Ok(bundle) => {
-                    pair.tell_unfit(&name.pattern, &bundle);
-                    name.file_error = None;
-                    fresh.push((index, bundle));
-                }
-                Err(error) => {
-                    let error = Report(&error).to_string();
-                    if name.file_error.as_ref() != Some(&error) {
-                        tracing::error!(cert = %name.pattern, error, "changed certificate files cannot be used; keeping the old ones");
-                    }
-                    name.file_error = Some(error);
-                }
-            }
-        }
-        for (index, bundle) in fresh {
-            match self.install(index, bundle) {
-                Ok(()) => changed = true,
-                Err(error) => {
-                    tracing::error!(error = %Report(&error), "changed certificate files cannot be used")
-                }
-            }
-        }
-        changed
-    }
-
-    /// Why files of the operator cannot be used, each once: what was read before is served on.
-    pub fn unusable_files(&self) -> Vec<String> {
-        let of_clients = self.clients.values().filter_map(ClientPolicy::unusable).map(str::to_owned);
-        let of_names = self.list.iter().filter_map(|name| name.file_error.clone());
-        let mut all: Vec<String> = of_names.chain(of_clients).collect();
-        all.sort();
-        all.dedup();
-        all
-    }
-
-    /// Tells of the operator's certificates that clients refuse because of their time, each once.
-    pub fn tell_refused(&mut self, now: SystemTime) {
-        let told = std::mem::take(&mut self.refused);
-        for name in &self.list {
-            let Some(error) = name.refused(now) else { continue };
-            let refused = (name.app.clone(), error);
-            if !told.contains(&refused) && !self.refused.contains(&refused) {
-                tracing::warn!(app = %refused.0, error = refused.1, "the certificate of an app is not valid now");
-            }
-            self.refused.insert(refused);
-        }
+        changed && self.install(index, Arc::new(bundle)).is_ok()
     }
 
     /// The names.
@@ -357,27 +285,6 @@ impl Names {
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
-
-    /// What handshakes and the page for pending names read.
-    pub fn entries(&self, now: SystemTime) -> Vec<Entry> {
-        let state = |name: &Name| match (&name.source, &name.served) {
-            (Source::Off, _) => EntryState::Plain,
-            (_, Some(served)) => EntryState::Served(Arc::clone(served)),
-            (_, None) => EntryState::Pending(name.why_pending(now).into()),
-        };
-        let entry =
-            |name: &Name| Entry { name: name.pattern.clone(), default: name.default, state: state(name) };
-        self.list.iter().map(entry).collect()
-    }
-
-    /// What `edge status` shows.
-    pub fn status(&self, now: SystemTime) -> Vec<CertificateStatus> {
-        let shown = |name: &&Name| match name.source {
-            Source::Off => false,
-            Source::Acme(_) | Source::Internal | Source::Files(..) => true,
-        };
-        self.list.iter().filter(shown).map(|name| name.status(now)).collect()
-    }
 }
 
 impl Name {
@@ -393,85 +300,6 @@ impl Name {
             (Source::Acme(_) | Source::Internal | Source::Files(..) | Source::Off, _) => false,
         }
     }
-
-    fn why_pending(&self, now: SystemTime) -> String {
-        let history = self.machine.history();
-        if !is_plausible(now) {
-            return format!(
-                "this server's clock is wrong ({}), so no certificate can be obtained",
-                rfc3339(now)
-            );
-        }
-        match (&history.last_error, history.next_attempt) {
-            (Some(error), Some(next)) => format!("{error}. Next try at {}.", rfc3339(next)),
-            (Some(error), None) => format!("{error}."),
-            (None, _) => format!("A certificate for {} is being obtained.", self.pattern),
-        }
-    }
-
-    /// Why clients refuse the certificate the operator keeps for it.
-    fn refused(&self, now: SystemTime) -> Option<String> {
-        match &self.source {
-            Source::Files(pair, _) => pair.refused(self.bundle.as_ref()?.validity(), now),
-            Source::Acme(_) | Source::Internal | Source::Off => None,
-        }
-    }
-
-    fn status(&self, now: SystemTime) -> CertificateStatus {
-        let history = self.machine.history();
-        let refused = self.refused(now);
-        let parked = match history.last_class {
-            Some(Class::Permanent | Class::Action) => true,
-            Some(
-                Class::Transient
-                | Class::Limited
-                | Class::Validation
-                | Class::Caa
-                | Class::Dns
-                | Class::Order
-                | Class::Account
-                | Class::Store,
-            )
-            | None => false,
-        };
-        // Unless it has expired, its time will come.
-        let early = self.file_error.is_none() && refused.is_some();
-        let last_error = self.file_error.clone().or(refused).or_else(|| history.last_error.clone());
-        let expired = self.bundle.as_ref().is_some_and(|bundle| bundle.validity().not_after <= now);
-        let state = match &self.bundle {
-            _ if expired => CertificateState::Expired,
-            _ if early => CertificateState::Pending,
-            _ if last_error.is_some() && parked => CertificateState::Parked,
-            _ if last_error.is_some() => CertificateState::Retrying,
-            // What is issued is stored before it is served.
-            Some(_) if self.served.is_some() => CertificateState::Valid,
-            Some(_) | None => CertificateState::Pending,
-        };
-        let renewal = self.bundle.as_ref().and(history.renew_at);
-        let validity = self.bundle.as_ref().map(|bundle| bundle.validity());
-        CertificateStatus {
-            name: self.pattern.to_string(),
-            state,
-            issuer: self.bundle.as_ref().map(|bundle| bundle.issuer().to_owned()).unwrap_or_default(),
-            profile: self.bundle.as_ref().and_then(|bundle| bundle.profile()).map(str::to_owned),
-            not_before: validity.map(|validity| rfc3339(validity.not_before)),
-            not_after: validity.map(|validity| rfc3339(validity.not_after)),
-            renew_at: renewal.map(rfc3339),
-            renew_because: renewal.map(|_| history.renew_because),
-            last_error,
-            last_failure: history.failed_at.map(rfc3339),
-            next_attempt: history.next_attempt.map(rfc3339),
-            dns_record: history.dns_record.clone(),
-            orders: self.orders,
-        }
-    }
-}
-
-/// A wall time for people and scripts, in whole seconds. Beyond what RFC 3339 can say, the seconds since 1970.
-pub fn rfc3339(at: SystemTime) -> String {
-    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let known = i64::try_from(seconds).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
-    known.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| seconds.to_string())
 }
 
 /// Whether any name is served by edge's own CA.

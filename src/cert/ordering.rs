@@ -12,8 +12,9 @@ use crate::cert::bundle::CertBundle;
 use crate::cert::driver::{Driver, Event, open_internal};
 use crate::cert::failure::{Class, Failure, Reach};
 use crate::cert::issuer::{NotObtained, Wanted};
-use crate::cert::names::{Name, NameId, Source, rfc3339};
+use crate::cert::names::{Name, NameId, Source};
 use crate::cert::schedule::Input;
+use crate::cert::seconds::rfc3339;
 use crate::name::HostPattern;
 use crate::report::Report;
 

@@ -4,7 +4,8 @@ use std::time::SystemTime;
 
 use crate::cert::change::Prepared;
 use crate::cert::driver::{Driver, look_at_internal};
-use crate::cert::names::{Loading, Looked, NameId, uses_internal};
+use crate::cert::file_watch::Looked;
+use crate::cert::names::{Loading, NameId, uses_internal};
 use crate::cert::store_error::StoreError;
 use crate::config::model::Config;
 
@@ -26,7 +27,7 @@ impl Driver {
         if let Some(issuer) = self.seams.issuer.under(&prepared.acme) {
             self.seams.issuer = issuer;
         }
-        self.names.borrow_mut().adopt_all(prepared);
+        self.names.borrow_mut().adopt_all(prepared, self.seams.clock.now());
         let awaited = self.waiting.iter().map(|(id, _)| *id);
         let lost: Vec<NameId> = awaited.filter(|id| self.index(*id).is_none()).collect();
         for id in lost {
@@ -40,13 +41,14 @@ impl Driver {
     }
 
     pub(in crate::cert) fn look_at_files(&mut self) -> Looked {
-        let changed = self.names.borrow_mut().reload_files();
+        let now = self.seams.clock.now();
+        let changed = self.names.borrow_mut().reload_files(now);
         if changed {
             tracing::info!("certificate files changed; serving the new ones");
             self.publish();
         }
-        self.names.borrow_mut().tell_refused(self.seams.clock.now());
-        Looked { changed, unusable: self.names.borrow().unusable_files() }
+        self.names.borrow_mut().tell_refused(now);
+        self.names.borrow().looked(changed)
     }
 
     pub(in crate::cert) fn index(&self, id: NameId) -> Option<usize> {

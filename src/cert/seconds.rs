@@ -3,6 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// The end of the year 9999. What a damaged file says beyond must not overflow where a delay is added.
 const LAST: u64 = 253_402_300_799;
@@ -11,6 +13,13 @@ const LAST: u64 = 253_402_300_799;
 pub fn whole(at: SystemTime) -> SystemTime {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     UNIX_EPOCH + Duration::from_secs(since.as_secs() + u64::from(since.subsec_nanos() > 0))
+}
+
+/// A wall time for people and scripts, in whole seconds. Beyond what RFC 3339 can say, the seconds since 1970.
+pub fn rfc3339(at: SystemTime) -> String {
+    let seconds = written(at);
+    let known = i64::try_from(seconds).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
+    known.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| seconds.to_string())
 }
 
 /// For `#[serde(with = …)]`.

@@ -71,13 +71,21 @@ async fn asked(old: &Config, app: Option<&AppName>) -> Result<(Arc<Config>, Vec<
 /// The files of certificates may have changed, which the configuration does not show.
 async fn look(live: &Live, old: &Config, told: &Progress) -> Result<(), Failed> {
     let looked = live.manager.look_at_files().await;
+    let early = !looked.early.is_empty();
+    for early in looked.early {
+        told.say(early);
+    }
     if !looked.unusable.is_empty() {
         told.complain(looked.unusable.join("\n"));
         let others =
             if looked.changed { "; other changed files are in force" } else { "; nothing was changed" };
         return Err(stays(old, others, cli::CONFIG));
     }
-    told.say(if looked.changed { "the new certificate files are served" } else { "nothing has changed" });
+    told.say(match (looked.changed, early) {
+        (true, _) => "the new certificate files are served",
+        (false, true) => "nothing else has changed",
+        (false, false) => "nothing has changed",
+    });
     Ok(())
 }
 

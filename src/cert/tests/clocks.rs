@@ -9,7 +9,7 @@ use super::setup::{LOCAL, app, config, handshake, host, pattern, provider};
 use crate::cert::ca_id::CaId;
 use crate::cert::failure::Class;
 use crate::cert::history::History;
-use crate::cert::names::rfc3339;
+use crate::cert::seconds::rfc3339;
 use crate::cert::seconds::whole;
 use crate::cert::store::{CertStore, DirStore};
 use crate::clock::Clock;

@@ -7,11 +7,13 @@ use rcgen::{CertificateParams, CustomExtension, Issuer, KeyPair};
 
 use super::fakes::rig;
 use super::lab::{Logged, local};
-use super::manager::write_pair;
+use super::manager::{DAY, write_pair, write_pair_of};
 use super::setup::{LOCAL, app, config, host, now, provider};
 use crate::cert::internal::InternalCa;
 use crate::cert::store_error::StoreError;
+use crate::clock::Clock;
 use crate::config::model::{App, ClientAuth, ClientAuthMode, Tls};
+use crate::telemetry::status::CertificateState;
 
 #[tokio::test(start_paused = true)]
 async fn what_clients_may_dislike_about_a_file_is_told_at_the_start_and_when_it_changes() {
@@ -149,6 +151,53 @@ async fn all_files_that_cannot_be_used_are_told_at_once_by_a_start_and_by_a_relo
         let running = rig.try_run(&config(&rig.storage(), vec![good])).expect("started");
         check(&running.manager.prepare(Arc::new(wrong)).await.expect("runs").err().expect("refused"));
         assert!(running.certificates.find(Some(&host("a.example.com")), LOCAL).is_some());
+        running.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_whose_certificate_is_not_valid_yet_does_not_take_the_place_of_one_that_is() {
+    local(async {
+        let rig = rig();
+        let dir = rig.dir.path();
+        let write = |issued| write_pair_of(issued, dir, &rig.ca.ca, "a.example.com");
+        let apps = vec![app("shop", &["a.example.com"], write(now()))];
+        let running = rig.try_run(&config(&rig.storage(), apps)).expect("started");
+        let served = || running.certificates.find(Some(&host("a.example.com")), LOCAL).expect("served");
+        let first = served();
+        let (logged, _logging) = Logged::begin();
+
+        write(now() + 10 * DAY);
+        for _ in 0..3 {
+            let looked = running.manager.look_at_files().await;
+            assert!(!looked.changed && looked.unusable.is_empty(), "{looked:?}");
+            assert!(
+                looked.early.len() == 1 && looked.early[0].contains("is not valid before "),
+                "{looked:?}"
+            );
+        }
+        assert!(Arc::ptr_eq(&first, &served()), "clients would refuse the other");
+        assert_eq!(logged.lines("is not valid before "), 1, "{}", logged.text());
+        assert_eq!(running.state(0), CertificateState::Valid);
+        assert!(running.error(0).contains("the one before it is served until then"), "{}", running.error(0));
+        tokio::time::sleep(10 * DAY).await;
+        running.until("its time has come", |_| !Arc::ptr_eq(&first, &served())).await;
+        assert_eq!((running.state(0), running.error(0)), (CertificateState::Valid, String::new()));
+
+        // Of a configuration that names other files, the same; there the old one ends before.
+        let other = dir.join("other");
+        fs::create_dir(&other).expect("made");
+        let tls = write_pair_of(rig.clock.now() + 100 * DAY, &other, &rig.ca.ca, "a.example.com");
+        let second = served();
+        let moved = config(&rig.storage(), vec![app("shop", &["a.example.com"], tls)]);
+        let prepared = running.manager.prepare(Arc::new(moved)).await.expect("runs").expect("prepared");
+        running.manager.adopt(prepared).await;
+        let found = running.manager.status().remove(0);
+        assert_eq!(found.state, CertificateState::Valid, "{found:?}");
+        tokio::time::sleep(91 * DAY).await;
+        running.until("the old one has ended", |r| r.state(0) == CertificateState::Pending).await;
+        assert!(!Arc::ptr_eq(&second, &served()));
         running.stop().await;
     })
     .await;

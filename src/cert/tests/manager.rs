@@ -15,6 +15,8 @@ use crate::clock::Clock;
 use crate::config::model::Tls;
 use crate::telemetry::status::CertificateState;
 
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
+
 #[tokio::test(start_paused = true)]
 async fn many_missing_names_are_ordered_four_at_a_time() {
     local(async {
@@ -254,7 +256,7 @@ pub(super) fn write_pair(dir: &Path, ca: &InternalCa, name: &str) -> Tls {
     write_pair_of(now(), dir, ca, name)
 }
 
-fn write_pair_of(issued: SystemTime, dir: &Path, ca: &InternalCa, name: &str) -> Tls {
+pub(super) fn write_pair_of(issued: SystemTime, dir: &Path, ca: &InternalCa, name: &str) -> Tls {
     let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
     let pem = ca.issue(&pattern(name), issued).expect("issued").to_pem();
     fs::write(&cert, &pem).expect("written");
@@ -284,7 +286,6 @@ async fn changed_files_are_served_and_broken_ones_are_not() {
 
 #[tokio::test(start_paused = true)]
 async fn files_whose_certificate_is_out_of_its_time_are_told_of_once_and_served() {
-    const DAY: Duration = Duration::from_secs(24 * 3600);
     local(async {
         let rig = rig();
         let (logged, _logging) = Logged::begin();

@@ -9,8 +9,8 @@ use crate::cert::delay::table_delay;
 use crate::cert::failure::{Class, Failure};
 use crate::cert::gate::Gate;
 use crate::cert::history::History;
-use crate::cert::names::rfc3339;
 use crate::cert::schedule::{Action, Certificate, Input, LONGEST_WAIT};
+use crate::cert::seconds::rfc3339;
 use crate::cert::validity::Validity;
 
 const MINUTE: Duration = Duration::from_secs(60);
