@@ -5,7 +5,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Room for a read: what a first message usually fits in, and what one TLS record takes.
@@ -19,6 +19,15 @@ const SHARED_BUFFER: usize = 2 * READ_SIZE;
 thread_local! {
     /// Where everybody on this thread reads into.
     static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// Takes `count` bytes off the front of what was read. Used up, it keeps no buffer, which an empty slice would.
+pub fn pass(input: &mut Bytes, count: usize) {
+    if count == input.len() {
+        *input = Bytes::new();
+    } else {
+        input.advance(count);
+    }
 }
 
 /// Reads at most `size` bytes; none is the end.
@@ -39,4 +48,19 @@ pub fn poll_read_bytes<S: AsyncRead + Unpin>(
         debug_assert_eq!(count, buffer.len(), "the buffer is left empty after each read");
         Poll::Ready(Ok(buffer.split().freeze()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_up_keeps_no_buffer() {
+        let read = Bytes::from(vec![1, 2, 3]);
+        let mut input = read.clone();
+        pass(&mut input, 2);
+        assert!(input[..] == [3] && !read.is_unique());
+        pass(&mut input, 1);
+        assert!(input.is_empty() && read.is_unique());
+    }
 }

@@ -5,8 +5,10 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::io::AsyncWrite;
+
+use crate::inflow;
 
 /// Largest text whose memory is kept for another.
 const KEPT: usize = 8 * 1024;
@@ -108,7 +110,7 @@ impl Outbox {
         self.text_sent += text;
         count -= text;
         let data = count.min(self.data.len());
-        self.data.advance(data);
+        inflow::pass(&mut self.data, data);
         count -= data;
         self.tail = &self.tail[count..];
     }

@@ -12,12 +12,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode, Version};
 
 use crate::boxed::boxed;
 use crate::deadline::{Deadline, Spare};
+use crate::inflow;
 use crate::listen::date::date;
 use crate::listen::http1::answer::Answer;
 use crate::listen::linger;
@@ -186,7 +187,7 @@ impl<S: Client + 'static> Talk<S> {
         if self.partial.is_empty() {
             let end = head_end(&wire.input).unwrap_or(wire.input.len());
             let block = Bytes::copy_from_slice(&wire.input[..end]);
-            wire.input.advance(end);
+            inflow::pass(&mut wire.input, end);
             return Some(block);
         }
         let input = std::mem::take(&mut wire.input);

@@ -50,6 +50,11 @@ impl Share {
         self.budget.used.set(self.budget.used.get() + bytes);
     }
 
+    /// All of it has gone on its way.
+    pub fn clear(&mut self) {
+        self.shrink(self.bytes);
+    }
+
     /// So much has gone on its way.
     pub fn shrink(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
@@ -60,7 +65,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.shrink(self.bytes);
+        self.clear();
     }
 }
 

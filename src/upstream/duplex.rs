@@ -4,9 +4,11 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::inflow;
 
 /// Most for which room is asked at once: what waits for room takes none from others.
 pub const PIECE: usize = 16 * 1024;
@@ -47,7 +49,7 @@ impl<H: Unpin> AsyncRead for Duplex<H> {
         }
         let size = self.unread.len().min(buffer.remaining());
         buffer.put_slice(&self.unread[..size]);
-        self.unread.advance(size);
+        inflow::pass(&mut self.unread, size);
         // It fails where the stream is over, which the next read tells.
         let _ = self.receiving.flow_control().release_capacity(size);
         Poll::Ready(Ok(()))

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::config::limits::{Limits, ResponseLimits, Timeouts};
 use crate::deadline::{Deadline, Deadlines};
-use crate::inflow::READ_SIZE;
+use crate::inflow::{self, READ_SIZE};
 use crate::outbox::Outbox;
 use crate::prefixed::Prefixed;
 use crate::upstream::body::{ResponseBody, Transfer, Watch};
@@ -366,7 +366,7 @@ impl Attempt<'_> {
                 self.partial = block.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
                 return Ok(None);
             };
-            block.advance(length);
+            inflow::pass(&mut block, length);
             if !head.is_interim() {
                 return Ok(Some((head, block)));
             }

@@ -72,7 +72,14 @@ impl BodyDecoder {
     pub fn decode(&mut self, input: &mut Bytes) -> Result<Decoded, Malformed> {
         match &mut self.0 {
             State::Ended | State::Length(0) => Ok(Decoded::End),
-            State::Chunked(chunks) => chunks.decode(input),
+            State::Chunked(chunks) => {
+                let decoded = chunks.decode(input);
+                if input.is_empty() {
+                    // An empty slice would keep all of its buffer until there is more.
+                    *input = Bytes::new();
+                }
+                decoded
+            }
             State::Length(_) | State::UntilClose if input.is_empty() => Ok(Decoded::More),
             State::Length(left) => Ok(Decoded::Data(split_up_to(input, left))),
             State::UntilClose => Ok(Decoded::Data(std::mem::take(input))),
@@ -371,6 +378,17 @@ mod tests {
             assert_eq!(chunked(text.as_bytes()), Ok((b"hello".to_vec(), None, Vec::new())), "{text:?}");
         }
         assert_eq!(chunked(b"A\r\n0123456789\r\n0\r\n\r\nrest").expect("valid").2, b"rest");
+    }
+
+    #[test]
+    fn what_is_used_up_keeps_no_buffer() {
+        for text in ["5\r\nhello\r\n", "5\r\nhello\r\n0\r\n\r\n", "5\r\nhello\r\n0\r\na: b\r\n\r\n"] {
+            let read = Bytes::copy_from_slice(text.as_bytes());
+            let (mut decoder, mut input) =
+                (BodyDecoder::new(ResponseFraming::Chunked, &LIMITS), read.clone());
+            while !matches!(decoder.decode(&mut input), Ok(Decoded::More | Decoded::End)) {}
+            assert!(read.is_unique(), "{text:?}");
+        }
     }
 
     #[test]

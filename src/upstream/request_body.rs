@@ -76,7 +76,7 @@ struct Ahead {
     trailers: Option<HeaderMap>,
     /// That was all.
     whole: bool,
-    _share: Share,
+    share: Share,
 }
 
 impl RequestBody {
@@ -104,7 +104,7 @@ impl RequestBody {
             }
             whole |= self.incoming.is_end_stream();
         }
-        self.ahead = Some(Ahead { data, trailers, whole, _share: share });
+        self.ahead = Some(Ahead { data, trailers, whole, share });
         Ok(())
     }
 
@@ -121,7 +121,14 @@ impl RequestBody {
             data.extend_from_slice(piece);
         }
         share.grow(data.len());
-        self.ahead = Some(Ahead { data, trailers, whole, _share: share });
+        self.ahead = Some(Ahead { data, trailers, whole, share });
+    }
+
+    /// Notes that the worker has all that was taken in: there is room for others', however long the answer takes.
+    pub(super) fn passed_on(&mut self) {
+        if let Some(ahead) = self.ahead.as_mut().filter(|ahead| ahead.data.is_empty()) {
+            ahead.share.clear();
+        }
     }
 
     /// Whether all of it came with the request's head, or nearly so.
@@ -213,6 +220,8 @@ impl Body for RequestBody {
                 return Poll::Ready(None);
             }
         }
+        // Who asks for more has sent what there was.
+        self.passed_on();
         self.poll_incoming(cx)
     }
 

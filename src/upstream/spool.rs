@@ -8,16 +8,22 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 
+use crate::inflow::READ_SIZE;
 use crate::scope::Scope;
 use crate::upstream::body::ResponseBody;
 use crate::upstream::budget::{Budget, Share};
 use crate::upstream::error::ResponseBodyError;
 
 /// What a frame costs besides its bytes.
-const FRAME: usize = 64;
+const FRAME: usize = 256;
+
+/// Pieces shorter than this are gathered while they wait: each is a slice of a buffer for many reads, and would keep all of it.
+const SMALL: usize = READ_SIZE / 2;
+/// So much at most in one piece.
+const GATHERED: usize = 4 * READ_SIZE;
 
 /// The client's end: the response's body. Dropping it ends the worker's end.
 pub struct SpooledBody {
@@ -33,6 +39,8 @@ struct Filler {
 /// What lies between them.
 struct Pipe {
     frames: VecDeque<Frame<Bytes>>,
+    /// Small pieces that follow the frames.
+    gathered: BytesMut,
     share: Share,
     /// Set once nothing more comes; an error is taken out by the client's end.
     end: Option<Option<ResponseBodyError>>,
@@ -52,6 +60,7 @@ struct Pipe {
 pub async fn spool(body: ResponseBody, budget: &Rc<Budget>, tasks: &Scope) -> SpooledBody {
     let pipe = Rc::new(RefCell::new(Pipe {
         frames: VecDeque::new(),
+        gathered: BytesMut::new(),
         share: budget.share(),
         end: None,
         abandoned: false,
@@ -80,7 +89,7 @@ impl Filler {
                 }
                 remember(&mut pipe.filler, cx);
                 // One frame always passes, however little room there is.
-                pipe.waits_for_room = !pipe.share.has_room() && !pipe.frames.is_empty();
+                pipe.waits_for_room = !pipe.share.has_room() && !pipe.is_empty();
                 if pipe.waits_for_room {
                     return Poll::Pending;
                 }
@@ -90,8 +99,7 @@ impl Filler {
             pipe.request_bytes = self.body.request_bytes();
             let over = match frame {
                 Some(Ok(frame)) => {
-                    pipe.share.grow(cost(&frame));
-                    pipe.frames.push_back(frame);
+                    pipe.put(frame);
                     self.body.is_end_stream().then_some(None)
                 }
                 Some(Err(error)) => Some(Some(error)),
@@ -109,6 +117,48 @@ impl Filler {
     }
 }
 
+impl Pipe {
+    fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.gathered.is_empty()
+    }
+
+    fn put(&mut self, frame: Frame<Bytes>) {
+        match frame.data_ref().filter(|data| data.len() < SMALL && !self.is_empty()) {
+            Some(data) if data.is_empty() => {}
+            Some(data) => {
+                let first = if self.gathered.is_empty() { FRAME } else { 0 };
+                self.share.grow(first + data.len());
+                self.gathered.extend_from_slice(data);
+                if self.gathered.len() >= GATHERED {
+                    self.gather();
+                }
+            }
+            None => {
+                self.gather();
+                self.share.grow(cost(&frame));
+                self.frames.push_back(frame);
+            }
+        }
+    }
+
+    /// Makes one piece of the small ones.
+    fn gather(&mut self) {
+        if !self.gathered.is_empty() {
+            let piece = std::mem::take(&mut self.gathered).freeze();
+            self.frames.push_back(Frame::data(piece));
+        }
+    }
+
+    fn pop(&mut self) -> Option<Frame<Bytes>> {
+        if self.frames.is_empty() {
+            self.gather();
+        }
+        let frame = self.frames.pop_front()?;
+        self.share.shrink(cost(&frame));
+        Some(frame)
+    }
+}
+
 impl SpooledBody {
     /// Bytes of the request's body that were read so far.
     pub fn request_bytes(&self) -> u64 {
@@ -116,8 +166,7 @@ impl SpooledBody {
     }
 
     fn take(mut pipe: RefMut<'_, Pipe>) -> Option<Frame<Bytes>> {
-        let frame = pipe.frames.pop_front()?;
-        pipe.share.shrink(cost(&frame));
+        let frame = pipe.pop()?;
         if let (Some(left), Some(data)) = (&mut pipe.left, frame.data_ref()) {
             *left = left.saturating_sub(data.len() as u64);
         }
@@ -153,7 +202,7 @@ impl Body for SpooledBody {
 
     fn is_end_stream(&self) -> bool {
         let pipe = self.pipe.borrow();
-        pipe.frames.is_empty() && matches!(pipe.end, Some(None))
+        pipe.is_empty() && matches!(pipe.end, Some(None))
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -90,6 +90,9 @@ impl StreamUpload {
                 return Ok((UploadState::OnClient, moved));
             }
         }
+        if let Some(body) = &mut self.body {
+            body.passed_on();
+        }
         Ok((UploadState::Sent, moved))
     }
 

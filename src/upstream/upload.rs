@@ -146,6 +146,9 @@ impl Upload {
                 }
             }
             if self.body_read {
+                if let Some(body) = &mut self.body {
+                    body.passed_on();
+                }
                 return Ok((UploadState::Sent, moved));
             }
             if on_client || !self.fill(cx)? {

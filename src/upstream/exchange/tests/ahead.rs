@@ -6,6 +6,7 @@ use super::*;
 use crate::scope::Scope;
 use crate::upstream::budget::MESSAGE;
 use crate::upstream::spool::{SpooledBody, spool};
+use crate::worker::unread;
 
 impl Rig {
     /// GETs what `worker` says, read ahead.
@@ -80,6 +81,34 @@ async fn what_waits_for_room_that_others_have_taken_goes_on_once_there_is_some()
         assert_eq!(body.collect().await.expect("whole").to_bytes(), "abcd");
     };
     LocalSet::new().run_until(Box::pin(rig.run(async { tokio::join!(client, worker) }))).await;
+}
+
+#[tokio::test]
+async fn small_pieces_wait_as_one_of_their_own() {
+    let (rig, tasks) = (Rig::new(), Scope::new());
+    let worker = async {
+        let mut peer = rig.accept().await;
+        peer.answer("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+        for _ in 0..50 {
+            peer.say("3\r\nabc\r\n").await;
+            until(|| unread::of_socket(&peer.0).expect("a socket") == 0).await;
+        }
+        peer.say("0\r\n\r\n").await;
+        peer
+    };
+    let client = async {
+        let mut body = rig.spooled(&tasks).await;
+        until(|| rig.slot.in_flight() == 0).await;
+        let mut pieces = Vec::new();
+        while let Some(frame) = body.frame().await {
+            pieces.push(frame.expect("whole").into_data().expect("data"));
+        }
+        assert_eq!(pieces, [Bytes::from_static(b"first"), Bytes::from("abc".repeat(50))]);
+        assert!(body.is_end_stream() && rig.reach.budget.share().is_empty());
+    };
+    LocalSet::new().run_until(Box::pin(rig.run(async { tokio::join!(client, worker) }))).await;
+    let whole = rig.reach.budget.clone();
+    assert_eq!(Rc::strong_count(&whole), 2, "nobody has a share");
 }
 
 #[tokio::test]

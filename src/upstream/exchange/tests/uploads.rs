@@ -1,6 +1,8 @@
 //! Request bodies.
 
+use super::ahead::until;
 use super::*;
+use crate::upstream::budget::MESSAGE;
 
 #[tokio::test]
 async fn an_upload_is_framed_anew_and_the_connection_kept() {
@@ -206,4 +208,32 @@ async fn an_upload_that_no_worker_has_seen_is_there_for_another() {
     assert!(matches!(failed, Some(SendError::Connect(_))), "{failed:?}");
     let whole = rig.run(body.expect("put back").collect()).await.expect("whole");
     assert_eq!(whole.to_bytes(), "hello");
+}
+
+#[tokio::test]
+async fn what_was_taken_in_makes_room_for_others_once_the_worker_has_it() {
+    let rig = Rig::new();
+    let incoming = http_body_util::Full::new(Bytes::from("x".repeat(1000))).map_err(|never| match never {});
+    let (incoming, deadline) = (ClientBody::streamed(Box::pin(incoming)), rig.reach.deadlines.deadline());
+    let mut body = RequestBody::new(incoming, deadline, rig.reach.bounds(rig.max_body));
+    body.take_in(&rig.reach.budget).await.expect("all is here");
+    let mut others = Vec::new();
+    while rig.reach.budget.share().has_room() {
+        let mut share = rig.reach.budget.share();
+        share.grow(MESSAGE);
+        others.push(share);
+    }
+    others[0].shrink(1);
+    assert!(!rig.reach.budget.share().has_room());
+    let worker = async {
+        let mut peer = rig.accept().await;
+        assert!(peer.read_to("\r\n\r\n").await.contains("content-length: 1000\r\n"));
+        assert_eq!(peer.read_to(&"x".repeat(1000)).await.len(), 1000);
+        until(|| rig.reach.budget.share().has_room()).await;
+        peer.say(OK).await;
+    };
+    let mut body = Some(body);
+    let (answer, ()) =
+        rig.run(async { tokio::join!(rig.send(Method::POST, false, &mut body), worker) }).await;
+    assert!(answer.is_ok(), "{:?}", answer.err());
 }
