@@ -53,9 +53,20 @@ fn is_inherited(name: &str) -> bool {
         "GEM_HOME",
         "GEM_PATH",
         "JAVA_HOME",
+        "NODE_ENV",
+        "NODE_PATH",
+        "NODE_OPTIONS",
+        "NODE_EXTRA_CA_CERTS",
+        "NODE_USE_SYSTEM_CA",
+        "NODE_ICU_DATA",
+        "NVM_DIR",
+        "NVM_BIN",
+        "NVM_INC",
     ];
-    const BEGINNINGS: &[&str] = &["LC_", "NODE_", "PYENV_", "RBENV_", "BUNDLE_", "ASDF_", "NVM_"];
-    NAMES.contains(&name) || BEGINNINGS.iter().any(|begin| name.starts_with(begin))
+    const BEGINNINGS: &[&str] = &["LC_", "PYENV_", "RBENV_", "ASDF_"];
+    // Where gems lie, and which; a name with `__` in it is a host's, and the value a password for it.
+    let bundler = name.starts_with("BUNDLE_") && !name.contains("__");
+    bundler || NAMES.contains(&name) || BEGINNINGS.iter().any(|begin| name.starts_with(begin))
 }
 
 /// Makes the runtime directory, if it is missing, so that workers of other accounts can reach their own part of it.
@@ -127,12 +138,20 @@ mod tests {
 
     #[test]
     fn secrets_and_words_for_edge_alone_are_not_inherited() {
-        for name in
-            ["NOTIFY_SOCKET", "LISTEN_FDS", "AWS_SECRET_ACCESS_KEY", "WEB_CONCURRENCY", "PORT", "EDGE_APP"]
-        {
+        for name in [
+            "NOTIFY_SOCKET",
+            "LISTEN_FDS",
+            "AWS_SECRET_ACCESS_KEY",
+            "WEB_CONCURRENCY",
+            "PORT",
+            "EDGE_APP",
+            "NODE_AUTH_TOKEN",
+            "NVM_AUTH_HEADER",
+            "BUNDLE_GEMS__EXAMPLE__COM",
+        ] {
             assert!(!is_inherited(name), "{name}");
         }
-        for name in ["PATH", "LC_ALL", "NODE_ENV", "VIRTUAL_ENV"] {
+        for name in ["PATH", "LC_ALL", "NODE_ENV", "VIRTUAL_ENV", "BUNDLE_PATH", "NVM_DIR"] {
             assert!(is_inherited(name), "{name}");
         }
     }

@@ -330,7 +330,6 @@ fn prepare(command: &mut Command, spec: &WorkerSpec, inherited: Inherited) -> Re
             libc::setrlimit(libc::RLIMIT_LOCKS, &mark);
             // Before the account changes: it need not be allowed to walk there.
             check(libc::chdir(directory.as_ptr()))?;
-            libc::umask(0o007);
             check(libc::setrlimit(libc::RLIMIT_NOFILE, &open_files))?;
             for (resource, limit) in &limits {
                 check(libc::setrlimit(*resource, limit))

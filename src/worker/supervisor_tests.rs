@@ -456,6 +456,9 @@ async fn a_worker_runs_as_its_account_from_a_directory_only_root_can_enter() {
             let line = |key: &str| status.lines().find(|line| line.starts_with(key)).expect(key).to_owned();
             assert_eq!(line("Uid:"), "Uid:\t65534\t65534\t65534\t65534");
             assert_eq!(line("Groups:").trim(), "Groups:");
+            let own = std::fs::read_to_string("/proc/self/status").expect("readable");
+            let own = own.lines().find(|line| line.starts_with("Umask:")).expect("a umask");
+            assert_eq!(line("Umask:"), own, "the service manager's word counts, as for any service");
             // The first 31; the C library keeps the ones behind to itself.
             let ignored =
                 u64::from_str_radix(&line("SigIgn:")["SigIgn:\t".len()..], 16).expect("hexadecimal");
