@@ -49,7 +49,10 @@ pub fn run(config: Config) -> ExitCode {
     let outcome = Inherited::take().map_err(StartError::from).and_then(|inherited| {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_io().enable_time().build().map_err(StartError::Threads)?;
-        LocalSet::new().block_on(&runtime, serve(Arc::new(config), inherited))
+        let outcome = LocalSet::new().block_on(&runtime, serve(Arc::new(config), inherited));
+        // Whoever reads a file that does not answer is not waited for.
+        runtime.shutdown_background();
+        outcome
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

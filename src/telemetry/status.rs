@@ -46,7 +46,7 @@ pub struct AppStatus {
     /// Its workers by slot.
     pub workers: Vec<WorkerStatus>,
     /// How many workers have ended since edge was started, by reason: `asked`, `exit`, `signal`, `out_of_memory`,
-    /// `hang`, `start_timeout`, `unwell`; as `not_started`, how many could not be started at all.
+    /// `hang`, `start_timeout`, `unwell`, `stuck`; as `not_started`, how many could not be started at all.
     pub worker_exits: BTreeMap<String, u64>,
     /// Why the last new generation did not take over, if none has since.
     #[serde(default)]

@@ -16,7 +16,7 @@ use crate::worker::journal::Journal;
 use crate::worker::launch::{LaunchError, Launcher, Order, Tools};
 use crate::worker::output::{self, Source, Tail};
 use crate::worker::program;
-use crate::worker::setup::Setup;
+use crate::worker::setup::{self, Setup};
 
 /// How long the pipes of an ended command may stay open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -116,7 +116,8 @@ async fn one(
             () = scope.aborted() => {}
         }
         child.kill();
-        child.exited().await;
+        // One that is stuck in the kernel is told of by its burial.
+        let _stuck = tokio::time::timeout(setup::KILL, child.exited()).await;
     }
     child.bury().await;
     for mut follower in followers {

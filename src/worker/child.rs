@@ -7,10 +7,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::net::unix::pipe;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::model::Address;
@@ -41,6 +43,13 @@ pub struct Child {
     killed: CancellationToken,
     /// Who was killed with it.
     seen: RefCell<Vec<Process>>,
+    /// As last measured.
+    memory: Cell<u64>,
+    measuring: Arc<Semaphore>,
+    /// The last attempt took too long.
+    unmeasured: Cell<bool>,
+    /// Nobody waits for it any more; it may be there still.
+    buried: Cell<bool>,
     registry: Rc<Registry>,
 }
 
@@ -53,6 +62,8 @@ pub enum Exit {
     Signal(i32),
     /// By the kernel: it, or all of its control group, needed more memory than this limit or, with none, than there was.
     OutOfMemory(Option<u64>),
+    /// It is there still, although it was killed.
+    Stuck,
     /// Somebody else took its status.
     Unknown,
 }
@@ -71,6 +82,7 @@ impl fmt::Display for Exit {
             Self::OutOfMemory(Some(limit)) => {
                 write!(f, "killed by the kernel: out of memory (limit {})", scalar::size_in_words(*limit))
             }
+            Self::Stuck => f.write_str("stuck in the kernel (SIGKILL does not end it)"),
             Self::Unknown => f.write_str("unknown exit status"),
         }
     }
@@ -108,6 +120,10 @@ impl Child {
             asked: Cell::new(None),
             killed: CancellationToken::new(),
             seen: RefCell::default(),
+            memory: Cell::new(0),
+            measuring: Arc::new(Semaphore::new(1)),
+            unmeasured: Cell::new(false),
+            buried: Cell::new(false),
             registry,
         })
     }
@@ -132,10 +148,25 @@ impl Child {
         self.leaf.as_ref()?.limit()
     }
 
-    /// Bytes of memory of it and all it starts, read where the event loop does not wait for it.
+    /// Bytes of memory of it and all it starts, read where the event loop does not wait for it. Where that takes long, what was
+    /// read last: a process that is stuck in the kernel may keep whoever asks for its memory, too.
     pub async fn memory(&self) -> u64 {
-        let counter = self.leaf.as_ref().and_then(Leaf::counter);
-        usage::memory((self.pid, self.start), self.mark, counter).await
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let measured = async {
+            // Goes with who reads, also where nobody waits for him any more: no second one is kept besides.
+            let turn = Arc::clone(&self.measuring).acquire_owned().await.ok()?;
+            let counter = self.leaf.as_ref().and_then(Leaf::counter);
+            Some(usage::memory((self.pid, self.start), self.mark, counter, turn).await)
+        };
+        if self.unmeasured.get() && self.measuring.available_permits() == 0 {
+            return self.memory.get();
+        }
+        let measured = tokio::time::timeout(PATIENCE, measured).await;
+        self.unmeasured.set(measured.is_err());
+        if let Ok(Some(bytes)) = measured {
+            self.memory.set(bytes);
+        }
+        self.memory.get()
     }
 
     /// Where it was told to listen.
@@ -269,7 +300,8 @@ impl Child {
         move || family::of_worker((pid, start), mark, &within.map(|find| find()).unwrap_or_default())
     }
 
-    /// After its end: ends and reaps everything it started, removes its socket, strikes it off the record.
+    /// After its end, or where that does not come: ends and reaps everything it started, removes its socket, strikes it off the
+    /// record as soon as it has ended.
     pub async fn bury(&self) {
         let mut seen = self.seen.take();
         seen.retain(|one| one.pid != self.pid);
@@ -282,7 +314,10 @@ impl Child {
         }
         environment::remove(&self.place.socket);
         environment::remove(&self.place.pid_file());
-        self.registry.buried(self.pid);
+        self.buried.set(true);
+        if self.has_ended() {
+            self.registry.buried(self.pid);
+        }
     }
 
     /// Takes the status of the ended process, if it is to be had or `at_last`; in that case whoever reaps orphans takes it once
@@ -311,6 +346,9 @@ impl Child {
         };
         self.exit.set(Some(self.explained(exit)));
         self.registry.reaped(self.pid);
+        if self.buried.get() {
+            self.registry.buried(self.pid);
+        }
     }
 
     /// The kernel's SIGKILL looks like anybody's; its control group knows better.
@@ -343,6 +381,8 @@ impl Drop for Child {
     fn drop(&mut self) {
         if self.exit.get().is_none() {
             self.kill();
+            // Nobody is left to take its status but whoever reaps orphans.
+            self.registry.buried(self.pid);
         }
     }
 }

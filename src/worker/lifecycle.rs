@@ -44,10 +44,12 @@ pub enum State {
     },
     /// Was sent SIGKILL with its whole group.
     Killing {
+        /// Given up if it still is there then: the kernel does not let go of it.
+        give_up_at: Instant,
         /// Why it ends.
         why: Why,
     },
-    /// Its process is gone.
+    /// Its process is gone, or given up.
     Dead {
         /// Why it ended.
         why: Why,
@@ -128,6 +130,8 @@ pub struct Patience {
     pub hang: Option<Duration>,
     /// SIGABRT to kill.
     pub abort: Duration,
+    /// Kill to giving up.
+    pub kill: Duration,
     /// Missed probes in a row before it counts as unwell.
     pub misses: u32,
 }
@@ -143,10 +147,10 @@ pub fn step(state: State, now: Instant, input: Input, patience: &Patience) -> (S
         State::Starting { ready_by } => starting(ready_by, now, input, patience),
         State::Serving { misses } => serving(misses, now, input, patience),
         State::Suspect { abort_at } => suspect(abort_at, now, input, patience),
-        State::Aborting { kill_at } => aborting(kill_at, now, input),
+        State::Aborting { kill_at } => aborting(kill_at, now, input, patience),
         State::Draining { drain_by, why } => draining(drain_by, why, now, input, patience),
-        State::Stopping { kill_at, why } => stopping(kill_at, why, now, input),
-        State::Killing { why } => killing(why, input),
+        State::Stopping { kill_at, why } => stopping(kill_at, why, now, input, patience),
+        State::Killing { give_up_at, why } => killing(give_up_at, why, now, input),
         State::Dead { why } => (State::Dead { why }, Vec::new()),
     }
 }
@@ -157,8 +161,9 @@ pub fn wake_at(state: &State) -> Option<Instant> {
         State::Starting { ready_by } => Some(ready_by),
         State::Draining { drain_by, .. } => Some(drain_by),
         State::Stopping { kill_at, .. } | State::Aborting { kill_at } => Some(kill_at),
+        State::Killing { give_up_at, .. } => Some(give_up_at),
         State::Suspect { abort_at } => abort_at,
-        State::Serving { .. } | State::Killing { .. } | State::Dead { .. } => None,
+        State::Serving { .. } | State::Dead { .. } => None,
     }
 }
 
@@ -166,7 +171,7 @@ fn starting(ready_by: Instant, now: Instant, input: Input, patience: &Patience) 
     match input {
         Input::ProbePassed => (State::Serving { misses: 0 }, vec![Action::Admit]),
         Input::Retire => (terminated(now, Why::Retired, patience), vec![Action::Terminate]),
-        Input::Abort => (State::Killing { why: Why::Retired }, vec![Action::Terminate, Action::Kill]),
+        Input::Abort => (killed(now, Why::Retired, patience), vec![Action::Terminate, Action::Kill]),
         Input::Exited => (State::Dead { why: Why::DiedStarting }, vec![Action::Bury]),
         Input::Tick if now >= ready_by => {
             (terminated(now, Why::NeverReady, patience), vec![Action::Terminate])
@@ -189,7 +194,7 @@ fn serving(misses: u32, now: Instant, input: Input, patience: &Patience) -> (Sta
             (State::Draining { drain_by: now + patience.drain, why: Why::Retired }, vec![Action::Withdraw])
         }
         Input::Abort => {
-            (State::Killing { why: Why::Retired }, vec![Action::Withdraw, Action::Terminate, Action::Kill])
+            (killed(now, Why::Retired, patience), vec![Action::Withdraw, Action::Terminate, Action::Kill])
         }
         Input::Exited => (State::Dead { why: Why::DiedServing }, vec![Action::Withdraw, Action::Bury]),
         Input::Stuck => {
@@ -219,11 +224,11 @@ fn suspect(
     }
 }
 
-fn aborting(kill_at: Instant, now: Instant, input: Input) -> (State, Vec<Action>) {
+fn aborting(kill_at: Instant, now: Instant, input: Input, patience: &Patience) -> (State, Vec<Action>) {
     let why = Why::Hung;
     match input {
-        Input::Tick if now >= kill_at => (State::Killing { why }, vec![Action::Kill]),
-        Input::Abort => (State::Killing { why }, vec![Action::Kill]),
+        Input::Tick if now >= kill_at => (killed(now, why, patience), vec![Action::Kill]),
+        Input::Abort => (killed(now, why, patience), vec![Action::Kill]),
         Input::Exited => (State::Dead { why }, vec![Action::Bury]),
         Input::ProbePassed
         | Input::ProbeMissed
@@ -245,7 +250,7 @@ fn draining(
     match input {
         Input::Idle => (terminated(now, why, patience), vec![Action::Terminate]),
         Input::Tick if now >= drain_by => (terminated(now, why, patience), vec![Action::Terminate]),
-        Input::Abort => (State::Killing { why }, vec![Action::Terminate, Action::Kill]),
+        Input::Abort => (killed(now, why, patience), vec![Action::Terminate, Action::Kill]),
         Input::Exited => (State::Dead { why }, vec![Action::Bury]),
         Input::ProbePassed
         | Input::ProbeMissed
@@ -256,10 +261,16 @@ fn draining(
     }
 }
 
-fn stopping(kill_at: Instant, why: Why, now: Instant, input: Input) -> (State, Vec<Action>) {
+fn stopping(
+    kill_at: Instant,
+    why: Why,
+    now: Instant,
+    input: Input,
+    patience: &Patience,
+) -> (State, Vec<Action>) {
     match input {
-        Input::Tick if now >= kill_at => (State::Killing { why }, vec![Action::Kill]),
-        Input::Abort => (State::Killing { why }, vec![Action::Kill]),
+        Input::Tick if now >= kill_at => (killed(now, why, patience), vec![Action::Kill]),
+        Input::Abort => (killed(now, why, patience), vec![Action::Kill]),
         Input::Exited => (State::Dead { why }, vec![Action::Bury]),
         Input::ProbePassed
         | Input::ProbeMissed
@@ -271,9 +282,10 @@ fn stopping(kill_at: Instant, why: Why, now: Instant, input: Input) -> (State, V
     }
 }
 
-fn killing(why: Why, input: Input) -> (State, Vec<Action>) {
+fn killing(give_up_at: Instant, why: Why, now: Instant, input: Input) -> (State, Vec<Action>) {
     match input {
         Input::Exited => (State::Dead { why }, vec![Action::Bury]),
+        Input::Tick if now >= give_up_at => (State::Dead { why }, vec![Action::Bury]),
         Input::ProbePassed
         | Input::ProbeMissed
         | Input::Stuck
@@ -281,12 +293,16 @@ fn killing(why: Why, input: Input) -> (State, Vec<Action>) {
         | Input::Idle
         | Input::Retire
         | Input::Abort
-        | Input::Tick => (State::Killing { why }, Vec::new()),
+        | Input::Tick => (State::Killing { give_up_at, why }, Vec::new()),
     }
 }
 
 fn terminated(now: Instant, why: Why, patience: &Patience) -> State {
     State::Stopping { kill_at: now + patience.stop, why }
+}
+
+fn killed(now: Instant, why: Why, patience: &Patience) -> State {
+    State::Killing { give_up_at: now + patience.kill, why }
 }
 
 #[cfg(test)]

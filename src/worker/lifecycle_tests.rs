@@ -7,6 +7,7 @@ const PATIENCE: Patience = Patience {
     stop: Duration::from_secs(10),
     hang: Some(Duration::from_secs(28)),
     abort: Duration::from_secs(2),
+    kill: Duration::from_secs(10),
     misses: 3,
 };
 
@@ -30,7 +31,7 @@ fn name(state: &State) -> String {
         State::Aborting { .. } => "Aborting".into(),
         State::Draining { why, .. } => format!("Draining({why:?})"),
         State::Stopping { why, .. } => format!("Stopping({why:?})"),
-        State::Killing { why } => format!("Killing({why:?})"),
+        State::Killing { why, .. } => format!("Killing({why:?})"),
         State::Dead { why } => format!("Dead({why:?})"),
     }
 }
@@ -46,7 +47,7 @@ fn table() -> String {
         State::Aborting { kill_at: now },
         State::Draining { drain_by: now, why },
         State::Stopping { kill_at: now, why },
-        State::Killing { why },
+        State::Killing { give_up_at: now, why },
         State::Dead { why },
     ];
     let mut text = String::new();
@@ -130,7 +131,7 @@ Killing(Retired) + Idle = Killing(Retired)
 Killing(Retired) + Retire = Killing(Retired)
 Killing(Retired) + Abort = Killing(Retired)
 Killing(Retired) + Exited = Dead(Retired) Bury
-Killing(Retired) + Tick = Killing(Retired)
+Killing(Retired) + Tick = Dead(Retired) Bury
 Dead(Retired) + ProbePassed = Dead(Retired)
 Dead(Retired) + ProbeMissed = Dead(Retired)
 Dead(Retired) + Stuck = Dead(Retired)
@@ -211,5 +212,6 @@ proptest! {
             state = next;
         }
         prop_assert!(killed);
+        prop_assert!(matches!(state, State::Dead { .. }), "also where the kernel does not let go of it");
     }
 }

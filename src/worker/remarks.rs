@@ -9,6 +9,7 @@ use crate::name::WorkerId;
 use crate::worker::crew::{Crew, seat};
 use crate::worker::last_words;
 use crate::worker::lifecycle::{Input, State, Why};
+use crate::worker::member::Member;
 use crate::worker::rollout::Seat;
 use crate::worker::slot::Slot;
 
@@ -97,7 +98,7 @@ impl Crew {
     pub(super) fn told_killed(&self, at: Seat, input: Input) {
         let Some(worker) = self.workers.get(&at) else { return };
         let (app, pid) = (&worker.id.app, worker.child.pid());
-        let hung = matches!(worker.state, State::Killing { why: Why::Hung });
+        let hung = matches!(worker.state, State::Killing { why: Why::Hung, .. });
         if input != Input::Tick || hung {
             tracing::warn!(%app, worker = at.slot, pid, "killing a worker and all it started");
             return;
@@ -110,6 +111,21 @@ impl Crew {
             "killing a worker and all it started: it did not end within `stop_grace_period` ({seconds} s)"
         );
         self.remark(format!("worker {} was killed after `stop_grace_period` ({seconds} s)", at.slot));
+    }
+
+    /// A worker was killed and does not end.
+    pub(super) fn told_stuck(&self, worker: &Member) {
+        let (app, at, pid) = (&worker.id.app, worker.id.slot, worker.child.pid());
+        tracing::error!(
+            %app,
+            worker = at,
+            pid,
+            "a worker does not end by SIGKILL: it is stuck in the kernel, as with a disk or a file server that does not answer; it \
+             is given up, and its slot is free for another"
+        );
+        self.remark(format!(
+            "worker {at} (process {pid}) is stuck in the kernel, does not end, and is given up"
+        ));
     }
 
     /// The last line of a worker that is gone belongs to what is remembered of its end.

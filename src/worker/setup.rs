@@ -36,6 +36,7 @@ impl Setup {
             stop: spec.stop_grace_period,
             hang: hang(&spec),
             abort: ABORT,
+            kill: KILL,
             misses: spec.healthcheck.retries,
         };
         // The wire follows from the command alone; this plan's address is never used.
@@ -67,3 +68,6 @@ fn hang(spec: &WorkerSpec) -> Option<Duration> {
 
 /// How long a worker may take to print where it hangs.
 const ABORT: Duration = Duration::from_secs(2);
+/// How long the kernel may take to end a worker that is killed: it gives back all of its memory, and one that waits for a disk or
+/// a file server which does not answer never ends.
+pub(super) const KILL: Duration = Duration::from_secs(10);

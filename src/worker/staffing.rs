@@ -418,14 +418,21 @@ impl Crew {
     }
 
     pub(super) fn bury(&mut self, at: Seat) {
-        let Some(worker) = self.workers.remove(&at) else { return };
+        let Some(mut worker) = self.workers.remove(&at) else { return };
         let State::Dead { why } = worker.state else { return };
+        if !worker.child.has_ended() {
+            worker.exit = Exit::Stuck;
+            self.told_stuck(&worker);
+        }
         worker.tasks.abort();
         let word = word(why, &worker);
         *self.exits.entry(word).or_default() += 1;
         match why {
             Why::Retired if worker.unwell => {
                 self.failed(at, format!("{} after it failed its health checks", worker.exit), word);
+            }
+            Why::Retired if worker.exit == Exit::Stuck => {
+                self.failed(at, format!("{} after it was asked to stop", worker.exit), word);
             }
             Why::Retired => {
                 let how = format!("{} after it was asked to stop", worker.exit);
@@ -467,6 +474,7 @@ impl Crew {
 /// Why a worker ended, in one word of a closed list.
 fn word(why: Why, worker: &Member) -> &'static str {
     match (why, worker.exit) {
+        (_, Exit::Stuck) => "stuck",
         (Why::Retired, _) if worker.unwell => "unwell",
         (Why::Retired, _) => "asked",
         (Why::NeverReady, _) => "start_timeout",

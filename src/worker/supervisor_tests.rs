@@ -19,6 +19,8 @@ use crate::worker::usage;
 
 #[path = "roll_tests.rs"]
 mod roll;
+#[path = "stuck_tests.rs"]
+mod stuck;
 
 const SERVER: &str = r#"
 import os, signal, socket, sys, time
@@ -51,6 +53,10 @@ if 'mute' in modes:
     time.sleep(0.5)
     server = socket.create_server(('0.0.0.0', int(os.environ['PORT'])))
     time.sleep(1000)
+if 'stuck' in modes and not os.path.exists('caught'):
+    note('caught')
+    import threading
+    threading.Thread(target=os.stat, args=('dead/file',), daemon=True).start()
 if 'astray' in modes:
     server = socket.create_server(('127.0.0.1', 0))
 else:

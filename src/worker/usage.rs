@@ -4,14 +4,22 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use crate::worker::cgroup::{self, Counter};
 use crate::worker::delegation;
 use crate::worker::family::{self, Mark};
 
 /// Bytes of memory of everything the worker started, read where the event loop does not wait for it: the kernel walks a
-/// process's mappings to add this up.
-pub(super) async fn memory(leader: (u32, u64), mark: Mark, counter: Option<Counter>) -> u64 {
+/// process's mappings to add this up. `turn` is given back when it has been read.
+pub(super) async fn memory(
+    leader: (u32, u64),
+    mark: Mark,
+    counter: Option<Counter>,
+    turn: OwnedSemaphorePermit,
+) -> u64 {
     let sum = move || {
+        let _turn = turn;
         let family =
             || family::of_worker(leader, mark, &HashSet::new()).iter().map(|one| of_process(one.pid)).sum();
         counter.and_then(|counter| counter.bytes()).unwrap_or_else(family)
@@ -99,7 +107,8 @@ mod tests {
         assert!(of_process(me) > 1024 * 1024);
         assert!(available().is_none_or(|bytes| bytes > 0));
         let nobody = Mark::of_an_edge(&mut fastrand::Rng::with_seed(7));
-        assert_eq!(memory((0x3fff_ffff, 1), nobody, None).await, 0);
+        let turn = std::sync::Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.expect("open");
+        assert_eq!(memory((0x3fff_ffff, 1), nobody, None, turn).await, 0);
         assert_eq!(kilobytes("Rss:  1 kB\nPss:     17 kB\n", "Pss:"), Some(17));
     }
 }
