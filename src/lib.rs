@@ -252,14 +252,14 @@
 //!
 //! ── floor 5: proxy ── HTTP meaning, independent of the wire version   ← config
 //!   proxy/clients.rs          what each client holds: connections, requests in flight   ← telemetry::metrics
-//!   proxy/conn.rs             what is known of the client's connection   ← cert::resolver
+//!   proxy/conn.rs             what is known of the client's connection   ← cert::resolver, upstream::client_body
 //!   proxy/target.rs        P  what a request asks for, checked before it is routed
 //!   proxy/forwarded.rs     P  what proxies say of a client, and how much of it is believed
 //!   proxy/caller.rs           whom a request is from: the connection's client, or whom a trusted proxy names
 //!   proxy/frames.rs        P  where one WebSocket frame ends and the next begins
 //!   proxy/heads.rs            what the requests that wait hold with their heads, over all clients together
 //!   proxy/plane.rs            what one data-plane thread needs to answer   ← cert, upstream, telemetry
-//!   proxy/entry.rs            a request's access line, from its head to its last byte   ← telemetry
+//!   proxy/entry.rs            a request's access line, from its head to its last byte   ← telemetry, upstream::client_body
 //!   proxy/relay.rs            bytes both ways after a protocol switch
 //!   proxy/error.rs         P  every way a request fails: whose fault, which status   ← upstream::error
 //!   proxy/route.rs            host and path to app, redirect, challenge or refusal   ← upstream::pool, worker::adapter, telemetry::tally

@@ -112,7 +112,8 @@ impl Streams {
         // RFC 9110 §10.1.1: a client that expects it must be told to go on, or answered.
         let awaited =
             (!incoming.is_end_stream() && parts.headers.contains_key(EXPECT)).then(Awaited::default);
-        let (body, mut connected) = client_body(&mut parts, incoming, &self.plane, awaited.clone());
+        let (body, mut connected) =
+            client_body(&mut parts, incoming, (&self.conn, &self.plane), awaited.clone());
         async move {
             let early = |status: StatusCode, fields: &HeaderMap| answering.hint(status, fields);
             let mut handling = pin!(handle(parts, body, &conn, &answering.plane, Some(&early)));
@@ -143,7 +144,7 @@ impl Streams {
 fn client_body(
     parts: &mut Parts,
     incoming: RecvStream,
-    plane: &Plane,
+    (conn, plane): (&ConnInfo, &Plane),
     awaited: Option<Awaited>,
 ) -> (ClientBody, Option<RecvStream>) {
     if parts.method == Method::CONNECT {
@@ -157,7 +158,10 @@ fn client_body(
     } else {
         // Three tokens with a lock each: not for a request that is over with its head.
         let read_on = ReadOn { tasks: plane.tunnels.clone(), deadlines: plane.reach.deadlines.clone() };
-        (ClientBody::stream(incoming, parts.headers.get(CONTENT_LENGTH), read_on, awaited), None)
+        (
+            ClientBody::stream(incoming, parts.headers.get(CONTENT_LENGTH), read_on, awaited, &conn.unread),
+            None,
+        )
     }
 }
 

@@ -1,16 +1,16 @@
 //! What is known of the connection a request came on.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 
 use http::HeaderValue;
 
 use crate::cert::resolver::Served;
 use crate::name::HostName;
 use crate::proxy::clients::Presence;
+use crate::upstream::client_body::Unread;
 
 /// A client's connection. Shared by the requests on it.
 pub struct ConnInfo {
@@ -29,7 +29,7 @@ pub struct ConnInfo {
     /// Those of them whose client wanted no answer any more before it began.
     pub taken_back: Cell<u64>,
     /// Bodies on it that nobody reads yet.
-    pub unread: Unread,
+    pub unread: Rc<Unread>,
     /// The client, with whatever else it has open.
     pub presence: Rc<Presence>,
     /// The peer's address as every request on the connection tells it to the worker.
@@ -62,7 +62,7 @@ impl ConnInfo {
             open: Rc::default(),
             requests: Cell::new(0),
             taken_back: Cell::new(0),
-            unread: Unread::default(),
+            unread: Rc::default(),
             presence,
             client,
         }
@@ -86,44 +86,6 @@ impl ConnInfo {
     /// [`Self::client_ip`] as text, shared by all requests of the connection.
     pub fn client(&self) -> &HeaderValue {
         &self.client
-    }
-}
-
-/// The bodies of a connection's requests that wait for their turn, and what comes of them meanwhile lies unread. Where requests
-/// share the connection, it takes room from the others: also from those that are waited for, which need the rest of theirs.
-#[derive(Default)]
-pub struct Unread {
-    bodies: Cell<u32>,
-    connection: RefCell<Option<Waker>>,
-}
-
-/// One of them, until it is dropped.
-pub struct Waiting<'a>(&'a Unread);
-
-impl Unread {
-    /// One more.
-    pub fn add(&self) -> Waiting<'_> {
-        self.bodies.set(self.bodies.get() + 1);
-        if let Some(connection) = &*self.connection.borrow() {
-            connection.wake_by_ref();
-        }
-        Waiting(self)
-    }
-
-    /// How many there are. The task of `cx`, which is the connection's, is woken once there are more.
-    pub fn count(&self, cx: &Context<'_>) -> u32 {
-        let mut connection = self.connection.borrow_mut();
-        match connection.as_mut() {
-            Some(known) => known.clone_from(cx.waker()),
-            None => *connection = Some(cx.waker().clone()),
-        }
-        self.bodies.get()
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.bodies.set(self.0.bodies.get() - 1);
     }
 }
 

@@ -11,11 +11,12 @@ use http::request::Parts;
 
 use crate::proxy::caller::Caller;
 use crate::proxy::clients::{Crowded, InFlight};
-use crate::proxy::conn::{ConnInfo, OpenRequest, Unread};
+use crate::proxy::conn::{ConnInfo, OpenRequest};
 use crate::proxy::error::ProxyError;
 use crate::proxy::plane::Plane;
 use crate::proxy::route::Site;
 use crate::telemetry::access::AccessRecord;
+use crate::upstream::client_body::Unread;
 
 /// An open request. Boxed, because it travels from the handler into the response's body, which every connection has room for.
 pub struct Entry {
@@ -84,7 +85,7 @@ impl Entry {
     pub async fn enter(
         &mut self,
         caller: &Caller<'_>,
-        unread: Option<&Unread>,
+        unread: Option<&Rc<Unread>>,
     ) -> Result<Instant, ProxyError> {
         let most = self.plane.reach.limits.in_flight_per_client;
         if most == 0 {
@@ -94,7 +95,7 @@ impl Entry {
             self.in_flight = Some(entered);
             return Ok(self.started);
         }
-        let _unread = unread.map(Unread::add);
+        let _unread = unread.map(|unread| unread.add());
         // Boxed, because hardly any request needs the room.
         let waiting = Box::pin(caller.presence().enter(most, &self.plane.reach.deadlines));
         self.in_flight = Some(waiting.await.map_err(|Crowded| ProxyError::Crowded)?);

@@ -4,11 +4,11 @@
 //! for a failure and lose the answer, or never end. So what such a client still sends is read and thrown away: then it is the
 //! client who ends the stream, and there is nothing to reset. Over HTTP/1.1 the connection does the same where it closes.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +24,45 @@ use crate::upstream::wire::content_length;
 /// For how long a body is read on at most. There is no bound in bytes, as there is where a TCP connection is closed: flow
 /// control holds back what is not read, so nothing piles up, and an upload that a worker takes costs more than this one.
 const LONGEST: Duration = Duration::from_secs(2);
+
+/// The bodies of a connection's requests that wait for their turn, or for a worker that is at something else; what comes of them
+/// meanwhile lies unread. Where requests share the connection, it takes room from the others: also from those that are waited for,
+/// which need the rest of theirs.
+#[derive(Default)]
+pub struct Unread {
+    bodies: Cell<u32>,
+    connection: RefCell<Option<Waker>>,
+}
+
+/// One of them, until it is dropped.
+pub struct Waiting(Rc<Unread>);
+
+impl Unread {
+    /// One more.
+    pub fn add(self: &Rc<Self>) -> Waiting {
+        self.bodies.set(self.bodies.get() + 1);
+        if let Some(connection) = &*self.connection.borrow() {
+            connection.wake_by_ref();
+        }
+        Waiting(Rc::clone(self))
+    }
+
+    /// How many there are. The task of `cx`, which is the connection's, is woken once there are more.
+    pub fn count(&self, cx: &Context<'_>) -> u32 {
+        let mut connection = self.connection.borrow_mut();
+        match connection.as_mut() {
+            Some(known) => known.clone_from(cx.waker()),
+            None => *connection = Some(cx.waker().clone()),
+        }
+        self.bodies.get()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.bodies.set(self.0.bodies.get() - 1);
+    }
+}
 
 /// A body that an HTTP/1.1 connection of edge's own gives.
 pub type Streamed = Pin<Box<dyn Body<Data = Bytes, Error = ClientBodyError>>>;
@@ -47,6 +86,9 @@ struct Incoming {
     /// Only trailers may follow.
     over: bool,
     awaited: Option<Awaited>,
+    unread: Rc<Unread>,
+    /// Set while nobody reads it.
+    waiting: Option<Waiting>,
 }
 
 /// Set once more of a body is waited for, though nothing of it has come: for whoever tells a client that waits for that.
@@ -67,12 +109,23 @@ impl ClientBody {
         length: Option<&HeaderValue>,
         read_on: ReadOn,
         awaited: Option<Awaited>,
+        unread: &Rc<Unread>,
     ) -> Self {
         if stream.is_end_stream() {
             return Self::none();
         }
         let left = length.and_then(|length| content_length(length.as_bytes()).ok());
-        Self(Source::Stream(Box::new((Incoming { stream, left, over: false, awaited }, read_on))))
+        let unread = Rc::clone(unread);
+        let incoming = Incoming { stream, left, over: false, awaited, unread, waiting: None };
+        Self(Source::Stream(Box::new((incoming, read_on))))
+    }
+
+    /// Nobody reads it for now: until it is read again, it takes no room from others.
+    pub fn leave(&mut self) {
+        if let Source::Stream(stream) = &mut self.0 {
+            let incoming = &mut stream.0;
+            incoming.waiting.get_or_insert_with(|| incoming.unread.add());
+        }
     }
 
     /// `body`, whose connection decides what becomes of a rest.
@@ -126,6 +179,7 @@ impl Body for ClientBody {
 
 impl Incoming {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        self.waiting = None;
         if !self.over {
             let data = self.stream.poll_data(cx);
             // Asked once: who has sent something does not wait to be told.

@@ -333,6 +333,7 @@ impl Attempt<'_> {
     fn poll_silence(&mut self, cx: &mut Context<'_>, slot: &Slot) -> Poll<SendError> {
         loop {
             ready!(self.watch.poll_passed(cx));
+            self.upload.leave();
             let now = Instant::now();
             let since = now.checked_sub(self.watch.patience()).unwrap_or(now);
             let since = *self.silent_since.get_or_insert(since);

@@ -124,6 +124,11 @@ impl RequestBody {
         self.ahead = Some(Ahead { data, trailers, whole, share });
     }
 
+    /// Notes that the worker takes no more for now.
+    pub(super) fn leave(&mut self) {
+        self.incoming.leave();
+    }
+
     /// Notes that the worker has all that was taken in: there is room for others', however long the answer takes.
     pub(super) fn passed_on(&mut self) {
         if let Some(ahead) = self.ahead.as_mut().filter(|ahead| ahead.data.is_empty()) {

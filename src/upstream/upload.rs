@@ -86,6 +86,13 @@ impl Upload {
         self.refused.take()
     }
 
+    /// Notes that the worker has taken nothing for a while, though there is something to take.
+    pub(super) fn leave(&mut self) {
+        if let Some(body) = self.body.as_mut().filter(|_| !self.body_read) {
+            body.leave();
+        }
+    }
+
     /// Makes ready to send the same again on another connection, where all of it is still here.
     pub(super) fn rewind(&mut self) -> bool {
         if self.any_sent() && self.body.is_some() {

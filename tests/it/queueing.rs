@@ -14,7 +14,7 @@ use crate::support::client::{Answer, Body, Connection, PATIENCE, Wire, empty, fu
 use crate::support::edge::{Edge, Setup};
 use crate::support::load::{Client, Load};
 use crate::support::origin::Origin;
-use crate::support::{processes, until};
+use crate::support::{processes, until, within};
 
 /// One worker that is given one request at a time.
 const ONE: &str = "domains: [a.test]\ncommand: edge hello\nworkers: 1\nconcurrency: 1\n";
@@ -103,6 +103,48 @@ async fn uploads_that_wait_for_a_worker_do_not_keep_it_from_the_one_it_takes() {
     });
     for answer in join_all(uploads).await {
         assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn uploads_that_a_worker_leaves_for_later_do_not_keep_it_from_another() {
+    // More than sockets hold.
+    const SIZE: usize = 12_000_000;
+    let (release, gate) = tokio::sync::watch::channel(false);
+    let origin = Origin::start(move |mut peer| {
+        let mut gate = gate.clone();
+        async move {
+            while let Some(head) = peer.head().await {
+                if head.request_line().contains("/later") {
+                    let _ = gate.wait_for(|open| *open).await;
+                }
+                peer.body(head.header("content-length").unwrap().parse().unwrap()).await;
+                peer.answer("200 OK", "", "").await;
+            }
+        }
+    })
+    .await;
+    let app = format!("domains: [a.test]\nmax_body: 64MB\n{}", origin.upstream());
+    let edge = Setup::new().app("a", &app).start().await;
+    let stream = tls(edge.https, "a.test", edge.trust().await.offering(&["h2"])).await.unwrap();
+    let (sender, connection) =
+        http2::Builder::new(TokioExecutor::new()).handshake::<_, Body>(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let upload = |path: &str, size| {
+        let upload = http::Request::post(format!("https://a.test{path}")).body(full(vec![0; size])).unwrap();
+        let mut sender = sender.clone();
+        tokio::spawn(async move { Answer::read(sender.send_request(upload).await.unwrap()).await.unwrap() })
+    };
+    let later: Vec<_> = (0..6).map(|_| upload("/later", SIZE)).collect();
+    until(PATIENCE, "all are at the server", async || (origin.accepted() == 6).then_some(())).await;
+    for _ in 0..3 {
+        let answer = within(PATIENCE, "an answer", upload("/now", SIZE / 10)).await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    release.send(true).unwrap();
+    for answer in later {
+        assert_eq!(answer.await.unwrap().status, 200);
     }
     edge.stop().await;
 }
