@@ -1,5 +1,6 @@
 """A client of tests/apps/calls.py through edge: calls_client.py PORT HOST ROOT WHAT. Prints `ok` once all was as it should be."""
 
+import os
 import sys
 import threading
 import time
@@ -7,6 +8,7 @@ import time
 import grpc
 
 port, host, root, what = sys.argv[1:]
+diary = os.environ.get("APP_DIARY", "")
 with open(root, "rb") as pem:
     credentials = grpc.ssl_channel_credentials(pem.read())
 channel = grpc.secure_channel(
@@ -116,14 +118,24 @@ def cancelled_chat():
     assert back.code() == grpc.StatusCode.CANCELLED
 
 
+def noted(what):
+    """Waits until the server has written it down."""
+    end = time.monotonic() + 20
+    while what not in (open(diary).read() if os.path.exists(diary) else ""):
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
 def late():
-    error = refused(lambda: wait(b"", timeout=0.5))
+    # Connected already, so that all of the time is the call's.
+    assert echo(b"hello", timeout=20) == b"hello"
+    error = refused(lambda: wait(b"", timeout=2))
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
 
 
 def cancelled():
     call = wait.future(b"", timeout=20)
-    time.sleep(0.5)
+    noted("waiting")
     call.cancel()
     assert call.code() == grpc.StatusCode.CANCELLED
 

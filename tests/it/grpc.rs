@@ -28,6 +28,7 @@ async fn client(edge: &Edge, what: &str) {
         .args([&edge.https.port().to_string(), "a.test"])
         .arg(edge.dir().join("storage/internal/root.pem"))
         .arg(what)
+        .env("APP_DIARY", diary(edge))
         .kill_on_drop(true)
         .output();
     let output = within(PATIENCE * 3, "the client ends", output).await.expect("python runs");

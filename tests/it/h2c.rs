@@ -21,7 +21,7 @@ use self::origin::{Asked, Http2Origin, answer, read};
 use crate::support::client::{Connection, PATIENCE, Wire, by_frames, empty, full, next_chunk, raw};
 use crate::support::edge::Setup;
 use crate::support::origin::Origin;
-use crate::support::{python, within};
+use crate::support::{python, until, within};
 
 #[tokio::test]
 async fn requests_share_a_connection_and_say_what_they_say_in_http_1() {
@@ -187,10 +187,13 @@ async fn a_connection_carries_as_many_streams_as_its_worker_allows_and_another_t
     let mut builder = Builder::new();
     builder.max_concurrent_streams(2);
     let all = Arc::new(tokio::sync::Barrier::new(6));
+    let arrived = Arc::new(AtomicUsize::new(0));
+    let arriving = Arc::clone(&arrived);
     let origin = Http2Origin::start(builder, move |mut link| {
-        let all = Arc::clone(&all);
+        let (all, arriving) = (Arc::clone(&all), Arc::clone(&arriving));
         async move {
             while let Some(Ok((_, respond))) = link.accept().await {
+                arriving.fetch_add(1, Ordering::Relaxed);
                 let all = Arc::clone(&all);
                 tokio::spawn(async move {
                     // All six are open at the same time, or none is answered.
@@ -210,7 +213,8 @@ async fn a_connection_carries_as_many_streams_as_its_worker_allows_and_another_t
     let first = connection.get("/");
     let rest = join_all(others.iter_mut().enumerate().map(async |(at, other)| {
         // One after the other, so that the worker's limit is known to edge.
-        tokio::time::sleep(Duration::from_millis(100 * (at as u64 + 1))).await;
+        let before = async || (arrived.load(Ordering::Relaxed) > at).then_some(());
+        until(PATIENCE, "the one before is with the worker", before).await;
         other.get("/").await.status
     }));
     let (first, rest) = tokio::join!(first, rest);
@@ -339,7 +343,7 @@ async fn a_client_that_does_not_read_stops_its_own_stream_only() {
         slow.push((connection.send(request).await.unwrap().into_body(), connection));
     }
     let mut before = usize::MAX;
-    let held = crate::support::until(PATIENCE, "all are held back", async || {
+    let held = until(PATIENCE, "all are held back", async || {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let now = written.load(Ordering::Relaxed);
         (std::mem::replace(&mut before, now) == now).then_some(now)

@@ -47,23 +47,24 @@ async fn a_client_that_takes_nothing_of_an_answer_does_not_keep_its_worker() {
     edge.stop().await;
 }
 
-/// A client of one worker that has asked for more than the system takes for it, has given all windows room, and reads nothing.
-async fn unread(top: &str) -> (Edge, H2<TlsStream<TcpStream>>) {
+/// A client of one worker that has asked for more than the system takes for it, has given all windows room, and reads nothing;
+/// and since when it has.
+async fn unread(top: &str) -> (Edge, H2<TlsStream<TcpStream>>, Instant) {
     let edge =
         Setup::new().top(top).app("a", "domains: [a.test]\ncommand: edge hello\nworkers: 1").start().await;
     edge.wait_until_up("a").await;
     let mut client = H2::open(&edge, "a.test", &[(FLOW, 0x7fff_ffff)]).await;
     let large = headers(1, true, &get("a.test", "/bytes/100000000", &[]));
+    let begun = Instant::now();
     client.send([window_update(0, 0x7000_0000), large].concat()).await;
-    (edge, client)
+    (edge, client, begun)
 }
 
 #[tokio::test]
 async fn what_tls_still_has_room_for_is_nothing_that_a_client_of_http2_has_taken() {
     const WRITE: Duration = Duration::from_secs(3);
-    let (edge, client) = unread(&format!("timeouts: {{write: {}s}}", WRITE.as_secs())).await;
+    let (edge, client, begun) = unread(&format!("timeouts: {{write: {}s}}", WRITE.as_secs())).await;
     let worker = async || edge.status().await["apps"]["a"]["workers"][0].take();
-    let begun = Instant::now();
     // All windows have room, so that it is the connection that ends, and the request with it.
     until(2 * WRITE, "the connection ends", async || {
         let worker = worker().await;
@@ -166,7 +167,7 @@ async fn answers_that_do_not_leave_hold_no_place_of_their_client_and_are_kept_fo
     const STREAMS: usize = 50;
     const BATCH: u32 = 40;
     const BATCHES: u32 = 3;
-    let (edge, mut client) = unread(&format!(
+    let (edge, mut client, _) = unread(&format!(
         "timeouts: {{write: 60s}}\nlimits: {{streams: {STREAMS}, in_flight_per_client: 45}}"
     ))
     .await;

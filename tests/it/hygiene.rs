@@ -24,10 +24,14 @@ async fn a_worker_has_a_session_and_nothing_of_edges_but_its_three_streams() {
         fs::read(proc.join("cmdline")).is_ok_and(|line| line.starts_with(b"sleep")).then_some(())
     })
     .await;
-    let mut open: Vec<_> =
-        fs::read_dir(proc.join("fd")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    open.sort();
-    assert_eq!(open, ["0", "1", "2"]);
+    // Its own libraries are open for a moment; what it had from edge would stay.
+    until(Duration::from_secs(5), "three streams alone", async || {
+        let mut open: Vec<_> =
+            fs::read_dir(proc.join("fd")).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        open.sort();
+        (open == ["0", "1", "2"]).then_some(())
+    })
+    .await;
     assert_eq!(fs::read_link(proc.join("fd/0")).unwrap(), Path::new("/dev/null"));
     let stat = fs::read_to_string(proc.join("stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
@@ -240,6 +244,12 @@ fn living(dir: &Path) -> Vec<u32> {
     pids.filter(|pid| processes::is_alive(*pid)).collect()
 }
 
+/// The three of them, one for each app: a daemon writes itself down after its server is ready, or before.
+async fn three_live(edge: &Edge) -> Vec<u32> {
+    let three = async || Some(living(edge.dir())).filter(|living| living.len() == 3);
+    until(Duration::from_secs(10), "one daemon for each app", three).await
+}
+
 fn no_zombies(edge: &Edge) -> bool {
     processes::children_of(edge.pid()).iter().all(|(_, state)| *state != 'Z')
 }
@@ -248,12 +258,11 @@ fn no_zombies(edge: &Edge) -> bool {
 async fn a_daemon_that_hides_ends_with_the_worker_that_started_it() {
     let edge = daemons().start().await;
     all_up(&edge).await;
-    let first = living(edge.dir());
-    assert_eq!(first.len(), 3, "one for each app");
+    let first = three_live(&edge).await;
     edge.done(&["restart", "a"]).await;
-    let now = living(edge.dir());
-    assert_eq!(now.len(), 3, "the old one of that app is gone, a new one is there");
-    assert_eq!(now.iter().filter(|pid| first.contains(pid)).count(), 2, "the others' were not touched");
+    let old = first.iter().filter(|pid| processes::is_alive(**pid)).count();
+    assert_eq!(old, 2, "that of the app is gone, the others' were not touched");
+    three_live(&edge).await;
     processes::signal(edge.workers("b").await[0], Signal::SIGKILL);
     until(Duration::from_secs(10), "a worker that died took its daemon along", async || {
         let now = living(edge.dir());
@@ -272,7 +281,7 @@ async fn a_daemon_that_hides_ends_with_the_worker_that_started_it() {
 async fn a_daemon_that_hides_does_not_outlive_an_edge_that_was_killed() {
     let mut edge = daemons().start().await;
     all_up(&edge).await;
-    assert_eq!(living(edge.dir()).len(), 3);
+    three_live(&edge).await;
     edge.kill().await;
     until(Duration::from_secs(5), "the daemons are gone", async || {
         living(edge.dir()).is_empty().then_some(())
@@ -280,7 +289,7 @@ async fn a_daemon_that_hides_does_not_outlive_an_edge_that_was_killed() {
     .await;
     edge.restart().await;
     all_up(&edge).await;
-    assert_eq!(living(edge.dir()).len(), 3);
+    three_live(&edge).await;
     // Its guard too: now it is the next start's to find them.
     let guard = processes::children_of(edge.pid()).into_iter().find(|(pid, _)| {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "edge-guard")
@@ -305,7 +314,14 @@ async fn as_process_1_edge_reaps_and_leaves_nothing() {
     all_up(&edge).await;
     assert_eq!(edge.status().await["pid"], 1);
     let (inner, _) = processes::children_of(edge.pid())[0];
-    let before = processes::beside(inner).len();
+    // Each daemon has one process of its own, which it starts after its server is ready, or before.
+    let sleeping =
+        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sleep");
+    let before = until(Duration::from_secs(10), "three daemons that sleep", async || {
+        let all = processes::beside(inner);
+        (all.iter().filter(|(pid, _)| sleeping(pid)).count() == 3).then_some(all.len())
+    })
+    .await;
     for app in ["a", "b", "c"] {
         edge.done(&["restart", app]).await;
     }
@@ -334,10 +350,11 @@ async fn a_control_group_of_edges_own_holds_each_worker_with_all_it_starts_and_i
         .await;
     all_up(&edge).await;
     let limited = edge.wait_until_up("d").await;
+    let daemons = three_live(&edge).await;
     assert!(members(group.path()).is_empty());
     assert!(members(&group.path().join("edge")).contains(&edge.pid()));
     assert_eq!(group.leaves().len(), 4, "{:?}", group.leaves());
-    for daemon in living(edge.dir()) {
+    for daemon in daemons {
         assert!(group.leaves().iter().any(|leaf| members(leaf).contains(&daemon)), "{daemon} is in no leaf");
     }
     let has_memory = fs::read_to_string(group.path().join("cgroup.controllers")).unwrap().contains("memory");

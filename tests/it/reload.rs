@@ -140,7 +140,7 @@ async fn an_app_is_added_and_removed_beside_another() {
     let mut to_b = Connection::open(&edge, "b.test", Wire::H1).await;
     assert_eq!(to_b.get("/").await.status, 200, "not ready when the reload had ended");
     let workers_of_b = edge.workers("b").await;
-    let slow = tokio::spawn(async move { to_b.get("/slow/1000").await });
+    let slow = tokio::spawn(async move { to_b.get("/slow/3000").await });
     until(PATIENCE, "a request in flight", async || {
         let status = edge.status().await;
         (status["apps"]["b"]["workers"][0]["in_flight"] == 1).then_some(())

@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Connection, Trust, Wire};
+use super::stalls::{self, Stalls};
 
 /// What became of the requests.
 #[derive(Debug, Default)]
@@ -19,7 +20,7 @@ pub(crate) struct Tally {
     pub(crate) handshakes: u64,
     /// The longest any request took.
     pub(crate) slowest: Duration,
-    /// What each of them took.
+    /// What each of them took, of the time in which the machine ran.
     took: Vec<Duration>,
     /// From the first request to the last answer.
     span: Duration,
@@ -38,19 +39,30 @@ impl Tally {
         self.span
     }
 
-    fn add(&mut self, other: Self) {
-        self.good += other.good;
-        self.failed.extend(other.failed);
-        self.handshakes += other.handshakes;
-        self.slowest = self.slowest.max(other.slowest);
-        self.took.extend(other.took);
-        self.span = self.span.max(other.span);
+    fn add(&mut self, client: Work, stalls: &Stalls) {
+        self.good += client.good;
+        self.failed.extend(client.failed);
+        self.handshakes += client.handshakes;
+        self.took.extend(client.asked.iter().map(|(begun, ended)| stalls.awake(*begun, *ended)));
+        self.slowest = self.took.iter().max().copied().unwrap_or_default();
+        self.span = self.span.max(client.span);
     }
+}
+
+/// What became of the requests of one client.
+#[derive(Default)]
+struct Work {
+    good: u64,
+    failed: Vec<String>,
+    handshakes: u64,
+    /// When each request was sent, and when its answer was here.
+    asked: Vec<(Instant, Instant)>,
+    span: Duration,
 }
 
 /// Clients at work.
 pub(crate) struct Load {
-    clients: Vec<JoinHandle<Tally>>,
+    clients: Vec<JoinHandle<Work>>,
     enough: CancellationToken,
 }
 
@@ -71,6 +83,7 @@ pub(crate) struct Client {
 impl Load {
     /// Sets clients to work.
     pub(crate) fn start(clients: impl IntoIterator<Item = Client>) -> Self {
+        stalls::watch();
         let enough = CancellationToken::new();
         let clients = clients.into_iter().map(|client| tokio::spawn(work(client, enough.clone()))).collect();
         Self { clients, enough }
@@ -79,16 +92,20 @@ impl Load {
     /// Lets every client finish its request, and counts.
     pub(crate) async fn stop(self) -> Tally {
         self.enough.cancel();
-        let mut total = Tally::default();
+        let mut clients = Vec::new();
         for client in self.clients {
-            total.add(client.await.expect("a client does not panic"));
+            clients.push(client.await.expect("a client does not panic"));
+        }
+        let (mut total, stalls) = (Tally::default(), Stalls::so_far());
+        for client in clients {
+            total.add(client, &stalls);
         }
         total
     }
 }
 
-async fn work(client: Client, enough: CancellationToken) -> Tally {
-    let mut tally = Tally::default();
+async fn work(client: Client, enough: CancellationToken) -> Work {
+    let mut tally = Work::default();
     let first = Instant::now();
     let mut connection: Option<(Connection, u32)> = None;
     while !enough.is_cancelled() {
@@ -117,9 +134,7 @@ async fn work(client: Client, enough: CancellationToken) -> Tally {
             Ok(answer) => tally.failed.push(format!("{}: {}", answer.status, answer.text())),
             Err(error) => tally.failed.push(format!("{error}")),
         }
-        let took = begun.elapsed();
-        tally.slowest = tally.slowest.max(took);
-        tally.took.push(took);
+        tally.asked.push((begun, Instant::now()));
         tally.span = first.elapsed();
         tokio::time::sleep(client.pause).await;
     }

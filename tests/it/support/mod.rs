@@ -10,6 +10,7 @@ pub(crate) mod processes;
 pub(crate) mod python;
 pub(crate) mod recorder;
 pub(crate) mod service;
+pub(crate) mod stalls;
 
 use std::future::Future;
 use std::time::Duration;
