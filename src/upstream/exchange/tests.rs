@@ -73,19 +73,20 @@ impl Peer {
 }
 
 impl Rig {
+    /// It waits long for everything: a short time may pass while the machine stands still, and is set where it must pass.
     fn new() -> Self {
         let timeouts = Timeouts {
             handshake: LONG,
             headers: LONG,
-            body: SHORT,
+            body: LONG,
             write: LONG,
             keepalive: LONG,
             keepalive_h2: LONG,
             connection_age: LONG,
             pool_idle: None,
-            connect: SHORT,
-            first_byte: SHORT,
-            upstream_idle: SHORT,
+            connect: LONG,
+            first_byte: LONG,
+            upstream_idle: LONG,
             tunnel: LONG,
         };
         let dir = tempfile::tempdir().expect("a directory");

@@ -95,7 +95,8 @@ async fn a_worker_that_cannot_be_reached_is_told_at_once() {
 
 #[tokio::test]
 async fn silence_ends_in_a_timeout() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
+    rig.reach.timeouts.first_byte = SHORT;
     let worker = async {
         let mut peer = rig.accept().await;
         peer.read_to("\r\n\r\n").await;
@@ -106,6 +107,7 @@ async fn silence_ends_in_a_timeout() {
     assert!(matches!(error, Some(SendError::TimedOut)));
     assert_eq!(rest, "", "the worker sees the end");
 
+    (rig.reach.timeouts.first_byte, rig.reach.timeouts.upstream_idle) = (LONG, SHORT);
     let worker = async {
         let mut peer = rig.accept().await;
         peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok").await;
@@ -224,9 +226,11 @@ async fn a_full_backlog_is_waited_for_as_long_as_connecting_may_take() {
     rig.listener = UnixListener::from_std(socket.into()).expect("registered");
     rig.slot = Rig::at(Address::Unix(path.clone())).slot;
     let first = std::os::unix::net::UnixStream::connect(&path).expect("room for one");
+    rig.reach.timeouts.connect = SHORT;
     let answer = rig.run(rig.response(Method::GET)).await;
     assert!(matches!(answer, Err(SendError::Connect(error)) if error.kind() == io::ErrorKind::TimedOut));
 
+    rig.reach.timeouts.connect = LONG;
     let worker = async {
         // The exchange has met the full backlog by now.
         tokio::time::sleep(SHORT / 4).await;

@@ -108,7 +108,8 @@ async fn a_bad_upload_is_the_clients_fault_and_never_looks_complete() {
         ),
         ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhell", true, "TooSlow"),
     ] {
-        let rig = Rig { max_body: 10, ..Rig::new() };
+        let mut rig = Rig { max_body: 10, ..Rig::new() };
+        rig.reach.timeouts.body = if error == "TooSlow" { SHORT } else { LONG };
         let worker = async {
             if begins {
                 let sent = rig.accept().await.rest().await;
@@ -132,17 +133,19 @@ async fn a_bad_upload_is_the_clients_fault_and_never_looks_complete() {
 
 #[tokio::test]
 async fn a_slow_upload_does_not_count_as_a_slow_worker() {
-    let rig = Rig::new();
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let mut rig = Rig::new();
+    (rig.reach.timeouts.body, rig.reach.timeouts.first_byte) = (PATIENCE, PATIENCE);
     let (mut client, server) = rig.front();
     let steps = async {
-        client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n").await.expect("room");
+        client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n").await.expect("room");
         let mut peer = rig.accept().await;
-        for byte in ["h", "e", "l", "l", "o"] {
-            // Five times three quarters of the worker's patience.
-            tokio::time::sleep(SHORT * 3 / 4).await;
-            client.write_all(byte.as_bytes()).await.expect("room");
+        for byte in b"hellohello" {
+            // Twice as long as the worker has, and each of them well in time.
+            tokio::time::sleep(PATIENCE / 5).await;
+            client.write_all(&[*byte]).await.expect("room");
         }
-        peer.read_to("hello").await;
+        peer.read_to("hellohello").await;
         peer.say(OK).await;
         let mut heard = vec![0; 12];
         client.read_exact(&mut heard).await.expect("an answer");
