@@ -124,6 +124,7 @@
 //!   worker/slot.rs            a worker's place as the request path sees it; the roster of an app
 //!   worker/program.rs      P  which server a command starts, behind whatever wrappers
 //!   worker/background.rs   P  which commands leave for the background
+//!   worker/deaf.rs         P  which programs do not read `PORT`, and which answer no HTTP
 //!   worker/flags.rs        P  a server's options looked up, taken out and added
 //!   worker/servers.rs      P  each server's own way of being told its address
 //!   worker/family.rs          everything a worker started

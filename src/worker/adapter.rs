@@ -12,6 +12,7 @@ use crate::config::model::{ServerKind, Transport, WorkerSpec};
 use crate::config::script;
 use crate::name::AppName;
 use crate::worker::background;
+use crate::worker::deaf;
 use crate::worker::flags::Command;
 use crate::worker::program;
 
@@ -135,7 +136,7 @@ pub fn plan_at(spec: &WorkerSpec, place: &Place) -> Plan {
         ServerKind::Node => draft.node(),
         ServerKind::Puma => draft.puma(),
         ServerKind::Rails => draft.rails(place),
-        ServerKind::Generic | ServerKind::Auto => draft.generic(found.hello),
+        ServerKind::Generic | ServerKind::Auto => draft.generic(found.hello, &spec.command),
     }
     draft.reloader_notes(server);
     draft.finish(spec, server, found.hello)
@@ -335,6 +336,7 @@ impl Draft<'_> {
                  `concurrency` to 1 for a synchronous worker, to its threads for `gthread`, to 0 for an asynchronous one"
             ));
         }
+        let unserving = deaf::warning(&spec.command, self.told).filter(|_| spec.server == ServerKind::Auto);
         let mut environment = spec.environment.clone();
         for (name, value) in self.set {
             if name != "GUNICORN_CMD_ARGS" && environment.get(&name).is_some_and(|user| *user != value) {
@@ -353,7 +355,7 @@ impl Draft<'_> {
             synchronous: synchronous || spec.concurrency == Some(1),
             delegated,
             notes: self.notes,
-            warnings: background::told(&spec.command).into_iter().collect(),
+            warnings: background::told(&spec.command).or(unserving).into_iter().collect(),
         }
     }
 }

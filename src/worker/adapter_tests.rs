@@ -289,6 +289,44 @@ fn the_operators_gunicorn_options_are_kept_behind_edges() {
 }
 
 #[test]
+fn each_gunicorn_that_may_write_a_pid_file_has_one_of_its_own() {
+    let own = "--pid /run/edge/api/2-5.pid";
+    let planned_with = |command: &str, gunicorn_conf: bool| {
+        let plan = planned(&WorkerSpec { gunicorn_conf, ..spec(command) });
+        (plan.environment["GUNICORN_CMD_ARGS"].contains(own), plan.argv.join(" "), plan.notes.join("\n"))
+    };
+    assert!(!planned_with("gunicorn a:b", false).0);
+    assert!(planned_with("gunicorn a:b", true).0);
+    assert!(planned_with("gunicorn -c conf.py a:b", false).0);
+    let (has_own, command, notes) = planned_with("gunicorn -p /run/a.pid a:b", false);
+    assert!(has_own, "{command}");
+    assert_eq!(command, "gunicorn a:b");
+    assert!(notes.contains("`-p /run/a.pid` is replaced: each worker has a pid file of its own"), "{notes}");
+}
+
+#[test]
+fn servers_with_variables_of_their_own_are_told_by_them() {
+    let told = |command: &str, name: &str| planned(&spec(command)).environment.get(name).cloned();
+    assert_eq!(told("venv/bin/flask --app shop run", "FLASK_RUN_PORT").as_deref(), Some("4711"));
+    assert_eq!(told("flask run -p {port}", "FLASK_RUN_PORT"), None);
+    assert_eq!(told("python app.py", "FLASK_RUN_PORT"), None);
+    assert_eq!(told("python -m streamlit run a.py", "STREAMLIT_SERVER_PORT").as_deref(), Some("4711"));
+    assert_eq!(told("streamlit run a.py", "STREAMLIT_SERVER_ADDRESS").as_deref(), Some("127.0.0.1"));
+}
+
+#[test]
+fn who_would_never_serve_is_warned_of_unless_the_operator_knows_better() {
+    let warned = |command: &str| planned(&spec(command)).warnings.len();
+    assert_eq!(warned("python manage.py runserver"), 1);
+    assert_eq!(warned("celery -A a worker --detach"), 1, "the first reason is enough");
+    assert_eq!(warned("python manage.py runserver {port}"), 0);
+    assert_eq!(
+        planned(&WorkerSpec { server: ServerKind::Generic, ..spec("celery -A a worker") }).warnings.len(),
+        0
+    );
+}
+
+#[test]
 fn the_demo_worker_is_edges_own_executable() {
     assert_eq!(planned(&spec("edge hello")).program, Program::Edge);
     assert_eq!(planned(&spec("edge-hello")).program, Program::Named);

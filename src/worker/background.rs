@@ -71,7 +71,7 @@ fn by_its_end(command: &[String]) -> Option<String> {
 
 fn by_habit(command: &[String]) -> Option<String> {
     let at = program::recognise(command).arguments;
-    let name = program::base(command.get(at.checked_sub(1)?)?);
+    let name = program::name(command);
     let rest = command.get(at..).unwrap_or_default();
     let is = |word: &String, wanted: &str| {
         word == wanted

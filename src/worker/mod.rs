@@ -7,6 +7,7 @@ pub mod cgroup;
 mod change;
 pub mod child;
 mod crew;
+mod deaf;
 pub mod delegation;
 mod deserted;
 pub mod environment;

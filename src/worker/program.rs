@@ -57,6 +57,12 @@ pub(super) fn is_interpreter(name: &str) -> bool {
     script::is_shell(name) || is_python(name) || ["ruby", "node", "nodejs", "php"].contains(&name)
 }
 
+/// The name of the program that a command starts, behind whatever wrappers.
+pub(super) fn name(command: &[String]) -> &str {
+    let at = recognise(command).arguments;
+    at.checked_sub(1).and_then(|at| command.get(at)).map_or("", |word| base(word))
+}
+
 /// The name of a program without its directory.
 pub(super) fn base(word: &str) -> &str {
     word.rsplit('/').next().unwrap_or(word)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::config::model::ServerKind;
 use crate::worker::adapter::{Draft, Place, RAISED_IDLE, Wire};
 use crate::worker::flags::Command;
+use crate::worker::program;
 
 /// Edge asks servers to keep idle connections this long, in seconds …
 const RAISED: &str = "75";
@@ -50,12 +51,21 @@ impl Draft<'_> {
     /// Without `-c` it reads `gunicorn.conf.py` of the directory it starts in (`conf`).
     pub(super) fn gunicorn(&mut self, place: &Place, conf: bool) {
         const BIND: [&str; 2] = ["-b", "--bind"];
+        const PID: [&str; 2] = ["-p", "--pid"];
         self.replace(&BIND);
         let mut own = match self.user.get("GUNICORN_CMD_ARGS").and_then(|text| shlex::split(text)) {
             Some(words) => Command::new(words, 0),
             None => Command::new(Vec::new(), 0),
         };
         let mut words = Vec::new();
+        // It refuses to start where the file names another that lives, such as the worker beside it.
+        let files = [self.command.take(&PID), own.take(&PID)].concat();
+        for (name, value) in &files {
+            self.notes.push(format!("`{name} {value}` is replaced: each worker has a pid file of its own"));
+        }
+        if !files.is_empty() || conf || self.scripted || self.names_a_file(&own) {
+            words.extend(["--pid".to_owned(), place.pid_file().display().to_string()]);
+        }
         if !self.told {
             own.take(&BIND);
             let address = match self.wire {
@@ -77,6 +87,10 @@ impl Draft<'_> {
         }
         self.trust();
         self.gunicorn_kind(&Command::new(words, 0), conf);
+    }
+
+    fn names_a_file(&self, own: &Command) -> bool {
+        [&self.command, own].iter().any(|words| words.value(&["-c", "--config"]).is_some())
     }
 
     fn gunicorn_kind(&mut self, options: &Command, conf: bool) {
@@ -235,9 +249,19 @@ impl Draft<'_> {
         self.idle_timeout = Duration::from_secs(15);
     }
 
-    pub(super) fn generic(&mut self, hello: bool) {
+    /// Flask's own server and Streamlit read variables of their own instead of `PORT`; their options beat those.
+    pub(super) fn generic(&mut self, hello: bool, command: &[String]) {
         if hello {
             self.idle_timeout = RAISED_IDLE;
+        }
+        match (program::name(command), self.wire) {
+            ("flask", Wire::Tcp) => self.address("FLASK_RUN_PORT", self.port.clone()),
+            ("streamlit", Wire::Tcp) => {
+                self.address("STREAMLIT_SERVER_PORT", self.port.clone());
+                self.address("STREAMLIT_SERVER_ADDRESS", "127.0.0.1");
+                self.set("STREAMLIT_SERVER_HEADLESS", "true");
+            }
+            (_, Wire::Tcp | Wire::Unix) => {}
         }
         self.fixed_port_note();
     }
