@@ -40,6 +40,8 @@ const LOOK: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 /// Clocks are steered by less than this all the time.
 const JUMP: Duration = Duration::from_secs(10);
+/// How often it is looked whether an impossible clock was set: soon after a boot, and names without a certificate wait for it.
+const UNSET: Duration = Duration::from_secs(3);
 /// How often a second process tries to become the one that orders.
 const FOLLOW: Duration = Duration::from_secs(3);
 
@@ -423,7 +425,7 @@ impl Driver {
         let now = self.seams.clock.now();
         let longest = if self.owner { LOOK } else { FOLLOW };
         if !is_plausible(now) {
-            return longest;
+            return UNSET;
         }
         let names = self.names.borrow();
         let wake = names

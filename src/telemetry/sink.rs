@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -71,7 +72,8 @@ impl Sink {
     /// A file, appended to; created with mode 0640 where there is none.
     pub fn file(shape: Shape, path: &Path) -> io::Result<Self> {
         let file = open(path)?;
-        Self::start(shape, Destination { file, path: Some(path.to_owned()), torn: false, failing: false })
+        let torn = ends_inside_a_line(path);
+        Self::start(shape, Destination { file, path: Some(path.to_owned()), torn, failing: false })
     }
 
     fn start(shape: Shape, mut destination: Destination) -> io::Result<Self> {
@@ -237,7 +239,7 @@ impl Destination {
         match open(path) {
             Ok(file) => {
                 self.file = file;
-                self.torn = false;
+                self.torn = ends_inside_a_line(path);
             }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "cannot reopen the access log; the old file stays in use");
@@ -255,8 +257,19 @@ impl Destination {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+}
+
+/// Whether who wrote there before was killed, or the disk full, within a line.
+fn ends_inside_a_line(path: &Path) -> bool {
+    let last = || {
+        let file = File::open(path)?;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, file.metadata()?.len().saturating_sub(1))?;
+        io::Result::Ok(byte[0])
+    };
+    // To open a pipe for reading waits for its writer.
+    path.is_file() && last().is_ok_and(|byte| byte != b'\n')
 }
 
 fn put_summary(shape: Shape, lines: u64, out: &mut Vec<u8>) {
@@ -362,6 +375,20 @@ mod tests {
         assert!(sink.close(LONG));
         assert_eq!(std::fs::read(&path).expect("reads"), b"after\n");
         assert_eq!(std::fs::read(&old).expect("reads"), b"");
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_in_the_file_is_not_continued() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("access.log");
+        for (before, after) in [("", "new\n"), ("old\n", "old\nnew\n"), ("old\n{\"cut", "old\n{\"cut\nnew\n")]
+        {
+            std::fs::write(&path, before).expect("writes");
+            let sink = Sink::file(TEXT, &path).expect("opens");
+            sink.send(b"new\n".to_vec(), 1);
+            assert!(sink.close(LONG));
+            assert_eq!(std::fs::read_to_string(&path).expect("reads"), after);
+        }
     }
 
     #[test]

@@ -113,14 +113,16 @@ async fn uvicorn_that_runs_its_own_workers() {
     delegated("uvicorn --workers 3 main:app").await;
 }
 
-/// gunicorn reads `gunicorn.conf.py` unasked: edge leaves to that file how many requests are worked on at once.
+/// gunicorn reads `gunicorn.conf.py` unasked: edge leaves to that file how many requests are worked on at once, but not the
+/// pid file, by which the one of a deploy would refuse to start beside the old one.
 #[tokio::test]
 async fn gunicorn_with_a_configuration_file_of_its_own() {
     let edge = Setup::new();
     let dir = edge.dir().join("app");
     std::fs::create_dir(&dir).unwrap();
     std::fs::copy(format!("{}/tests/apps/wsgi.py", env!("CARGO_MANIFEST_DIR")), dir.join("wsgi.py")).unwrap();
-    std::fs::write(dir.join("gunicorn.conf.py"), "worker_class = 'gthread'\nthreads = 4\n").unwrap();
+    let conf = format!("worker_class = 'gthread'\nthreads = 4\npidfile = '{}/all.pid'\n", dir.display());
+    std::fs::write(dir.join("gunicorn.conf.py"), conf).unwrap();
     let gunicorn = format!("{}/target/test-venv/bin/gunicorn", env!("CARGO_MANIFEST_DIR"));
     let yaml = format!(
         "domains: [app.test]\ncommand: {gunicorn} wsgi:app\nworkers: 1\nworking_dir: {}",
@@ -134,6 +136,7 @@ async fn gunicorn_with_a_configuration_file_of_its_own() {
         "{checked}"
     );
     four_at_once(&edge).await;
+    edge.done(&["restart", "app"]).await;
     edge.edit("workers: 1", "workers: 1\n    concurrency: 4");
     let checked = edge.done(&["check"]).await;
     assert!(!checked.contains("concurrency unknown"), "{checked}");

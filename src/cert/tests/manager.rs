@@ -190,6 +190,9 @@ async fn with_an_impossible_clock_nothing_is_ordered() {
         assert!(page.contains("clock"), "{page}");
         tokio::time::sleep(Duration::from_secs(130 * 60)).await;
         assert_eq!(logged.lines("the clock of this machine is wrong"), 3, "once an hour");
+        rig.clock.forward(since_1970);
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(rig.ca.orders.get(), 1, "soon after the clock was set");
         running.stop().await;
     })
     .await;
