@@ -64,11 +64,6 @@ impl Problems {
         Self::new(file, vec![Problem { at: None, key: String::new(), what: what.into(), help: None }])
     }
 
-    /// All of them.
-    pub fn list(&self) -> &[Problem] {
-        &self.list
-    }
-
     /// A line for each, as `FILE:LINE:COLUMN: KEY: TEXT`.
     fn lines(&self) -> String {
         let file = self.file.display().to_string();

@@ -67,8 +67,7 @@ impl Listeners {
             if let Some(inherited) = self.inherited.at(what.address, self.threads) {
                 return Ok(Reserved { what: *what, bound: inherited? });
             }
-            let beside = closing.iter().any(|gone| port(gone.address) == port(what.address));
-            let neighbours = if beside { Neighbours::Own } else { Neighbours::None };
+            let neighbours = Neighbours::of(what.address, closing.iter().map(|gone| gone.address));
             let bound = socket::reserve(what.address, self.threads, neighbours)
                 .map_err(|error| self.inherited.explain(error))?;
             Ok(Reserved { what: *what, bound })
@@ -172,11 +171,4 @@ impl Listeners {
 
 fn name(what: Listener) -> &'static str {
     if what.secure { "https" } else { "http" }
-}
-
-fn port(address: ListenAddr) -> u16 {
-    match address {
-        ListenAddr::Any(port) => port,
-        ListenAddr::At(address) => address.port(),
-    }
 }

@@ -68,7 +68,7 @@ pub struct Reserved {
     bound: Bound,
 }
 
-/// Binds `wanted` for an endpoint; addresses of this process on the same port are no hindrance to one with `neighbours`.
+/// Binds `what` for an endpoint; addresses of this process on the same port are no hindrance to one with `neighbours`.
 pub fn reserve(what: ListenAddr, neighbours: Neighbours) -> Result<Reserved, BindError> {
     Ok(Reserved { what, bound: socket::reserve(what, 1, neighbours)? })
 }
@@ -81,8 +81,8 @@ impl Endpoint {
 
     /// As [`reserve`], beside the present address.
     pub fn reserve(&self, wanted: ListenAddr) -> Result<Reserved, BindError> {
-        let beside = self.open.borrow().as_ref().is_some_and(|open| port(open.what) == port(wanted));
-        reserve(wanted, if beside { Neighbours::Own } else { Neighbours::None })
+        let present = self.open.borrow().as_ref().map(|open| open.what);
+        reserve(wanted, Neighbours::of(wanted, present))
     }
 
     /// Answers at `reserved` from now on, and nowhere else. Questions that are being answered elsewhere still are.
@@ -109,18 +109,6 @@ impl Endpoint {
             }
             Err(error) => tracing::error!(%address, error = %Report(&error), "no metrics"),
         }
-    }
-
-    /// Where it answers.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.open.borrow().as_ref().map(|open| open.address)
-    }
-}
-
-fn port(address: ListenAddr) -> u16 {
-    match address {
-        ListenAddr::Any(port) => port,
-        ListenAddr::At(address) => address.port(),
     }
 }
 

@@ -85,7 +85,7 @@ impl Inherited {
     /// Why an address is not to be had, where a service manager's sockets have to do with it.
     pub fn explain(&self, error: BindError) -> BindError {
         let BindError::InUse { address } = error else { return error };
-        let port = socket::place(address).port();
+        let port = socket::port(address);
         let unit = match address {
             ListenAddr::Any(port) => format!("ListenStream={port} and BindIPv6Only=both"),
             ListenAddr::At(at) if at.ip() == Ipv6Addr::UNSPECIFIED => {

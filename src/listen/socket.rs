@@ -108,6 +108,13 @@ pub enum Neighbours {
     Own,
 }
 
+impl Neighbours {
+    /// Those of `wanted` while this process listens on its `own` addresses.
+    pub fn of(wanted: ListenAddr, own: impl IntoIterator<Item = ListenAddr>) -> Self {
+        if own.into_iter().any(|own| port(own) == port(wanted)) { Self::Own } else { Self::None }
+    }
+}
+
 /// As [`bind`], without listening yet: nobody can connect.
 pub fn reserve(address: ListenAddr, threads: usize, neighbours: Neighbours) -> Result<Bound, BindError> {
     let mut wanted = place(address);
@@ -132,6 +139,14 @@ pub fn place(address: ListenAddr) -> SocketAddr {
         ListenAddr::At(wanted) => wanted,
         ListenAddr::Any(port) if ipv6_works() => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
         ListenAddr::Any(port) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+    }
+}
+
+/// The port of `address`.
+pub fn port(address: ListenAddr) -> u16 {
+    match address {
+        ListenAddr::Any(port) => port,
+        ListenAddr::At(at) => at.port(),
     }
 }
 
