@@ -92,43 +92,24 @@ pub fn check(config: &Arc<Config>) -> Result<String, CommandError> {
     };
     runtime.map_err(CommandError::Look)?.block_on(check_certificates::renewed(config, half_renewed));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let (mut unusable, mut of_files) = (Vec::new(), Vec::new());
+    let (mut unusable, mut checked) = (Vec::new(), Vec::new());
     for app in &config.apps {
-        let found = check_certificates::look(app, &provider, SystemClock.now());
-        unusable.extend(found.errors);
-        of_files.push(found.warnings);
-    }
-    if !unusable.is_empty() {
-        return Err(CommandError::Unusable(unusable));
-    }
-    let lines: Vec<(String, Vec<String>, Vec<String>)> = config
-        .apps
-        .iter()
-        .zip(of_files)
-        .map(|(app, of_files)| match &app.backend {
+        let of_files = check_certificates::look(app, &provider, SystemClock.now());
+        unusable.extend(of_files.errors);
+        let (line, notes, warnings) = match &app.backend {
             Backend::Workers(spec) => {
-                let plan: Plan = adapter::plan(&app.name, spec, 0, &config.runtime_dir);
-                let line = explain::command_line(&plan.argv);
-                (line, plan.notes.clone(), [warnings(spec, &plan), of_files].concat())
+                let plan = adapter::plan(&app.name, spec, 0, &config.runtime_dir);
+                (explain::command_line(&plan.argv), plan.notes.clone(), warnings(spec, &plan))
             }
             Backend::Upstream(addresses) => {
                 let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-                (format!("→ {}", addresses.join(", ")), Vec::new(), of_files)
+                (format!("→ {}", addresses.join(", ")), Vec::new(), Vec::new())
             }
-        })
-        .collect();
-    let checked: Vec<Checked<'_>> = config
-        .apps
-        .iter()
-        .zip(&lines)
-        .map(|(app, (line, notes, warnings))| Checked {
-            app: app.name.as_str(),
-            line: line.clone(),
-            notes,
-            warnings,
-        })
-        .collect();
-    Ok(explain::check(&checked))
+        };
+        let warnings = [warnings, of_files.warnings].concat();
+        checked.push(Checked { app: app.name.as_str(), line, notes, warnings });
+    }
+    if unusable.is_empty() { Ok(explain::check(&checked)) } else { Err(CommandError::Unusable(unusable)) }
 }
 
 /// `edge explain APP`: its first worker.

@@ -56,9 +56,9 @@ pub struct Checked<'a> {
     /// The command line of its first worker ([`command_line`]), or where its requests go.
     pub line: String,
     /// What the operator may want to know.
-    pub notes: &'a [String],
+    pub notes: Vec<String>,
     /// What will go wrong as things are.
-    pub warnings: &'a [String],
+    pub warnings: Vec<String>,
 }
 
 /// The answer of `edge explain APP`: can be read by a person and run by a shell, once the hidden values are set there.
@@ -144,10 +144,10 @@ pub fn check(apps: &[Checked<'_>]) -> String {
     let mut out = String::new();
     for Checked { app, line, notes, warnings } in apps {
         let _ = writeln!(out, "{app:<width$}  {line}");
-        for note in *notes {
+        for note in notes {
             let _ = writeln!(out, "{:width$}  note: {note}", "");
         }
-        for warning in *warnings {
+        for warning in warnings {
             let _ = writeln!(out, "{:width$}  warning: {}", "", one_line(warning));
         }
     }
@@ -267,10 +267,13 @@ exec env -i \
 
     #[test]
     fn a_checked_file_is_ok_and_lists_its_apps() {
-        let notes = ["PORT is replaced".to_owned()];
+        let checked = |app, line: &str, said: &[&str]| {
+            let notes: Vec<String> = said.iter().map(ToString::to_string).collect();
+            Checked { app, line: line.to_owned(), warnings: notes.clone(), notes }
+        };
         let apps = [
-            Checked { app: "api", line: "uvicorn main:app".to_owned(), notes: &notes, warnings: &notes },
-            Checked { app: "legacy", line: "upstream 10.0.0.7:80".to_owned(), notes: &[], warnings: &[] },
+            checked("api", "uvicorn main:app", &["PORT is replaced"]),
+            checked("legacy", "upstream 10.0.0.7:80", &[]),
         ];
         assert_eq!(
             check(&apps),
