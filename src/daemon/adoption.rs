@@ -154,17 +154,8 @@ impl<'a> Adoption<'a> {
     /// beforehand is known.
     async fn start_and_roll(&mut self, changes: &[Change]) -> Result<(), Failed> {
         for change in changes {
-            match change {
-                Change::Added(app) | Change::Backend(app) => self.made.push(self.live.open(app)),
-                Change::Removed(_)
-                | Change::Settings(_)
-                | Change::Scaled(..)
-                | Change::Workers(_)
-                | Change::Rules
-                | Change::Issuance
-                | Change::Metrics(_)
-                | Change::Opened(_)
-                | Change::Closed(_) => {}
+            if let Change::Added(app) | Change::Backend(app) = change {
+                self.made.push(self.live.open(app));
             }
         }
         for made in &self.made {
@@ -176,19 +167,9 @@ impl<'a> Adoption<'a> {
                 None => ready(made).await?,
             }
         }
-        let workers = changes.iter().filter_map(|change| match change {
-            Change::Workers(app) => Some(app),
-            Change::Added(_)
-            | Change::Removed(_)
-            | Change::Settings(_)
-            | Change::Scaled(..)
-            | Change::Backend(_)
-            | Change::Rules
-            | Change::Issuance
-            | Change::Metrics(_)
-            | Change::Opened(_)
-            | Change::Closed(_) => None,
-        });
+        let workers = changes
+            .iter()
+            .filter_map(|change| if let Change::Workers(app) = change { Some(app) } else { None });
         self.to_prepare = workers.clone().filter(|app| prepares(app)).map(|app| app.name.clone()).collect();
         for app in workers.clone() {
             self.prepare(app).await?;
@@ -200,15 +181,7 @@ impl<'a> Adoption<'a> {
             match change {
                 Change::Workers(app) => self.roll(app).await?,
                 Change::Scaled(app, workers) => self.scale(app, *workers).await?,
-                Change::Added(_)
-                | Change::Removed(_)
-                | Change::Settings(_)
-                | Change::Backend(_)
-                | Change::Rules
-                | Change::Issuance
-                | Change::Metrics(_)
-                | Change::Opened(_)
-                | Change::Closed(_) => {}
+                _ => {}
             }
         }
         Ok(())

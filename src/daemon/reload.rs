@@ -114,29 +114,15 @@ fn force(changes: &mut Vec<Change>, new: &Config, name: &AppName) -> Result<(), 
         Backend::Workers(_) => {}
         Backend::Upstream(_) => return Err(no_workers(name)),
     }
+    // New workers come with the new settings, and in the new number.
     let is_settled = |change: &Change| match change {
         Change::Settings(one) | Change::Scaled(one, _) => one.name == *name,
-        Change::Added(_)
-        | Change::Removed(_)
-        | Change::Workers(_)
-        | Change::Backend(_)
-        | Change::Rules
-        | Change::Issuance
-        | Change::Metrics(_)
-        | Change::Opened(_)
-        | Change::Closed(_) => false,
+        _ => false,
     };
     changes.retain(|change| !is_settled(change));
     let starts = |change: &Change| match change {
         Change::Added(one) | Change::Workers(one) | Change::Backend(one) => one.name == *name,
-        Change::Removed(_)
-        | Change::Settings(_)
-        | Change::Scaled(..)
-        | Change::Rules
-        | Change::Issuance
-        | Change::Metrics(_)
-        | Change::Opened(_)
-        | Change::Closed(_) => false,
+        _ => false,
     };
     if !changes.iter().any(starts) {
         changes.push(Change::Workers(Arc::clone(app)));
