@@ -1,5 +1,6 @@
 //! Serve until told, then stop in order: nothing new, open requests to their end, workers, certificates, the log.
 
+use std::io;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -78,145 +79,165 @@ fn keep_memory_private() {
 /// Serves until stopped; returns whether everything was drained in time.
 async fn serve(config: Arc<Config>, inherited: Inherited) -> Result<bool, StartError> {
     let mut signals = Signals::new().map_err(StartError::Threads)?;
-    let swept = leftovers::sweep(&config.runtime_dir).await?;
-    // Before there is any other thread: it moves edge, forks, and keeps the limits workers are to start with.
-    let launcher = Rc::new(ProcessLauncher::new(config.runtime_dir.clone(), Groups::claim())?);
-    raise_descriptor_limit();
-    let admin = AdminSocket::bind(&config.admin)?;
-    let (listeners, sockets) = Listeners::bind(&config, inherited)?;
-    let metrics = config.metrics.map(|wanted| metrics::reserve(wanted, Neighbours::None)).transpose()?;
-    let output = Output::open(&config.log)?;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let (certificates, challenges) = (Certificates::new(), Challenges::new());
-    if swept > 0 {
-        tracing::warn!(processes = swept, "ended what an edge that was killed had left running");
-    }
-    let control = Scope::new();
-    let half_renewed =
-        |error: &StoreError| tracing::warn!(error = %Report(error), "{}", check_certificates::LOOKING_AGAIN);
-    check_certificates::renewed(&config, half_renewed).await;
-    let manager = manager::start(
-        &config,
-        Arc::clone(&clock),
-        Arc::clone(&certificates),
-        Arc::clone(&challenges),
-        &control,
-    )?;
-    let workers = Scope::new();
-    drop(workers.drive({
-        let (launcher, workers) = (Rc::clone(&launcher), workers.clone());
-        async move { launcher.reap_orphans(&workers).await }
-    }));
-    let hands = Hands { launcher: Rc::clone(&launcher) as Rc<dyn Launcher>, workers: workers.clone() };
-    let live =
-        Rc::new(Live::start(Arc::clone(&config), (manager, Arc::clone(&challenges)), listeners, hands));
-    // Operations end before what they operate on.
-    let operations = Scope::new();
-    drop(control.drive(admin.serve(control.clone(), Rc::new(desk(&live, &operations, &control)))));
-    live.metrics.attach(&control, measure(&live));
-    live.metrics.move_to(metrics);
-
-    let data = Scope::new();
-    let shared = Shared {
-        routing: Arc::clone(&live.routing),
-        certificates,
-        challenges,
-        clients: Arc::clone(&live.clients),
-        strangers: Arc::clone(&live.strangers),
-        threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
-        clock,
-        rules: config.rules(),
-        drain_timeout: config.drain_timeout,
-        access: output.access.clone(),
-    };
-    let mut threads = Vec::new();
-    for (index, mine) in sockets.into_iter().enumerate() {
-        threads.push(threads::start(index, mine, shared.clone(), &data).map_err(StartError::Threads)?);
-    }
-    live.listeners.borrow_mut().attach(&threads);
-    announce(&live.listeners.borrow().status());
-    live.listeners.borrow().tell_inherited();
+    let mut running = Running::start(config, inherited).await?;
     tell_systemd(&[sd_notify::NotifyState::Ready]);
-
-    let reload =
-        || drop(operations.spawn(stoppable(reload::signalled(Rc::clone(&live)), operations.clone())));
-    let broken = async {
-        tokio::select! {
-            () = data.broken() => "an accept loop",
-            () = workers.broken() => "a supervisor of workers",
-            () = control.broken() => "the driver of certificates or the admin socket",
-        }
-    };
-    let mut healthy = wait_for_stop(&mut signals, &mut threads, broken, &output, reload).await;
+    let healthy = running.wait_for_stop(&mut signals).await;
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
-    operations.close(Duration::ZERO).await;
-    live.give_up_new_apps();
-    tracing::info!("stopping: no new connections; {}", last_requests(live.in_flight(), config.drain_timeout));
-    data.drain();
-    let ended = async {
-        let mut drained = true;
-        for thread in &mut threads {
-            drained &= thread.ended().await.unwrap_or(false);
-        }
-        drained
-    };
-    let ending = "told to stop again: ending open requests now";
-    healthy &= forced_by(&mut signals, ended, || data.abort(), ending, &output).await;
-    tracing::info!(
-        "no request is open any more: workers are told to end; told to stop again, edge kills them"
-    );
-
-    let retired = async {
-        let supervisors = live.supervisors();
-        futures_util::future::join_all(supervisors.iter().map(Supervisor::stop)).await;
-        true
-    };
-    let killing = "told to stop again: killing the workers";
-    healthy &= forced_by(&mut signals, retired, || workers.abort(), killing, &output).await;
-    workers.close(Duration::ZERO).await;
-    control.close(LAST_STEPS).await;
-    // Also what was cut before its time was over, because it stood still.
-    let cut = live.cut();
-    healthy &= cut.is_none();
-    if healthy {
-        tracing::info!(drained = true, "stopped");
-    } else {
-        tracing::warn!(drained = false, cut, "stopped");
-    }
-    output.finish();
-    Ok(healthy)
+    Ok(running.stop(&mut signals, healthy).await)
 }
 
-/// Waits for the order to stop. `false` where a thread or, says `broken`, a driver died instead: the rest is drained, and the
-/// service manager starts edge again.
-async fn wait_for_stop(
-    signals: &mut Signals,
-    threads: &mut [DataThread],
-    broken: impl Future<Output = &'static str>,
-    output: &Output,
-    reload: impl Fn(),
-) -> bool {
-    let died = async {
-        let endings = threads.iter_mut().map(|thread| Box::pin(thread.ended()));
-        futures_util::future::select_all(endings).await;
-    };
-    tokio::pin!(died, broken);
-    loop {
-        tokio::select! {
-            command = signals.next() => match command {
-                Command::Stop => return true,
-                Command::Reopen => output.reopen(),
-                Command::Reload => reload(),
-            },
-            () = &mut died => {
-                tracing::error!("a data-plane thread ended unexpectedly: stopping so that the service manager restarts edge");
-                return false;
+/// All that runs. The scopes end in this order.
+struct Running {
+    /// What operators ask for: it ends before what it changes.
+    operations: Scope,
+    /// Client connections.
+    data: Scope,
+    workers: Scope,
+    /// The certificate driver, the admin socket, the metrics.
+    control: Scope,
+    live: Rc<Live>,
+    threads: Vec<DataThread>,
+    output: Output,
+}
+
+impl Running {
+    /// Opens everything, and serves once all of it is open.
+    async fn start(config: Arc<Config>, inherited: Inherited) -> Result<Self, StartError> {
+        let swept = leftovers::sweep(&config.runtime_dir).await?;
+        // Before there is any other thread: it moves edge, forks, and keeps the limits workers are to start with.
+        let launcher = Rc::new(ProcessLauncher::new(config.runtime_dir.clone(), Groups::claim())?);
+        raise_descriptor_limit();
+        let admin = AdminSocket::bind(&config.admin)?;
+        let (listeners, sockets) = Listeners::bind(&config, inherited)?;
+        let metrics = config.metrics.map(|wanted| metrics::reserve(wanted, Neighbours::None)).transpose()?;
+        let output = Output::open(&config.log)?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (certificates, challenges) = (Certificates::new(), Challenges::new());
+        if swept > 0 {
+            tracing::warn!(processes = swept, "ended what an edge that was killed had left running");
+        }
+        let (operations, data, workers, control) = (Scope::new(), Scope::new(), Scope::new(), Scope::new());
+        let half_renewed = |error: &StoreError| {
+            tracing::warn!(error = %Report(error), "{}", check_certificates::LOOKING_AGAIN);
+        };
+        check_certificates::renewed(&config, half_renewed).await;
+        let manager = manager::start(
+            &config,
+            Arc::clone(&clock),
+            Arc::clone(&certificates),
+            Arc::clone(&challenges),
+            &control,
+        )?;
+        drop(workers.drive({
+            let (launcher, workers) = (Rc::clone(&launcher), workers.clone());
+            async move { launcher.reap_orphans(&workers).await }
+        }));
+        let hands = Hands { launcher: launcher as Rc<dyn Launcher>, workers: workers.clone() };
+        let live =
+            Rc::new(Live::start(Arc::clone(&config), (manager, Arc::clone(&challenges)), listeners, hands));
+        drop(control.drive(admin.serve(control.clone(), Rc::new(desk(&live, &operations, &control)))));
+        live.metrics.attach(&control, measure(&live));
+        live.metrics.move_to(metrics);
+
+        let shared = Shared {
+            routing: Arc::clone(&live.routing),
+            certificates,
+            challenges,
+            clients: Arc::clone(&live.clients),
+            strangers: Arc::clone(&live.strangers),
+            threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
+            clock,
+            rules: config.rules(),
+            drain_timeout: config.drain_timeout,
+            access: output.access.clone(),
+        };
+        let start = |(index, mine)| threads::start(index, mine, shared.clone(), &data);
+        let threads: io::Result<Vec<DataThread>> = sockets.into_iter().enumerate().map(start).collect();
+        let threads = threads.map_err(StartError::Threads)?;
+        live.listeners.borrow_mut().attach(&threads);
+        announce(&live.listeners.borrow().status());
+        live.listeners.borrow().tell_inherited();
+        Ok(Self { operations, data, workers, control, live, threads, output })
+    }
+
+    /// Waits for the order to stop. `false` where a thread or a driver died instead: the rest is drained, and the service manager
+    /// starts edge again.
+    async fn wait_for_stop(&mut self, signals: &mut Signals) -> bool {
+        let Self { operations, data, workers, control, live, threads, output } = self;
+        let died = async {
+            let endings = threads.iter_mut().map(|thread| Box::pin(thread.ended()));
+            futures_util::future::select_all(endings).await;
+        };
+        let broken = async {
+            tokio::select! {
+                () = data.broken() => "an accept loop",
+                () = workers.broken() => "a supervisor of workers",
+                () = control.broken() => "the driver of certificates or the admin socket",
             }
-            what = &mut broken => {
-                tracing::error!("{what} ended because of a bug in edge: stopping so that the service manager restarts edge");
-                return false;
+        };
+        tokio::pin!(died, broken);
+        loop {
+            tokio::select! {
+                command = signals.next() => match command {
+                    Command::Stop => return true,
+                    Command::Reopen => output.reopen(),
+                    Command::Reload => {
+                        let reload = reload::signalled(Rc::clone(live));
+                        drop(operations.spawn(stoppable(reload, operations.clone())));
+                    }
+                },
+                () = &mut died => {
+                    tracing::error!("a data-plane thread ended unexpectedly: stopping so that the service manager restarts edge");
+                    return false;
+                }
+                what = &mut broken => {
+                    tracing::error!("{what} ended because of a bug in edge: stopping so that the service manager restarts edge");
+                    return false;
+                }
             }
         }
+    }
+
+    /// Ends all of it, in order. `healthy` says whether that was asked for; returned is whether it was drained in time as well.
+    async fn stop(self, signals: &mut Signals, mut healthy: bool) -> bool {
+        let Self { operations, data, workers, control, live, mut threads, output } = self;
+        operations.close(Duration::ZERO).await;
+        live.give_up_new_apps();
+        let last_requests = last_requests(live.in_flight(), live.config().drain_timeout);
+        tracing::info!("stopping: no new connections; {last_requests}");
+        data.drain();
+        let ended = async {
+            let mut drained = true;
+            for thread in &mut threads {
+                drained &= thread.ended().await.unwrap_or(false);
+            }
+            drained
+        };
+        let ending = "told to stop again: ending open requests now";
+        healthy &= forced_by(signals, ended, || data.abort(), ending, &output).await;
+        tracing::info!(
+            "no request is open any more: workers are told to end; told to stop again, edge kills them"
+        );
+
+        let retired = async {
+            let supervisors = live.supervisors();
+            futures_util::future::join_all(supervisors.iter().map(Supervisor::stop)).await;
+            true
+        };
+        let killing = "told to stop again: killing the workers";
+        healthy &= forced_by(signals, retired, || workers.abort(), killing, &output).await;
+        workers.close(Duration::ZERO).await;
+        control.close(LAST_STEPS).await;
+        // Also what was cut before its time was over, because it stood still.
+        let cut = live.cut();
+        healthy &= cut.is_none();
+        if healthy {
+            tracing::info!(drained = true, "stopped");
+        } else {
+            tracing::warn!(drained = false, cut, "stopped");
+        }
+        output.finish();
+        healthy
     }
 }
 

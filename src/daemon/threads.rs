@@ -145,56 +145,78 @@ struct Accepting {
     ended: JoinHandle<()>,
 }
 
-/// Opens a door like `model` at a socket.
-fn listen(mine: Mine, model: &Door) -> io::Result<Accepting> {
-    let arrivals = Arrivals::new(mine.socket)?;
-    let door = Door { kind: mine.kind, held: mine.held, ..model.clone() };
-    let open = model.scope.child();
-    let ended = model.scope.drive(accept::run(arrivals, door, open.clone()));
-    Ok(Accepting { open, ended })
+/// A thread's listening sockets.
+struct Doors {
+    /// What a door at another socket is like.
+    model: Door,
+    open: HashMap<u64, Accepting>,
+}
+
+impl Doors {
+    /// Does what it is told, until the thread drains.
+    async fn obey(&mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
+        loop {
+            let order = tokio::select! {
+                () = self.model.scope.drained() => return,
+                Some(order) = orders.recv() => order,
+            };
+            match order {
+                Order::Open(mine) => {
+                    if let Err(error) = self.open(mine) {
+                        tracing::error!(%error, "a thread cannot take a listening socket");
+                    }
+                }
+                Order::Rules(rules, told) => {
+                    self.follow(*rules);
+                    drop(told);
+                }
+                Order::Close(listener, closed) => self.close(listener, closed),
+            }
+        }
+    }
+
+    fn open(&mut self, mine: Mine) -> io::Result<()> {
+        let arrivals = Arrivals::new(mine.socket)?;
+        let door = Door { kind: mine.kind, held: mine.held, ..self.model.clone() };
+        let open = self.model.scope.child();
+        let ended = self.model.scope.drive(accept::run(arrivals, door, open.clone()));
+        self.open.insert(mine.listener, Accepting { open, ended });
+        Ok(())
+    }
+
+    fn close(&mut self, listener: u64, closed: oneshot::Sender<()>) {
+        if let Some(Accepting { open, ended }) = self.open.remove(&listener) {
+            open.drain();
+            drop(self.model.scope.spawn(async move {
+                let _panicked = ended.await;
+                drop(closed);
+            }));
+        }
+    }
+
+    fn follow(&self, rules: Rules) {
+        let reach = &self.model.plane.plane().reach;
+        reach.idle.keep_for(rules.timeouts.pool_idle);
+        reach.shared.keep_for(rules.timeouts.pool_idle);
+        self.model.plane.follow(rules);
+    }
 }
 
 async fn serve(
     index: usize,
     sockets: Vec<Mine>,
-    mut orders: mpsc::UnboundedReceiver<Order>,
+    orders: mpsc::UnboundedReceiver<Order>,
     shared: Shared,
     scope: Scope,
 ) -> io::Result<bool> {
-    let deadlines = Deadlines::new();
-    let idle = IdleConnections::new();
-    let access = shared.access.map_or_else(AccessLog::off, AccessLog::new);
-    idle.keep_for(shared.rules.timeouts.pool_idle);
-    // Of a scope that nobody waits for: connections to workers stay open for the requests that are.
-    let http2 = SharedConnections::new(Scope::new());
-    http2.keep_for(shared.rules.timeouts.pool_idle);
-    let plane = CurrentPlane::new(Plane {
-        routing: shared.routing,
-        certificates: shared.certificates,
-        challenges: shared.challenges,
-        reach: Reach {
-            idle: Rc::clone(&idle),
-            shared: Rc::clone(&http2),
-            deadlines: deadlines.clone(),
-            timeouts: shared.rules.timeouts,
-            limits: shared.rules.limits,
-            budget: Budget::new(),
-        },
-        access: Rc::new(access.clone()),
-        tunnels: scope.clone(),
-        thread: index,
-        strangers: shared.strangers,
-        clients: shared.clients,
-        heads: Rc::new(Heads::new(shared.threads)),
-        proxy_protocol: shared.rules.before.proxy_protocol,
-        clock: shared.clock,
-    });
-    let stage = Stage::default();
+    let access = shared.access.clone().map_or_else(AccessLog::off, AccessLog::new);
+    let plane = plane(index, &shared, &access, &scope);
+    let (reach, stage) = (plane.reach.clone(), Stage::default());
     let model = Door {
         kind: Kind::Https,
         held: false,
         share: Share::new(shared.threads),
-        plane: plane.clone(),
+        plane: CurrentPlane::new(plane),
         handshakes: Handshakes::new(shared.threads),
         stage: stage.clone(),
         complaints: Rc::default(),
@@ -202,51 +224,49 @@ async fn serve(
         standby: Standby::default(),
     };
     let connections = async {
-        let mut open = HashMap::new();
+        let mut doors = Doors { model, open: HashMap::new() };
+        doors.follow(shared.rules);
         for mine in sockets {
-            open.insert(mine.listener, listen(mine, &model)?);
+            doors.open(mine)?;
         }
-        loop {
-            let order = tokio::select! {
-                () = scope.drained() => break,
-                Some(order) = orders.recv() => order,
-            };
-            match order {
-                Order::Open(mine) => {
-                    let listener = mine.listener;
-                    match listen(mine, &model) {
-                        Ok(accepting) => drop(open.insert(listener, accepting)),
-                        Err(error) => tracing::error!(%error, "a thread cannot take a listening socket"),
-                    }
-                }
-                Order::Rules(rules, told) => {
-                    idle.keep_for(rules.timeouts.pool_idle);
-                    http2.keep_for(rules.timeouts.pool_idle);
-                    plane.follow(*rules);
-                    drop(told);
-                }
-                Order::Close(listener, closed) => {
-                    if let Some(Accepting { open, ended }) = open.remove(&listener) {
-                        open.drain();
-                        drop(scope.spawn(async move {
-                            let _panicked = ended.await;
-                            drop(closed);
-                        }));
-                    }
-                }
-            }
-        }
+        doors.obey(orders).await;
         Ok(scope.close(shared.drain_timeout).await)
     };
     // These outlive the connections, which need them while they drain, and end with this future.
     let outcome = tokio::select! {
         outcome = connections => outcome,
-        () = stage.follow(&scope, &deadlines) => Ok(false),
-        () = deadlines.run() => Ok(false),
-        () = idle.run() => Ok(false),
-        () = http2.run() => Ok(false),
+        () = stage.follow(&scope, &reach.deadlines) => Ok(false),
+        () = reach.deadlines.run() => Ok(false),
+        () = reach.idle.run() => Ok(false),
+        () = reach.shared.run() => Ok(false),
         () = access.run() => Ok(false),
     };
     access.flush();
     outcome
+}
+
+/// What thread number `index` answers with. Its tasks are those of `scope`.
+fn plane(index: usize, shared: &Shared, access: &AccessLog, scope: &Scope) -> Plane {
+    Plane {
+        routing: Arc::clone(&shared.routing),
+        certificates: Arc::clone(&shared.certificates),
+        challenges: Arc::clone(&shared.challenges),
+        reach: Reach {
+            idle: IdleConnections::new(),
+            // Of a scope that nobody waits for: connections to workers stay open for the requests that are.
+            shared: SharedConnections::new(Scope::new()),
+            deadlines: Deadlines::new(),
+            timeouts: shared.rules.timeouts,
+            limits: shared.rules.limits,
+            budget: Budget::new(),
+        },
+        access: Rc::new(access.clone()),
+        tunnels: scope.clone(),
+        thread: index,
+        strangers: Arc::clone(&shared.strangers),
+        clients: Arc::clone(&shared.clients),
+        heads: Rc::new(Heads::new(shared.threads)),
+        proxy_protocol: shared.rules.before.proxy_protocol.clone(),
+        clock: Arc::clone(&shared.clock),
+    }
 }
