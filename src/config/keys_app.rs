@@ -167,7 +167,7 @@ pub(super) const APP: &[Key] = &[
         Is("5m"),
         Worker,
         Duration,
-        "How long those commands may take together; beyond, they are ended like a worker, and the old generation stays.",
+        "How long the commands of `before_start` may take together; beyond, they are ended like a worker, and the old generation stays.",
     ),
     key(
         "apps.NAME.healthcheck.path",
@@ -181,15 +181,21 @@ pub(super) const APP: &[Key] = &[
         Is("10s"),
         Worker,
         Duration,
-        "How often a worker that serves is asked for that path.",
+        "How often a worker that serves is asked for `path`.",
     ),
-    key("apps.NAME.healthcheck.timeout", Is("5s"), Worker, Duration, "How long its answer may take."),
+    key(
+        "apps.NAME.healthcheck.timeout",
+        Is("5s"),
+        Worker,
+        Duration,
+        "How long a worker may take to answer the health check.",
+    ),
     key(
         "apps.NAME.healthcheck.retries",
         Is("3"),
         Worker,
         Count,
-        "Failures in a row after which the worker is replaced, its successor ready first.",
+        "Failed health checks in a row after which the worker is replaced, its successor ready first.",
     ),
     key(
         "apps.NAME.start_timeout",
@@ -210,7 +216,7 @@ pub(super) const APP: &[Key] = &[
         Is("SIGTERM"),
         Worker,
         Text,
-        "Signal that asks a worker to end, and whom it leaves once it has ended.",
+        "Signal that asks a worker to end; processes that it leaves behind get it once it has ended.",
     ),
     key(
         "apps.NAME.stop_grace_period",
@@ -252,7 +258,7 @@ pub(super) const APP: &[Key] = &[
         Is("20%"),
         Worker,
         Text,
-        "By how much more it may be, drawn anew for each worker, so that they do not go together.",
+        "By how much more than `max_requests` a worker may serve at most, drawn anew for each, so that they are not replaced together.",
     ),
     key(
         "apps.NAME.max_lifetime",

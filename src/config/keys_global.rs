@@ -71,7 +71,7 @@ pub(super) const GLOBAL: &[Key] = &[
         Nothing,
         Global,
         Map(&[("server", Text), ("zone", Text), ("key_name", Text), ("key_file", Text), ("algorithm", Text)]),
-        "Name server that takes updates (RFC 2136) of these records: `{server: ADDRESS, zone: NAME, key_name: NAME, key_file: FILE, algorithm: hmac-sha256}`, where all but `server` may be left out.",
+        "Name server that takes the records of `dns-01` as updates (RFC 2136): `{server: ADDRESS, zone: NAME, key_name: NAME, key_file: FILE, algorithm: hmac-sha256}`, where all but `server` may be left out.",
     ),
     key(
         "acme.dns.timeout",
@@ -257,7 +257,7 @@ pub(super) const GLOBAL: &[Key] = &[
         Is("auto"),
         Global,
         Any(&[Word(&["auto"]), Count]),
-        "Client connections at once; `auto` is half of the files that may be open, at most 20000. Idle ones go first. What requests hold that wait for their answers to begin is bounded by one of the longest for each, as `head_size` and `header_fields` allow it, reckoned at 8 KB, 160 bytes a field and its own bytes; 503 beyond, largest first.",
+        "Client connections at once; `auto` is half of the files that may be open, at most 20000. Idle ones go first. Requests that wait for their answers to begin have room in memory for one of the longest for each connection, as `head_size` and `header_fields` allow it, reckoned at 8 KB, 160 bytes a field and its own bytes; beyond, the largest get 503.",
     ),
     key(
         "limits.connections_per_client",
@@ -271,7 +271,7 @@ pub(super) const GLOBAL: &[Key] = &[
         Is("64"),
         Global,
         Count,
-        "Requests of one such client at workers at once; others wait for at most 1 s, then 503; 0 is any number. WebSockets do not count, nor do as many event streams (the `text/event-stream` without a length that a GET is answered with) as `connections_per_client`.",
+        "Requests of one client, an IPv4 address or IPv6 /64, at workers at once; others wait for at most 1 s, then 503; 0 is any number. WebSockets do not count, nor do as many event streams (the `text/event-stream` without a length that a GET is answered with) as `connections_per_client`.",
     ),
     key(
         "limits.requests_per_connection",
