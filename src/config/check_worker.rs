@@ -1,6 +1,7 @@
 //! Reads how an app's workers are run.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -102,35 +103,43 @@ fn transport(section: &Section<'_>) -> Transport {
 /// A number, `auto`, or `{min: …, max: …}`.
 fn workers(section: &Section<'_>, context: &AppContext<'_>) -> WorkerCount {
     if let Some(value) = section.get("workers").filter(Value::is_map) {
-        return worker_range(&value).unwrap_or(WorkerCount::fixed(1));
+        let number = |text: &str| scalar::number(text, 1, MOST_WORKERS);
+        let (min, max) = range(&value, ["min", "max"], number).unwrap_or((1, 1));
+        return WorkerCount { min: min as u32, max: max as u32 };
     }
     let count = section.count("workers", context.surroundings.cpus.get() as u64, MOST_WORKERS);
     WorkerCount::fixed(u32::try_from(count).unwrap_or(1))
 }
 
-fn worker_range(value: &Value<'_>) -> Option<WorkerCount> {
-    let number = |text: &str| scalar::number(text, 1, MOST_WORKERS);
-    let (mut min, mut max, mut faulty) = (None, None, false);
+/// Two numbers under these keys, of which the second is not the smaller one.
+fn range<E: Display>(
+    value: &Value<'_>,
+    keys: [&str; 2],
+    number: impl Fn(&str) -> Result<u64, E>,
+) -> Option<(u64, u64)> {
+    let [least, most] = keys;
+    let (mut found, mut faulty) = ([None; 2], false);
     for entry in value.entries().iter() {
         let part = Value::of_entry(value.reader(), &value.path, entry);
-        let place = match &*entry.key {
-            "min" => &mut min,
-            "max" => &mut max,
-            _ => {
-                part.refuse("`min` and `max` are expected");
-                faulty = true;
-                continue;
+        match keys.iter().position(|key| *key == &*entry.key) {
+            Some(at) => {
+                found[at] = part.parse(&number);
+                faulty |= found[at].is_none();
             }
-        };
-        *place = part.parse(number).and_then(|number| u32::try_from(number).ok());
-        faulty |= place.is_none();
+            None => {
+                part.refuse(format_args!("`{least}` and `{most}` are expected"));
+                faulty = true;
+            }
+        }
     }
-    match (min, max) {
+    match found {
         // What is wrong has been said.
         _ if faulty => None,
-        (Some(min), Some(max)) if min <= max => Some(WorkerCount { min, max }),
-        (Some(_) | None, Some(_) | None) => {
-            value.refuse("`min` and `max` are both needed, and `min` may not be more than `max`");
+        [Some(one), Some(other)] if one <= other => Some((one, other)),
+        _ => {
+            value.refuse(format_args!(
+                "`{least}` and `{most}` are both needed, and `{least}` may not be more than `{most}`"
+            ));
             None
         }
     }
@@ -258,22 +267,7 @@ fn ulimit(value: &Value<'_>) -> Option<(u64, u64)> {
     if !value.is_map() {
         return value.parse(number).map(|both| (both, both));
     }
-    let (mut soft, mut hard) = (None, None);
-    for entry in value.entries().iter() {
-        let part = Value::of_entry(value.reader(), &value.path, entry);
-        match &*entry.key {
-            "soft" => soft = part.parse(number),
-            "hard" => hard = part.parse(number),
-            _ => part.refuse("`soft` and `hard` are expected"),
-        }
-    }
-    match (soft, hard) {
-        (Some(soft), Some(hard)) if soft <= hard => Some((soft, hard)),
-        _ => {
-            value.refuse("`soft` and `hard` are both needed, and `soft` may not be more than `hard`");
-            None
-        }
-    }
+    range(value, ["soft", "hard"], number)
 }
 
 fn recycle(section: &Section<'_>) -> Recycle {
