@@ -66,6 +66,25 @@ pub enum Shape {
     Apps,
 }
 
+impl Shape {
+    /// The keys that may stand in it where it is a mapping.
+    pub fn fields(&self) -> Vec<&'static str> {
+        match self {
+            Self::Map(fields) => fields.iter().map(|(name, _)| *name).collect(),
+            Self::Any(shapes) => shapes.iter().flat_map(Self::fields).collect(),
+            Self::Text
+            | Self::Flag
+            | Self::Count
+            | Self::Duration
+            | Self::Size
+            | Self::Word(_)
+            | Self::Many(_)
+            | Self::Names(_)
+            | Self::Apps => Vec::new(),
+        }
+    }
+}
+
 /// An entry of a table of keys.
 pub(super) const fn key(
     path: &'static str,

@@ -8,18 +8,6 @@ use crate::config::keys_global::GLOBAL;
 /// Every key that works, in the order of `config/reference.yaml`.
 pub const KEYS: &[Key] = &ALL;
 
-/// Keys below `tls` where it is a mapping.
-pub const TLS_KEYS: [&str; 2] = ["cert", "key"];
-
-/// Keys below `client_auth`.
-pub const CLIENT_AUTH_KEYS: [&str; 2] = ["ca", "mode"];
-
-/// Keys below `acme.eab`.
-pub const EAB_KEYS: [&str; 2] = ["kid", "hmac_key_file"];
-
-/// Keys below `acme.dns.rfc2136`.
-pub const RFC2136_KEYS: [&str; 5] = ["server", "zone", "key_name", "key_file", "algorithm"];
-
 /// The key at `path`.
 pub fn find(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
@@ -27,6 +15,9 @@ pub fn find(path: &str) -> Option<&'static Key> {
 
 /// What may be written directly below `parent` (`""` is the top), each once.
 pub fn children(parent: &str) -> Vec<&'static str> {
+    if let Some(key) = find(parent) {
+        return key.shape.fields();
+    }
     let mut names = Vec::new();
     for key in KEYS {
         let below = if parent.is_empty() {
@@ -36,18 +27,6 @@ pub fn children(parent: &str) -> Vec<&'static str> {
         };
         let name = below.and_then(|below| below.split('.').next());
         names.extend(name.filter(|name| !names.contains(name)));
-    }
-    if parent == "apps.NAME.tls" {
-        names.extend(TLS_KEYS);
-    }
-    if parent == "apps.NAME.client_auth" {
-        names.extend(CLIENT_AUTH_KEYS);
-    }
-    if parent == "acme.eab" {
-        names.extend(EAB_KEYS);
-    }
-    if parent == "acme.dns.rfc2136" {
-        names.extend(RFC2136_KEYS);
     }
     names
 }
