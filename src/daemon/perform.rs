@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -27,6 +28,9 @@ use crate::worker::supervisor::{RollError, Supervisor};
 
 /// What visitors are told where the operator says nothing.
 const MAINTENANCE: &str = "The application is being maintained. Please try again later.";
+
+/// Between two looks for apps that have come, of someone who follows the logs.
+const LOOK_FOR_APPS: Duration = Duration::from_secs(1);
 
 /// Lines on their way to an operator who reads slower than workers write.
 const UNREAD: usize = 64;
@@ -275,5 +279,3 @@ async fn any(futures: Vec<impl Future<Output = ()> + Unpin>) {
     }
     futures_util::future::select_all(futures).await;
 }
-
-const LOOK_FOR_APPS: std::time::Duration = std::time::Duration::from_secs(1);

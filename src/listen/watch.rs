@@ -1,4 +1,4 @@
-//! Which time-out a client's connection is under now: a pure core, driven by `listen::http` after each poll.
+//! Which time-out a client's connection is under now: a pure core, driven by `listen::http1` and `listen::http2` after each poll.
 
 use std::time::{Duration, Instant};
 
