@@ -174,6 +174,7 @@
 //!   cert/advice.rs         P  when a CA wants a certificate renewed, and the second that is chosen
 //!   cert/history.rs        P  what is remembered of a name over restarts   ← telemetry::status
 //!   cert/delay.rs          P  how long to wait after a failure, by its class
+//!   cert/turns.rs          P  which of several CAs is asked
 //!   cert/gate.rs           P  how many orders run at once, and which come first
 //!   cert/schedule.rs       P  what is due now, and when to look again   ← telemetry::status
 //!   cert/pending.rs        P  an order whose certificate is not stored yet

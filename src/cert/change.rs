@@ -94,7 +94,7 @@ impl Names {
                     if let Source::Acme(known) = &mut name.source {
                         // The same CAs; what another setting repairs is tried again.
                         *known = Arc::clone(&cas);
-                        name.machine.settle(&cas.settings);
+                        name.machine.settle(&cas.settings, cas.ids.len() - 1);
                     }
                     (name, moved)
                 }

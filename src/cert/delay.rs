@@ -12,6 +12,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// Longest wait a CA may ask for. Beyond it the clock or the CA is wrong.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(8 * 24 * 3600 + 600);
+
 /// How long to wait after the `count`th failure of its class.
 pub fn delay(
     failure: &Failure,

@@ -25,8 +25,8 @@ use crate::cert::issuer::{Issuer, NotObtained};
 use crate::cert::names::{Name, NameId, Names, Source};
 use crate::cert::offer::Offer;
 use crate::cert::resolver::Certificates;
-use crate::cert::schedule::{Action, Input, is_plausible};
-use crate::cert::seconds::rfc3339;
+use crate::cert::schedule::{Action, Input};
+use crate::cert::seconds::{is_plausible, rfc3339};
 use crate::cert::store::{CertStore, load_best};
 use crate::cert::store_error::StoreError;
 use crate::clock::Clock;
@@ -200,7 +200,7 @@ impl Driver {
         }
         let internal: Vec<usize> = self.due(|source| matches!(source, Source::Internal));
         for index in internal {
-            self.feed(index, Input::Admitted { fallbacks: 0 }, now);
+            self.feed(index, Input::Admitted, now);
         }
         if !self.owner {
             return;
@@ -213,11 +213,7 @@ impl Driver {
                 .collect()
         };
         for index in self.gate.admit(&waiting, now) {
-            let fallbacks = match self.names.borrow().at(index).map(|name| &name.source) {
-                Some(Source::Acme(cas)) => cas.ids.len() - 1,
-                Some(Source::Internal | Source::Files(..) | Source::Off) | None => 0,
-            };
-            self.feed(index, Input::Admitted { fallbacks }, now);
+            self.feed(index, Input::Admitted, now);
         }
     }
 

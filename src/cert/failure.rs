@@ -206,7 +206,7 @@ impl Failure {
         let detail = spoken(answer.detail);
         match answer.status {
             Some(429) => Self::limited(ca, name, call, answer),
-            Some(503) if answer.retry_after.is_some() => Self::limited(ca, name, call, answer),
+            Some(500..) if answer.retry_after.is_some() => Self::limited(ca, name, call, answer),
             Some(404 | 409) if !matches!(call, Call::Directory | Call::Account | Call::Binding) => Self::new(
                 Class::Order,
                 format!("{ca} no longer knows the order for {name}{detail}. A new one follows"),
@@ -359,6 +359,9 @@ mod tests {
             (NewOrder, 429, None, None, Class::Limited),
             (NewOrder, 429, Some("rateLimited"), Some(3600), Class::Limited),
             (NewOrder, 500, Some("serverInternal"), None, Class::Transient),
+            (NewOrder, 500, Some("serverInternal"), Some(60), Class::Limited),
+            (Finalize, 502, None, Some(60), Class::Limited),
+            (Directory, 504, None, Some(60), Class::Limited),
             (NewOrder, 400, Some("badNonce"), None, Class::Transient),
             (NewOrder, 403, Some("unauthorized"), None, Class::Account),
             (NewOrder, 400, Some("accountDoesNotExist"), None, Class::Account),

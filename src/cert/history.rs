@@ -1,13 +1,13 @@
 //! What is remembered of a name between attempts and over restarts: whatever a crash must not make edge forget.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::cert::advice::Advised;
 use crate::cert::failure::Class;
-use crate::cert::seconds;
+use crate::cert::seconds::{self, is_plausible};
 use crate::telemetry::status::RenewBecause;
 
 /// What is remembered of a name between attempts and over restarts.
@@ -52,6 +52,11 @@ pub struct History {
     /// When another CA than the first was last asked.
     #[serde(with = "seconds")]
     pub fallback_at: Option<SystemTime>,
+    /// Which one that was, 1 being the one after the first.
+    pub fallback: usize,
+    /// No other CA before.
+    #[serde(with = "seconds")]
+    pub fallback_from: Option<SystemTime>,
     /// How often in a row the name was found not to lead here.
     pub unready: u32,
     /// When the CA is asked although the name does not seem to lead here.
@@ -67,5 +72,39 @@ impl History {
     /// Failures of a class since the last success.
     pub fn count(&self, class: Class) -> u32 {
         self.failures.get(&class).copied().unwrap_or_default()
+    }
+
+    /// Forgets the failures that other settings, or an operator, may have mended. That a CA asked to wait is no such failure.
+    pub fn forgive(&mut self) {
+        self.failures.retain(|class, _| *class == Class::Limited);
+        self.next_attempt = self.limited_until;
+        self.anyway_at = None;
+        self.spent.clear();
+    }
+
+    /// The clock was set `by` so much and says `now`. Waits are lengths of time: they move with it, while the moment of renewal
+    /// belongs to the calendar. Returned is how moments move.
+    pub fn shift(
+        &mut self,
+        by: Duration,
+        forward: bool,
+        now: SystemTime,
+    ) -> impl Fn(SystemTime) -> SystemTime {
+        let set = move |at: SystemTime, forward: bool| {
+            let to = if forward { at.checked_add(by) } else { at.checked_sub(by) };
+            to.unwrap_or(at)
+        };
+        // What was on record as edge started by an impossible clock was written under a true one, and is true again.
+        let from_impossible = !is_plausible(set(now, !forward));
+        let moved =
+            move |at: SystemTime| if from_impossible && is_plausible(at) { at } else { set(at, forward) };
+        let waits = [&mut self.next_attempt, &mut self.limited_until, &mut self.anyway_at];
+        for at in waits.into_iter().chain([&mut self.begun, &mut self.fallback_at, &mut self.fallback_from]) {
+            *at = at.map(moved);
+        }
+        for at in &mut self.spent {
+            *at = moved(*at);
+        }
+        moved
     }
 }

@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::FromDer;
 
 use crate::cert::bundle::{BundleError, CertBundle, MAX_SIZE, push_pem};
-use crate::cert::schedule::is_plausible;
+use crate::cert::seconds::is_plausible;
 use crate::cert::store::read_secret;
 use crate::cert::store_error::StoreError;
 use crate::durable::{self, Readers};

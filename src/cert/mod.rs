@@ -19,6 +19,7 @@ pub mod gate;
 pub mod history;
 pub mod schedule;
 pub mod subject;
+pub mod turns;
 
 pub mod pending;
 pub mod store;

@@ -163,7 +163,7 @@ impl Names {
                 let (stored, issued_by) = load_best(from.store, &cas.ids, pattern, from.now);
                 name.issued_by = issued_by;
                 self.adopt(&mut name, stored, from.rng)?;
-                name.machine.settle(&cas.settings);
+                name.machine.settle(&cas.settings, cas.ids.len() - 1);
             }
             Tls::Internal => {
                 name.source = Source::Internal;
@@ -245,14 +245,15 @@ impl Names {
     pub fn refresh(&mut self, index: usize, stored: Stored, from: usize, rng: &mut Rng) -> bool {
         let Some(name) = self.list.get_mut(index) else { return false };
         name.issued_by = from;
-        let Some(bundle) = stored.bundle else {
-            if name.bundle.is_none() {
-                name.machine = Certificate::found(None, stored.history, rng);
+        let found = stored.bundle.as_ref().map(|bundle| (bundle.validity(), bundle.serial()));
+        if found.is_some() || name.bundle.is_none() {
+            name.machine = Certificate::found(found, stored.history, rng);
+            if let Source::Acme(cas) = &name.source {
+                name.machine.settle(&cas.settings, cas.ids.len() - 1);
             }
-            return false;
-        };
+        }
+        let Some(bundle) = stored.bundle else { return false };
         let changed = name.bundle.as_ref().is_none_or(|known| known.serial() != bundle.serial());
-        name.machine = Certificate::found(Some((bundle.validity(), bundle.serial())), stored.history, rng);
         changed && self.install(index, Arc::new(bundle)).is_ok()
     }
 

@@ -299,13 +299,14 @@ impl Driver {
         }
         let (reach, class, message) = (failure.reach, failure.class, failure.message.clone());
         self.feed(index, Input::Failed(failure), now);
-        let (next, ending, own_tries) = match self.names.borrow().at(index) {
+        let ((until, next), ending, own_tries) = match self.names.borrow().at(index) {
             Some(name) => {
                 let history = name.machine.history();
                 let own_tries = name.is_of_own_ca().then(|| history.count(class));
-                (history.next_attempt, name.machine.is_ending(now), own_tries)
+                let next = (history.next_attempt, name.machine.next_attempt(now));
+                (next, name.machine.is_ending(now), own_tries)
             }
-            None => (None, false, None),
+            None => ((None, None), false, None),
         };
         let told = match own_tries {
             Some(_) => self.not_issued.told(&message, Instant::now().into_std()),
@@ -327,7 +328,7 @@ impl Driver {
             tracing::warn!(cert, ?class, error = told, next_attempt, "no certificate was obtained");
         }
         self.tell_failure(index, &message);
-        let (Reach::Account, Some(until)) = (reach, next) else { return };
+        let (Reach::Account, Some(until)) = (reach, until) else { return };
         let others: Vec<usize> = {
             let names = self.names.borrow();
             let same_ca = |(other, name): (usize, &Name)| {
@@ -360,9 +361,14 @@ impl Driver {
             names.iter().filter_map(limited).filter(|until| *until > now).max()
         };
         let Some(until) = limit else { return due };
-        for index in due {
+        let elsewhere = |driver: &Self, index: usize| {
+            driver.names.borrow().at(index).is_some_and(|name| name.machine.is_for_another_ca(now))
+        };
+        let (others, held): (Vec<usize>, Vec<usize>) =
+            due.into_iter().partition(|index| elsewhere(self, *index));
+        for index in held {
             self.hold(index, until, Class::Limited, "the CA limits requests of this account", now);
         }
-        Vec::new()
+        others
     }
 }

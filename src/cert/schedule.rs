@@ -8,26 +8,16 @@ use std::time::{Duration, SystemTime};
 use fastrand::Rng;
 
 use crate::cert::advice::{Advice, Advised, NoAdvice};
-use crate::cert::delay::{PER_HOUR, budget, delay, table_delay};
+use crate::cert::delay::{LONGEST_WAIT, PER_HOUR, budget, delay, table_delay};
 use crate::cert::failure::{Class, Failure, Reach};
 use crate::cert::history::History;
-use crate::cert::seconds;
+use crate::cert::seconds::{self, is_plausible};
+use crate::cert::turns::Others;
 use crate::cert::validity::Validity;
 use crate::telemetry::status::RenewBecause;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// Longest wait a CA may ask for. Beyond it the clock or the CA is wrong.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(8 * 24 * 3600 + 600);
-
-/// 2026-01-01: a clock before this is wrong, and neither validity nor delays mean anything.
-const EARLIEST: Duration = Duration::from_secs(1_767_225_600);
-
-/// Whether `now` can be true.
-pub fn is_plausible(now: SystemTime) -> bool {
-    now >= SystemTime::UNIX_EPOCH + EARLIEST
-}
 
 /// What the machine is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +25,7 @@ pub enum Input {
     /// Time has passed.
     Tick,
     /// The gate let it through.
-    Admitted {
-        /// How many CAs there are besides the first.
-        fallbacks: usize,
-    },
+    Admitted,
     /// A checked certificate came back.
     Obtained {
         /// Its time.
@@ -129,14 +116,17 @@ pub struct Certificate {
     installed: Option<Validity>,
     history: History,
     asking: bool,
+    /// How many CAs there are besides the first.
+    fallbacks: usize,
 }
 
 impl Certificate {
     /// What was found at start: the installed certificate with its serial number, and the saved history.
     pub fn found(installed: Option<(Validity, &str)>, history: History, rng: &mut Rng) -> Self {
         let installed_validity = installed.map(|(validity, _)| validity);
+        let state = State::Resting;
         let mut certificate =
-            Self { state: State::Resting, installed: installed_validity, history, asking: false };
+            Self { state, installed: installed_validity, history, asking: false, fallbacks: 0 };
         certificate.choose_renewal(installed, rng);
         if let Some(begun) = certificate.history.begun.take() {
             // Edge died in the middle of an attempt. That counts, or a crash loop would order without end.
@@ -163,12 +153,13 @@ impl Certificate {
         }
     }
 
-    /// The settings towards the CA are these. What failed for other ones, and could be repaired by changing them, is
-    /// forgotten; that a CA asked to wait is not.
-    pub fn settle(&mut self, settings: &str) {
+    /// The settings towards the CAs are these, and so many stand behind the first. What failed for other settings, and could be
+    /// repaired by changing them, is forgotten; that a CA asked to wait is not.
+    pub fn settle(&mut self, settings: &str, fallbacks: usize) {
+        self.fallbacks = fallbacks;
         if self.history.settings.as_deref().is_some_and(|known| known != settings) {
             self.history.dns_record = None;
-            self.forgive();
+            self.history.forgive();
         }
         self.history.settings = Some(settings.to_owned());
     }
@@ -178,13 +169,6 @@ impl Certificate {
         self.history.dns_record = record;
     }
 
-    fn forgive(&mut self) {
-        self.history.failures.retain(|class, _| *class == Class::Limited);
-        self.history.next_attempt = self.history.limited_until;
-        self.history.anyway_at = None;
-        self.history.spent.clear();
-    }
-
     /// Until when the CA's own wait stands in the way of an order that is forced.
     pub fn limited_until(&self, now: SystemTime) -> Option<SystemTime> {
         self.history.limited_until.filter(|until| *until > now)
@@ -192,135 +176,131 @@ impl Certificate {
 
     /// Takes one input. Inputs that do not fit the state change nothing; a certificate that came fits every state.
     pub fn step(&mut self, input: Input, now: SystemTime, rng: &mut Rng) -> Vec<Action> {
-        match input {
-            Input::Tick => self.tick(now),
-            Input::Admitted { fallbacks } => match self.state {
-                State::Due => {
-                    let ca = self.choose_ca(fallbacks, now);
-                    self.state = State::Ordering { ca };
-                    self.history.begun = Some(now);
-                    let check = self.history.anyway_at.is_none_or(|at| now < at);
-                    vec![Action::Order { regardless: self.is_ending(now), ca, check }]
-                }
-                State::Resting | State::Ordering { .. } | State::Storing | State::Unsaved { .. } => {
-                    Vec::new()
-                }
-            },
-            Input::Obtained { validity, serial, at } => {
-                self.installed = Some(validity);
-                self.history = History {
-                    renew_at: Some(seconds::whole(validity.renewal(now, rng))),
-                    renew_for: Some(serial),
-                    obtained_at: Some(seconds::whole(at)),
-                    fallback_at: self.history.fallback_at,
-                    failed_at: self.history.failed_at,
-                    settings: self.history.settings.take(),
-                    dns_record: self.history.dns_record.take(),
-                    ..History::default()
-                };
-                self.state = State::Storing;
-                // What is asked now is of the one before.
-                self.asking = false;
-                vec![Action::Store]
+        match (input, self.state) {
+            (Input::Tick, _) => self.tick(now),
+            (Input::Admitted, State::Due) => self.admitted(now),
+            (Input::Obtained { validity, serial, at }, _) => self.obtained(validity, serial, at, now, rng),
+            (Input::Stored, State::Storing) => {
+                self.state = State::Resting;
+                self.history.failures.clear();
+                self.history.last_error = None;
+                self.history.last_class = None;
+                vec![Action::Install, Action::Remember]
             }
-            Input::Stored => match self.state {
-                State::Storing => {
-                    self.state = State::Resting;
-                    self.history.failures.clear();
-                    self.history.last_error = None;
-                    self.history.last_class = None;
-                    vec![Action::Install, Action::Remember]
-                }
-                State::Resting | State::Due | State::Ordering { .. } | State::Unsaved { .. } => Vec::new(),
-            },
-            Input::StoreFailed { message } => match self.state {
-                State::Storing => {
-                    let tries =
-                        self.history.failures.get(&Class::Store).map_or(1, |tries| tries.saturating_add(1));
-                    self.history.failures.insert(Class::Store, tries);
-                    let wait = table_delay(Class::Store, tries, self.life()).unwrap_or(MINUTE);
-                    self.state = State::Unsaved { retry_at: now + wait };
-                    self.history.last_error = Some(message);
-                    self.history.last_class = Some(Class::Store);
-                    self.history.failed_at = Some(seconds::whole(now));
-                    // A full disk must not keep a valid certificate from clients.
-                    vec![Action::Install]
-                }
-                State::Resting | State::Due | State::Ordering { .. } | State::Unsaved { .. } => Vec::new(),
-            },
-            Input::Failed(failure) => match self.state {
-                State::Ordering { ca } => {
-                    let failure = if ca == 0 { failure } else { self.stand_in(failure, now) };
-                    self.state = State::Resting;
-                    self.history.begun = None;
-                    self.count(&failure, now, rng);
-                    self.look_again(now);
-                    if failure.class == Class::Limited {
-                        self.history.limited_until = self.history.next_attempt;
-                        self.history.limits_account = failure.reach == Reach::Account;
-                    }
-                    vec![Action::Remember]
-                }
-                State::Resting | State::Due | State::Storing | State::Unsaved { .. } => Vec::new(),
-            },
-            Input::Cancelled => match self.state {
-                State::Ordering { .. } => {
-                    self.state = State::Resting;
-                    self.history.begun = None;
-                    vec![Action::Remember]
-                }
-                State::Resting | State::Due | State::Storing | State::Unsaved { .. } => Vec::new(),
-            },
-            Input::Held { until, class, message } => self.hold(until, class, message),
-            Input::Unready { message } => self.unready(message, now),
-            Input::Advised(answer) => self.advised(&answer, now, rng),
-            Input::Force => self.force(now),
-            Input::ClockJump { by, forward } => {
-                if !is_plausible(now) {
-                    // By such a clock nothing is decided, and it will be set again.
-                    return Vec::new();
-                }
-                self.shift(by, forward, now);
-                if self.state == State::Due {
-                    // By the old time; the next tick says whether by the new one as well.
-                    self.state = State::Resting;
+            (Input::StoreFailed { message }, State::Storing) => self.not_stored(message, now),
+            (Input::Failed(failure), State::Ordering { ca }) => self.failed(failure, ca, now, rng),
+            (Input::Cancelled, State::Ordering { ca }) => {
+                self.state = State::Resting;
+                self.history.begun = None;
+                if ca > 0 {
+                    self.history.give_turn_back(ca, None);
                 }
                 vec![Action::Remember]
             }
-        }
-    }
-
-    /// The first CA, unless it has failed in a way another one may not; that one is asked once a day.
-    fn choose_ca(&mut self, fallbacks: usize, now: SystemTime) -> usize {
-        let failed = |class| self.history.count(class);
-        let rounds = failed(Class::Transient);
-        let wanted = rounds >= 3
-            || failed(Class::Account) > 0
-            || (failed(Class::Limited) >= 2 && (self.installed.is_none() || self.is_ending(now)));
-        let lately = self.history.fallback_at.is_some_and(|at| at <= now + LONGEST_WAIT && at + DAY > now);
-        if fallbacks == 0 || !wanted || lately {
-            return 0;
-        }
-        self.history.fallback_at = Some(seconds::whole(now));
-        1 + rounds as usize % fallbacks
-    }
-
-    /// What a CA refuses that stands in for the first is no reason to keep from that one, whose turn it is for a day now; or for
-    /// longer, where the other wants to be left alone so long.
-    fn stand_in(&mut self, failure: Failure, now: SystemTime) -> Failure {
-        match failure.class {
-            Class::Transient | Class::Validation | Class::Dns | Class::Store => failure,
-            Class::Limited
-            | Class::Caa
-            | Class::Order
-            | Class::Account
-            | Class::Permanent
-            | Class::Action => {
-                let over = failure.retry_after.map(|wait| wait.min(8 * DAY).saturating_sub(DAY));
-                self.history.fallback_at = Some(seconds::whole(now + over.unwrap_or_default()));
-                Failure { class: Class::Transient, retry_after: None, ..failure }
+            (Input::Held { until, class, message }, State::Resting | State::Due) => {
+                self.hold(until, class, message)
             }
+            (Input::Unready { message }, State::Ordering { ca }) => self.unready(message, ca, now),
+            (Input::Advised(answer), _) => self.advised(&answer, now, rng),
+            (Input::Force, State::Resting) if self.limited_until(now).is_none() => self.force(now),
+            (Input::ClockJump { by, forward }, _) if is_plausible(now) => self.shift(by, forward, now),
+            // By an impossible clock nothing is decided, and it will be set again.
+            (Input::ClockJump { .. }, _)
+            | (
+                Input::Admitted
+                | Input::Stored
+                | Input::StoreFailed { .. }
+                | Input::Failed(_)
+                | Input::Cancelled
+                | Input::Held { .. }
+                | Input::Unready { .. }
+                | Input::Force,
+                State::Resting | State::Due | State::Ordering { .. } | State::Storing | State::Unsaved { .. },
+            ) => Vec::new(),
         }
+    }
+
+    fn admitted(&mut self, now: SystemTime) -> Vec<Action> {
+        let ca = self.history.take_turn(self.others(), now);
+        self.state = State::Ordering { ca };
+        self.history.begun = Some(now);
+        let check = self.history.anyway_at.is_none_or(|at| now < at);
+        vec![Action::Order { regardless: self.is_ending(now), ca, check }]
+    }
+
+    fn obtained(
+        &mut self,
+        validity: Validity,
+        serial: String,
+        at: SystemTime,
+        now: SystemTime,
+        rng: &mut Rng,
+    ) -> Vec<Action> {
+        self.installed = Some(validity);
+        // That another CA has issued ends no wait the first has asked for.
+        let limited_until = match self.state {
+            State::Ordering { ca } if ca > 0 => self.history.limited_until,
+            State::Resting | State::Due | State::Ordering { .. } | State::Storing | State::Unsaved { .. } => {
+                None
+            }
+        };
+        self.history = History {
+            limited_until,
+            limits_account: limited_until.is_some() && self.history.limits_account,
+            renew_at: Some(seconds::whole(validity.renewal(now, rng))),
+            renew_for: Some(serial),
+            obtained_at: Some(seconds::whole(at)),
+            fallback_at: self.history.fallback_at,
+            fallback: self.history.fallback,
+            failed_at: self.history.failed_at,
+            settings: self.history.settings.take(),
+            dns_record: self.history.dns_record.take(),
+            ..History::default()
+        };
+        self.state = State::Storing;
+        // What is asked now is of the one before.
+        self.asking = false;
+        vec![Action::Store]
+    }
+
+    fn not_stored(&mut self, message: String, now: SystemTime) -> Vec<Action> {
+        let tries = self.history.count(Class::Store).saturating_add(1);
+        self.history.failures.insert(Class::Store, tries);
+        let wait = table_delay(Class::Store, tries, self.life()).unwrap_or(MINUTE);
+        self.state = State::Unsaved { retry_at: now + wait };
+        self.history.last_error = Some(message);
+        self.history.last_class = Some(Class::Store);
+        self.history.failed_at = Some(seconds::whole(now));
+        // A full disk must not keep a valid certificate from clients.
+        vec![Action::Install]
+    }
+
+    fn failed(&mut self, failure: Failure, ca: usize, now: SystemTime, rng: &mut Rng) -> Vec<Action> {
+        let planned = self.history.next_attempt.filter(|_| ca > 0);
+        let failure = if ca == 0 { failure } else { self.history.stand_in(failure, now) };
+        self.state = State::Resting;
+        self.history.begun = None;
+        self.count(&failure, now, rng);
+        self.look_again(now);
+        if ca > 0 && failure.class == Class::Store {
+            self.history.give_turn_back(ca, self.history.next_attempt);
+        }
+        // What came of another CA does not make the first be asked sooner.
+        self.history.next_attempt = self.history.next_attempt.max(planned);
+        if failure.class == Class::Limited {
+            self.history.limited_until = self.history.next_attempt;
+            self.history.limits_account = failure.reach == Reach::Account;
+        }
+        vec![Action::Remember]
+    }
+
+    fn others(&self) -> Others {
+        Others { many: self.fallbacks, installed: self.installed }
+    }
+
+    /// Whether it would be another CA's turn: what stands against the first is nothing to wait for.
+    pub fn is_for_another_ca(&self, now: SystemTime) -> bool {
+        self.history.other(self.others(), now).is_some()
     }
 
     /// Whether what is installed is in the last tenth of its life.
@@ -345,23 +325,22 @@ impl Certificate {
         if self.history.unready <= 10 { MINUTE } else { 5 * MINUTE }
     }
 
-    fn unready(&mut self, message: String, now: SystemTime) -> Vec<Action> {
-        match self.state {
-            State::Ordering { .. } => {
-                let tried = self.history.count(Class::Validation);
-                let patience = table_delay(Class::Validation, tried.saturating_add(1), self.life());
-                self.history.anyway_at.get_or_insert(seconds::whole(now + patience.unwrap_or(DAY).min(DAY)));
-                self.history.unready = self.history.unready.saturating_add(1);
-                let again = self.look_wait();
-                self.state = State::Resting;
-                self.history.begun = None;
-                self.history.last_class = Some(Class::Validation);
-                self.history.last_error = Some(message);
-                self.history.next_attempt = Some(seconds::whole(now + again));
-                vec![Action::Remember]
-            }
-            State::Resting | State::Due | State::Storing | State::Unsaved { .. } => Vec::new(),
+    fn unready(&mut self, message: String, ca: usize, now: SystemTime) -> Vec<Action> {
+        let tried = self.history.count(Class::Validation);
+        let patience = table_delay(Class::Validation, tried.saturating_add(1), self.life());
+        self.history.anyway_at.get_or_insert(seconds::whole(now + patience.unwrap_or(DAY).min(DAY)));
+        self.history.unready = self.history.unready.saturating_add(1);
+        let again = seconds::whole(now + self.look_wait());
+        self.state = State::Resting;
+        self.history.begun = None;
+        self.history.last_class = Some(Class::Validation);
+        self.history.last_error = Some(message);
+        let planned = self.history.next_attempt.filter(|_| ca > 0);
+        self.history.next_attempt = planned.max(Some(again));
+        if ca > 0 {
+            self.history.give_turn_back(ca, Some(again));
         }
+        vec![Action::Remember]
     }
 
     fn advised(&mut self, answer: &Result<Advice, NoAdvice>, now: SystemTime, rng: &mut Rng) -> Vec<Action> {
@@ -381,41 +360,23 @@ impl Certificate {
     }
 
     fn force(&mut self, now: SystemTime) -> Vec<Action> {
-        match self.state {
-            State::Resting if self.limited_until(now).is_none() => {
-                self.forgive();
-                self.history.anyway_at = Some(seconds::whole(now));
-                self.history.renew_at = self.installed.and(Some(now));
-                self.history.renew_because = RenewBecause::Asked;
-                self.state = State::Due;
-                vec![Action::Remember]
-            }
-            State::Resting | State::Due | State::Ordering { .. } | State::Storing | State::Unsaved { .. } => {
-                Vec::new()
-            }
-        }
+        self.history.forgive();
+        self.history.anyway_at = Some(seconds::whole(now));
+        self.history.renew_at = self.installed.and(Some(now));
+        self.history.renew_because = RenewBecause::Asked;
+        self.state = State::Due;
+        vec![Action::Remember]
     }
 
-    /// Waits are lengths of time: they move with a clock that is set, while the moment of renewal belongs to the calendar.
-    fn shift(&mut self, by: Duration, forward: bool, now: SystemTime) {
-        let set = |at: SystemTime, forward: bool| {
-            let to = if forward { at.checked_add(by) } else { at.checked_sub(by) };
-            to.unwrap_or(at)
-        };
-        // What was on record as edge started by an impossible clock was written under a true one, and is true again.
-        let from_impossible = !is_plausible(set(now, !forward));
-        let moved = |at: SystemTime| if from_impossible && is_plausible(at) { at } else { set(at, forward) };
-        let history = &mut self.history;
-        let waits = [&mut history.next_attempt, &mut history.limited_until, &mut history.anyway_at];
-        for at in waits.into_iter().chain([&mut history.begun, &mut history.fallback_at]) {
-            *at = at.map(moved);
+    fn shift(&mut self, by: Duration, forward: bool, now: SystemTime) -> Vec<Action> {
+        let moved = self.history.shift(by, forward, now);
+        match &mut self.state {
+            State::Unsaved { retry_at } => *retry_at = moved(*retry_at),
+            // By the old time; the next tick says whether by the new one as well.
+            State::Due => self.state = State::Resting,
+            State::Resting | State::Ordering { .. } | State::Storing => {}
         }
-        for at in &mut history.spent {
-            *at = moved(*at);
-        }
-        if let State::Unsaved { retry_at } = &mut self.state {
-            *retry_at = moved(*retry_at);
-        }
+        vec![Action::Remember]
     }
 
     fn tick(&mut self, now: SystemTime) -> Vec<Action> {
@@ -437,7 +398,8 @@ impl Certificate {
                 Vec::new()
             }
             State::Unsaved { retry_at, .. } => {
-                if self.is_ending(now) {
+                let may_order = self.limited_until(now).is_none() || self.is_for_another_ca(now);
+                if self.is_ending(now) && may_order {
                     self.state = State::Due;
                     return Vec::new();
                 }
@@ -452,27 +414,22 @@ impl Certificate {
     }
 
     fn hold(&mut self, until: SystemTime, class: Class, message: String) -> Vec<Action> {
-        match self.state {
-            State::Resting | State::Due => {
-                if class == Class::Limited {
-                    self.history.limited_until = self.history.limited_until.max(Some(seconds::whole(until)));
-                    self.history.limits_account = true;
-                }
-                if class == Class::Account {
-                    // Another CA may be asked for this name as well.
-                    self.history.failures.entry(class).or_insert(1);
-                }
-                if self.history.next_attempt.is_some_and(|at| at >= until) {
-                    return Vec::new();
-                }
-                self.state = State::Resting;
-                self.history.next_attempt = Some(seconds::whole(until));
-                self.history.last_error = Some(message);
-                self.history.last_class = Some(class);
-                vec![Action::Remember]
-            }
-            State::Ordering { .. } | State::Storing | State::Unsaved { .. } => Vec::new(),
+        if class == Class::Limited {
+            self.history.limited_until = self.history.limited_until.max(Some(seconds::whole(until)));
+            self.history.limits_account = true;
         }
+        if class == Class::Account {
+            // Another CA may be asked for this name as well.
+            self.history.failures.entry(class).or_insert(1);
+        }
+        if self.history.next_attempt.is_some_and(|at| at >= until) {
+            return Vec::new();
+        }
+        self.state = State::Resting;
+        self.history.next_attempt = Some(seconds::whole(until));
+        self.history.last_error = Some(message);
+        self.history.last_class = Some(class);
+        vec![Action::Remember]
     }
 
     fn count(&mut self, failure: &Failure, at: SystemTime, rng: &mut Rng) {
@@ -495,7 +452,16 @@ impl Certificate {
     /// When it wants to order next; `None` is at once.
     pub fn due_at(&self) -> Option<SystemTime> {
         let renewal = self.installed.and(self.history.renew_at);
-        renewal.max(self.history.next_attempt).max(self.history.limited_until)
+        let first = self.history.next_attempt.max(self.history.limited_until);
+        let elsewhere = self.history.elsewhere_at(self.others());
+        renewal.max(elsewhere.map_or(first, |at| first.min(Some(at))))
+    }
+
+    /// When the next attempt is made after one that failed.
+    pub fn next_attempt(&self, now: SystemTime) -> Option<SystemTime> {
+        let planned = self.history.next_attempt?;
+        let elsewhere = self.history.elsewhere_at(self.others());
+        Some(elsewhere.map_or(planned, |at| planned.min(at.max(now))))
     }
 
     /// When it must see a `Tick` at the latest; `None` while it waits for something other than time.

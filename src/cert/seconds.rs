@@ -9,6 +9,14 @@ use time::format_description::well_known::Rfc3339;
 /// The end of the year 9999. What a damaged file says beyond must not overflow where a delay is added.
 const LAST: u64 = 253_402_300_799;
 
+/// 2026-01-01: a clock before this is wrong, and neither validity nor delays mean anything.
+const EARLIEST: Duration = Duration::from_secs(1_767_225_600);
+
+/// Whether `now` can be true.
+pub fn is_plausible(now: SystemTime) -> bool {
+    now >= UNIX_EPOCH + EARLIEST
+}
+
 /// The next whole second: nothing happens earlier than it says.
 pub fn whole(at: SystemTime) -> SystemTime {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -6,8 +6,7 @@ use std::time::SystemTime;
 use crate::cert::failure::Class;
 use crate::cert::names::{Name, Names, Source};
 use crate::cert::resolver::{Entry, EntryState};
-use crate::cert::schedule::is_plausible;
-use crate::cert::seconds::rfc3339;
+use crate::cert::seconds::{is_plausible, rfc3339};
 use crate::telemetry::status::{CertificateState, CertificateStatus};
 
 impl Names {
@@ -43,7 +42,7 @@ impl Name {
                 rfc3339(now)
             );
         }
-        match (&history.last_error, history.next_attempt) {
+        match (&history.last_error, self.machine.next_attempt(now)) {
             (Some(error), Some(next)) => format!("{error}. Next try at {}.", rfc3339(next)),
             (Some(error), None) => format!("{error}."),
             (None, _) => format!("A certificate for {} is being obtained.", self.pattern),
@@ -95,7 +94,7 @@ impl Name {
             renew_because: renewal.map(|_| history.renew_because),
             last_error: told,
             last_failure: history.failed_at.map(rfc3339),
-            next_attempt: history.next_attempt.map(rfc3339),
+            next_attempt: self.machine.next_attempt(now).map(rfc3339),
             dns_record: history.dns_record.clone(),
             orders: self.orders,
         }

@@ -188,7 +188,7 @@ fn a_root_that_was_mended_is_another_setting_so_that_its_failures_are_forgotten(
     history.failures.insert(failure.class, 3);
     history.next_attempt = Some(SystemTime::UNIX_EPOCH + DAY);
     let mut name = Certificate::found(None, history, &mut fastrand::Rng::with_seed(7));
-    name.settle(&one);
+    name.settle(&one, 0);
     assert_eq!((name.history().failures.len(), name.history().next_attempt), (0, None));
 }
 
@@ -262,6 +262,67 @@ async fn another_ca_is_asked_when_the_first_is_away_and_the_first_again_afterwar
         }
         assert_eq!((lab.stub.orders().len(), other.stub.orders().len()), (1, 1));
         assert_eq!(lab.stub.orders()[0].replaces, None, "another CA's certificate is not its to replace");
+        running.stop().await;
+        lab.close().await;
+        other.close().await;
+    })
+    .await;
+}
+
+/// What only waiting, or somebody else, can mend at the first CA is nothing that clients should see.
+#[tokio::test]
+async fn where_the_first_ca_refuses_a_name_that_has_no_certificate_the_other_is_asked_at_once() {
+    local(async {
+        let refusals = [
+            Fault::limited("604800"),
+            Fault::problem(403, "externalAccountRequired", "bind it"),
+            Fault::problem(400, "rejectedIdentifier", "not here"),
+            Fault::problem(403, "unauthorized", "blocked"),
+            Fault::problem(403, "caa", "CAA forbids it"),
+        ];
+        for refusal in refusals {
+            let (lab, other) = (Lab::open().await, Lab::open().await);
+            lab.stub.fail(Step::NewOrder, refusal.clone());
+            let running = lab.run_with(&with_both(&lab, &other), None);
+            // Without any time to pass on the clock.
+            running.until("obtained", valid).await;
+            let asked = (lab.stub.asked(Step::NewOrder), other.stub.asked(Step::NewOrder));
+            assert_eq!((asked, running.error(0)), ((1, 1), String::new()), "{refusal:?}");
+            running.stop().await;
+            lab.close().await;
+            other.close().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_limit_on_the_account_at_the_first_ca_leads_every_name_without_a_certificate_to_the_other() {
+    local(async {
+        let (lab, other) = (Lab::open().await, Lab::open().await);
+        let mut config = with_both(&lab, &other);
+        let names = [
+            "a.example.com",
+            "b.example.com",
+            "c.example.com",
+            "d.example.com",
+            "e.example.com",
+            "f.example.com",
+        ];
+        config.apps = lab.config(&names).apps;
+        let limit = Fault::Problem {
+            status: 429,
+            kind: "rateLimited",
+            detail: "too many new orders (300) from this account in the last 3h0m0s",
+            retry_after: Some("3600".to_owned()),
+        };
+        // As many as may be on their way before the first is answered.
+        for _ in 0..4 {
+            lab.stub.fail(Step::NewOrder, limit.clone());
+        }
+        let running = lab.run_with(&config, None);
+        running.until("obtained", |all| all.iter().all(|one| one.state == CertificateState::Valid)).await;
+        assert_eq!((lab.stub.orders().len(), other.stub.orders().len()), (0, names.len()));
         running.stop().await;
         lab.close().await;
         other.close().await;

@@ -5,11 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fastrand::Rng;
 
 use crate::cert::advice::NoAdvice;
-use crate::cert::delay::table_delay;
+use crate::cert::delay::{LONGEST_WAIT, table_delay};
 use crate::cert::failure::{Class, Failure};
 use crate::cert::gate::Gate;
 use crate::cert::history::History;
-use crate::cert::schedule::{Action, Certificate, Input, LONGEST_WAIT};
+use crate::cert::schedule::{Action, Certificate, Input};
 use crate::cert::seconds::rfc3339;
 use crate::cert::validity::Validity;
 
@@ -32,7 +32,7 @@ fn obtained(from: SystemTime, life: Duration) -> Input {
 pub(super) fn admit(certificate: &mut Certificate, now: SystemTime, rng: &mut Rng) -> Vec<Action> {
     certificate.step(Input::Tick, now, rng);
     assert!(certificate.is_due(), "{certificate:?}");
-    certificate.step(Input::Admitted { fallbacks: 0 }, now, rng)
+    certificate.step(Input::Admitted, now, rng)
 }
 
 #[test]
@@ -249,4 +249,31 @@ fn a_clock_that_was_ahead_does_not_keep_the_ca_from_being_asked_about_renewals()
     certificate.step(Input::Advised(Err(NoAdvice::Useless("no".to_owned()))), ahead, &mut rng);
     certificate.step(Input::ClockJump { by: 30 * DAY, forward: false }, start(), &mut rng);
     assert_eq!(certificate.step(Input::Tick, start() + HOUR, &mut rng), [Action::Ask], "not a month later");
+}
+
+#[test]
+fn a_name_with_a_good_certificate_waits_for_the_first_ca_and_in_need_goes_to_each_other_once_a_day() {
+    let mut rng = Rng::with_seed(45);
+    let validity = valid_for(start(), 90 * DAY);
+    let mut certificate = Certificate::found(Some((validity, "1")), History::default(), &mut rng);
+    certificate.settle("settings", 2);
+    let refuse = |certificate: &mut Certificate, now, rng: &mut Rng| {
+        let actions = admit(certificate, now, rng);
+        certificate.step(Input::Failed(Failure::new(Class::Permanent, "no".to_owned())), now, rng);
+        let &[Action::Order { ca, .. }] = actions.as_slice() else { panic!("{actions:?}") };
+        ca
+    };
+    let (need, end) = (start() + 81 * DAY, start() + 85 * DAY);
+    let (mut asked, mut now) = (Vec::new(), start() + 60 * DAY);
+    while now < end {
+        now = now.max(certificate.due_at().expect("planned"));
+        asked.push((now, refuse(&mut certificate, now, &mut rng)));
+    }
+    let (before, after): (Vec<_>, Vec<_>) = asked.into_iter().partition(|(at, _)| *at < need);
+    assert!(before.len() > 15 && before.iter().all(|(_, ca)| *ca == 0), "{before:?}");
+    assert_eq!(after[..2], [(need, 1), (need, 2)], "both at once");
+    for ca in 0..3 {
+        let of: Vec<SystemTime> = after.iter().filter(|(_, one)| *one == ca).map(|(at, _)| *at).collect();
+        assert!(of.len() >= 3 && of.windows(2).all(|two| two[0] + DAY <= two[1]), "{ca}: {of:?}");
+    }
 }
