@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,11 +74,20 @@ fn gives_way(edge: &Edge) {
     }
 }
 
-/// Those that work for requests. The first one, which looks after workers and certificates by the clock, does not.
+/// Those that work for requests: who serves, and who writes the lines of the log. Others look after workers, certificates and
+/// memory by the clock.
 fn threads(edge: &Edge) -> Vec<u32> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", edge.pid())).expect("its threads").flatten();
-    let all = tasks.map(|task| task.file_name().to_str().and_then(|id| id.parse().ok()).expect("a number"));
-    all.filter(|thread| *thread != edge.pid()).collect()
+    let serves = |path: &Path| {
+        let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+        name == "lines\n" || name.starts_with("edge-data-")
+    };
+    let serving = tasks.filter(|task| serves(&task.path()));
+    let threads: Vec<u32> = serving
+        .map(|task| task.file_name().to_str().and_then(|id| id.parse().ok()).expect("a number"))
+        .collect();
+    assert_eq!(threads.len(), 2, "their names have changed");
+    threads
 }
 
 type Shares = BTreeMap<String, f64>;
