@@ -13,6 +13,9 @@ pub struct WorkerCount {
 }
 
 impl WorkerCount {
+    /// The most an app can have: slots are numbered with three digits in socket names.
+    pub const MOST: u32 = 1000;
+
     /// One number, whatever the load.
     pub fn fixed(count: u32) -> Self {
         Self { min: count, max: count }

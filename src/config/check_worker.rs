@@ -16,8 +16,6 @@ use crate::config::script;
 use crate::config::section::{Section, Value};
 use crate::name::AppName;
 
-/// Slots are numbered with three digits in socket names.
-const MOST_WORKERS: u64 = 1000;
 /// A worker with more requests in flight has no limit to speak of.
 const MOST_CONCURRENT: u64 = 100_000;
 /// Longest name of a worker's socket in its app's directory.
@@ -102,12 +100,13 @@ fn transport(section: &Section<'_>) -> Transport {
 
 /// A number, `auto`, or `{min: …, max: …}`.
 fn workers(section: &Section<'_>, context: &AppContext<'_>) -> WorkerCount {
+    let most = u64::from(WorkerCount::MOST);
     if let Some(value) = section.get("workers").filter(Value::is_map) {
-        let number = |text: &str| scalar::number(text, 1, MOST_WORKERS);
+        let number = |text: &str| scalar::number(text, 1, most);
         let (min, max) = range(&value, ["min", "max"], number).unwrap_or((1, 1));
         return WorkerCount { min: min as u32, max: max as u32 };
     }
-    let count = section.count("workers", context.surroundings.cpus.get() as u64, MOST_WORKERS);
+    let count = section.count("workers", context.surroundings.cpus.get() as u64, most);
     WorkerCount::fixed(u32::try_from(count).unwrap_or(1))
 }
 

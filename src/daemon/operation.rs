@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::cert::bundle::MAX_SIZE;
+use crate::config::care::WorkerCount;
 use crate::name::{AppName, HostPattern};
 
 /// One request to act.
@@ -94,14 +95,16 @@ pub enum Number {
 }
 
 impl FromStr for Number {
-    type Err = &'static str;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "auto" => Ok(Self::Auto),
             text => match text.parse() {
-                Ok(workers) if (1..=MOST_WORKERS).contains(&workers) => Ok(Self::Held(workers)),
-                Ok(_) | Err(_) => Err("it is neither `auto` nor a whole number from 1 to 1000"),
+                Ok(workers) if (1..=WorkerCount::MOST).contains(&workers) => Ok(Self::Held(workers)),
+                Ok(_) | Err(_) => {
+                    Err(format!("it is neither `auto` nor a whole number from 1 to {}", WorkerCount::MOST))
+                }
             },
         }
     }
@@ -115,9 +118,6 @@ impl fmt::Display for Number {
         }
     }
 }
-
-/// As many as a configuration may name.
-const MOST_WORKERS: u32 = 1000;
 
 /// The longest text for visitors, in bytes.
 pub const LONGEST_TEXT: usize = 4096;
