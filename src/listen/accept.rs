@@ -305,24 +305,12 @@ impl Door {
         });
         let mut ends = Ends { peer, local: stream.stream.local_addr().map_err(Refusal::Socket)? };
         let entrance = ends.local.port();
-        let presence = match (presence, &deadline) {
-            (Some(presence), _) => presence,
-            (None, deadline) => {
-                let introduced = Box::pin(introduced(&mut stream.stream));
-                let Some(said) = self.in_time(introduced, deadline).await? else { return Ok(()) };
-                let limits = &plane.reach.limits;
-                match said {
-                    // Its own connections are few; where it has no other, they are all of its clients'.
-                    Said::Own => plane.clients.connect(peer.ip(), 0),
-                    Said::Relayed { client, local } => {
-                        ends = Ends { peer: client, local };
-                        plane.clients.connect(client.ip(), limits.connections_per_client)
-                    }
-                }
-                .ok_or_else(|| {
-                    refuse(&stream.stream);
-                    Refusal::Crowded(ends.peer.ip())
-                })?
+        let presence = match presence {
+            Some(presence) => presence,
+            None => {
+                let introducing = Box::pin(self.introduce(&mut stream.stream, &mut ends, &plane, &deadline));
+                let Some(presence) = introducing.await? else { return Ok(()) };
+                presence
             }
         };
         let Ends { peer, local } = ends.canonical();
@@ -352,6 +340,30 @@ impl Door {
         };
         serving.await;
         Ok(())
+    }
+
+    /// The client for whom a load balancer connects, whose ends take the place of the balancer's; `None` where edge ends first.
+    async fn introduce(
+        &self,
+        stream: &mut TcpStream,
+        ends: &mut Ends,
+        plane: &Plane,
+        deadline: &Option<Deadline>,
+    ) -> Result<Option<Rc<Presence>>, Refusal> {
+        let Some(said) = self.in_time(introduced(stream), deadline).await? else { return Ok(None) };
+        let presence = match said {
+            // Its own connections are few; where it has no other, they are all of its clients'.
+            Said::Own => plane.clients.connect(ends.peer.ip(), 0),
+            Said::Relayed { client, local } => {
+                *ends = Ends { peer: client, local };
+                plane.clients.connect(client.ip(), plane.reach.limits.connections_per_client)
+            }
+        };
+        if presence.is_none() {
+            refuse(stream);
+            return Err(Refusal::Crowded(ends.peer.ip()));
+        }
+        Ok(presence)
     }
 
     /// What comes of `opening` before `deadline`, which drain brings nearer; `None` where edge ends first.
