@@ -71,19 +71,7 @@ pub fn import(config: &Config, dir: &Path) -> Result<u8, ImportError> {
             }
         }
     }
-    let mut candidates = Vec::new();
-    for (index, Found { directory, ca, bundle }) in tree.certificates.iter().enumerate() {
-        match bundle {
-            Ok(bundle) => {
-                let ours = |ca: &CaId| cas.ids.iter().any(|known| known.is(ca));
-                let public = ca.as_ref().is_none_or(|ca| ours(ca) || !ca.is_for_tests());
-                candidates.push(Candidate { index, bundle, public });
-            }
-            Err(reason) => {
-                told.complain(&format!("{}: unusable, {}", directory.display(), Report(reason)))?
-            }
-        }
-    }
+    let candidates = candidates(&tree, &cas, &mut told)?;
     let configured: Vec<Configured> = config
         .apps
         .iter()
@@ -127,6 +115,24 @@ fn accounts<'a>(tree: &'a Tree, config: &'a Config) -> Vec<(&'a str, &'a FoundAc
         Some((url, there.min_by_key(rank)?))
     };
     config.acme.directories().filter_map(of).collect()
+}
+
+/// The certificates that can be used; what is wrong with the others is told.
+fn candidates<'a>(tree: &'a Tree, cas: &Cas, told: &mut Told) -> io::Result<Vec<Candidate<'a>>> {
+    let mut candidates = Vec::new();
+    for (index, Found { directory, ca, bundle }) in tree.certificates.iter().enumerate() {
+        match bundle {
+            Ok(bundle) => {
+                let ours = |ca: &CaId| cas.ids.iter().any(|known| known.is(ca));
+                let public = ca.as_ref().is_none_or(|ca| ours(ca) || !ca.is_for_tests());
+                candidates.push(Candidate { index, bundle, public });
+            }
+            Err(reason) => {
+                told.complain(&format!("{}: unusable, {}", directory.display(), Report(reason)))?
+            }
+        }
+    }
+    Ok(candidates)
 }
 
 /// What is printed.
