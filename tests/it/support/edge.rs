@@ -21,16 +21,23 @@ use super::{processes, until, within};
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_edge");
 
-/// A configuration being written, and the environment `edge` will see.
+/// How `edge` is executed, each time.
+struct Way {
+    environment: Vec<(String, String)>,
+    /// Words that execute what follows them.
+    wrapper: Vec<String>,
+    /// A socket that is passed to it.
+    held: Option<std::net::TcpListener>,
+}
+
+/// A configuration being written, and how `edge` will be executed with it.
 pub(crate) struct Setup {
     dir: TempDir,
     top: String,
     apps: String,
     http: String,
     https: String,
-    environment: Vec<(String, String)>,
-    wrapper: Vec<String>,
-    held: Option<std::net::TcpListener>,
+    way: Way,
     storage: PathBuf,
 }
 
@@ -49,9 +56,11 @@ impl Setup {
             apps: String::new(),
             http: "127.0.0.1:0".into(),
             https: "127.0.0.1:0".into(),
-            environment: vec![("PATH".into(), format!("{}:{path}", bin.display()))],
-            wrapper: Vec::new(),
-            held: None,
+            way: Way {
+                environment: vec![("PATH".into(), format!("{}:{path}", bin.display()))],
+                wrapper: Vec::new(),
+                held: None,
+            },
         }
     }
 
@@ -115,20 +124,20 @@ impl Setup {
 
     /// Sets a variable of `edge`'s own environment.
     pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
-        self.environment.retain(|(known, _)| known != name);
-        self.environment.push((name.into(), value.into()));
+        self.way.environment.retain(|(known, _)| known != name);
+        self.way.environment.push((name.into(), value.into()));
         self
     }
 
     /// Has edge executed by these words, which execute what follows them.
     pub(crate) fn inside(mut self, wrapper: &[impl AsRef<str>]) -> Self {
-        self.wrapper = wrapper.iter().map(|word| word.as_ref().to_owned()).collect();
+        self.way.wrapper = wrapper.iter().map(|word| word.as_ref().to_owned()).collect();
         self
     }
 
     /// Passes a socket to edge as a service manager does, and holds it while edge is restarted.
     pub(crate) fn holding(mut self, socket: std::net::TcpListener) -> Self {
-        self.held = Some(socket);
+        self.way.held = Some(socket);
         let pass = "export LISTEN_PID=$$; exec \"$@\" 3<&0 0</dev/null";
         self.environment("LISTEN_FDS", "1").inside(&["sh", "-c", pass, "sh"])
     }
@@ -157,18 +166,10 @@ impl Setup {
     pub(crate) fn launch(self) -> Edge {
         let config = self.written();
         Edge {
-            launched: Launched::spawn(
-                self.dir.path(),
-                &config,
-                &self.environment,
-                &self.wrapper,
-                self.held.as_ref(),
-            ),
+            launched: Launched::spawn(self.dir.path(), &config, &self.way),
             dir: self.dir,
             config,
-            environment: self.environment,
-            wrapper: self.wrapper,
-            held: self.held,
+            way: self.way,
             http: self.http.parse().unwrap_or(unbound()),
             https: self.https.parse().unwrap_or(unbound()),
         }
@@ -180,9 +181,7 @@ pub(crate) struct Edge {
     launched: Launched,
     dir: TempDir,
     config: PathBuf,
-    environment: Vec<(String, String)>,
-    wrapper: Vec<String>,
-    held: Option<std::net::TcpListener>,
+    way: Way,
     /// Where plain HTTP is served.
     pub(crate) http: SocketAddr,
     /// Where HTTPS is served.
@@ -257,7 +256,7 @@ impl Edge {
 
     /// Runs `edge` with `arguments` and this configuration.
     pub(crate) async fn command(&self, arguments: &[&str]) -> Output {
-        run(&self.environment, arguments, &self.config).await
+        run(&self.way.environment, arguments, &self.config).await
     }
 
     /// Waits until every worker of `app` is ready, and returns the state of the app.
@@ -359,13 +358,7 @@ impl Edge {
 
     /// As [`Self::restart`], without waiting for anything.
     pub(crate) fn execute_again(&mut self) {
-        self.launched = Launched::spawn(
-            self.dir.path(),
-            &self.config,
-            &self.environment,
-            &self.wrapper,
-            self.held.as_ref(),
-        );
+        self.launched = Launched::spawn(self.dir.path(), &self.config, &self.way);
     }
 
     /// Waits until an edge that was just executed listens.
@@ -378,7 +371,7 @@ impl Edge {
                 );
             }
             self.launched.note_readiness();
-            let output = run(&self.environment, &["status", "--json"], &self.config).await;
+            let output = run(&self.way.environment, &["status", "--json"], &self.config).await;
             let status: Value = serde_json::from_slice(&output.stdout).ok()?;
             let listeners = status["listeners"].as_array()?;
             (!listeners.is_empty()).then(|| listeners.clone())
@@ -414,13 +407,7 @@ struct Launched {
 }
 
 impl Launched {
-    fn spawn(
-        dir: &Path,
-        config: &Path,
-        environment: &[(String, String)],
-        wrapper: &[String],
-        held: Option<&std::net::TcpListener>,
-    ) -> Self {
+    fn spawn(dir: &Path, config: &Path, way: &Way) -> Self {
         let notify = dir.join("notify.sock");
         let _ = fs::remove_file(&notify);
         let notices = UnixDatagram::bind(&notify).expect("a notify socket");
@@ -428,15 +415,15 @@ impl Launched {
         let log = dir.join("edge.log");
         let output = File::options().create(true).append(true).open(&log).expect("a log file");
         let at = Instant::now();
-        let stdin = match held {
+        let stdin = match &way.held {
             Some(socket) => Stdio::from(OwnedFd::from(socket.try_clone().expect("a descriptor"))),
             None => Stdio::null(),
         };
-        let mut words = wrapper.iter().map(String::as_str).chain([BINARY, "--config"]);
+        let mut words = way.wrapper.iter().map(String::as_str).chain([BINARY, "--config"]);
         let child = Command::new(words.next().expect("the binary at least"))
             .args(words)
             .arg(config)
-            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .envs(way.environment.iter().map(|(name, value)| (name, value)))
             .env("NOTIFY_SOCKET", &notify)
             .stdin(stdin)
             .stdout(output.try_clone().expect("a descriptor"))
