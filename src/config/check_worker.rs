@@ -11,7 +11,7 @@ use crate::config::env_file;
 use crate::config::model::{
     Account, HealthCheck, Recycle, Resource, Restart, ServerKind, Transport, Ulimit, WorkerCount, WorkerSpec,
 };
-use crate::config::scalar::{self, LONGEST_SOCKET_PATH};
+use crate::config::scalar::{self, LONGEST_SOCKET_PATH, ScalarError};
 use crate::config::script;
 use crate::config::section::{Section, Value};
 use crate::name::AppName;
@@ -261,7 +261,10 @@ fn ulimits(section: &Section<'_>) -> Vec<Ulimit> {
 fn ulimit(value: &Value<'_>) -> Option<(u64, u64)> {
     let number = |text: &str| match text {
         "unlimited" | "-1" => Ok(u64::MAX),
-        text => text.parse::<u64>().map_err(|_| "is neither a whole number nor `unlimited`"),
+        text => scalar::number(text, 0, u64::MAX).map_err(|error| {
+            let trap = matches!(error, ScalarError::LeadingZero(_));
+            if trap { error.to_string() } else { "is neither a whole number nor `unlimited`".to_owned() }
+        }),
     };
     if !value.is_map() {
         return value.parse(number).map(|both| (both, both));

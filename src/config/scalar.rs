@@ -30,6 +30,8 @@ pub enum ScalarError {
     Boolean,
     #[error("is not a whole number from {0} to {1}")]
     Number(u64, u64),
+    #[error("begins with 0, which many programs take for a number to the base of 8: write `{0}`")]
+    LeadingZero(u64),
     #[error("is not an address to listen on, such as `:443`, `127.0.0.1:8443` or `[::1]:443`")]
     Listen,
     #[error("is not an address to listen on: write `:{0}` for that port of every address")]
@@ -98,6 +100,7 @@ pub fn positive_duration(text: &str) -> Result<Duration, ScalarError> {
 
 /// Bytes: `0`, `512`, `100MB` (decimal: KB is 1000), `64KiB` (binary: KiB is 1024). Upper and lower case are the same.
 pub fn size(text: &str) -> Result<u64, ScalarError> {
+    refuse_leading_zero(text)?;
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let bytes: u64 = match unit.to_ascii_lowercase().as_str() {
@@ -117,6 +120,7 @@ pub fn size(text: &str) -> Result<u64, ScalarError> {
 
 /// Bytes, from `least` to `most`.
 pub fn size_within(text: &str, least: u64, most: u64) -> Result<u64, ScalarError> {
+    refuse_leading_zero(text)?;
     let size = size(text).ok().filter(|size| (least..=most).contains(size));
     size.ok_or(ScalarError::SizeWithin(least, most))
 }
@@ -155,8 +159,18 @@ pub fn boolean(text: &str) -> Result<bool, ScalarError> {
 
 /// A whole number from `least` to `most`.
 pub fn number(text: &str, least: u64, most: u64) -> Result<u64, ScalarError> {
+    refuse_leading_zero(text)?;
     let number = text.parse().ok().filter(|number| (least..=most).contains(number));
     number.ok_or(ScalarError::Number(least, most))
+}
+
+/// `010` is 10 here and 8 to whatever reads YAML as Compose does: nobody can tell what was meant.
+fn refuse_leading_zero(text: &str) -> Result<(), ScalarError> {
+    let ambiguous = text.len() > 1 && text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(number) if ambiguous => Err(ScalarError::LeadingZero(number)),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// `:443`, `127.0.0.1:8443`, `[::1]:443`.
@@ -340,6 +354,18 @@ mod tests {
         for text in ["", "KB", "-1", "1.5MB", "1 MB", "1M", "99999999TB", "1e3"] {
             assert!(size(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_number_to_the_base_of_8_is_not_taken_for_another() {
+        for text in ["010", "080", "00", "0755"] {
+            let written = text.parse().expect("a number");
+            assert_eq!(number(text, 0, 10_000), Err(ScalarError::LeadingZero(written)));
+            assert_eq!(size(text), Err(ScalarError::LeadingZero(written)));
+            assert_eq!(size_within(text, 0, 10_000), Err(ScalarError::LeadingZero(written)));
+        }
+        assert_eq!((number("0", 0, 9), number("10", 0, 99)), (Ok(0), Ok(10)));
+        assert_eq!((number("0x10", 0, 99), size("0KB")), (Err(ScalarError::Number(0, 99)), Ok(0)));
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
 use super::ca::stub::{Ari, Fault, STEPS, Step};
 use super::lab::{DAY, HOUR, Lab, Running, local, valid};
 use super::setup::{config, trusted};
@@ -9,6 +12,7 @@ use crate::cert::cas::Cas;
 use crate::cert::failure::{Class, Failure};
 use crate::cert::history::History;
 use crate::cert::schedule::Certificate;
+use crate::clock::Clock;
 use crate::config::model::{Acme, Config, Eab};
 use crate::config::trusted::Trusted;
 use crate::telemetry::status::CertificateState;
@@ -251,15 +255,12 @@ async fn another_ca_is_asked_when_the_first_is_away_and_the_first_again_afterwar
         running.stop().await;
         let running = lab.run_with(&config, None);
         assert_eq!(running.status(0).state, CertificateState::Valid, "found where the other CA's are kept");
-        for _ in 0..40 {
-            lab.pass(2 * DAY).await;
-            other.stub.pass(2 * DAY);
-            // What that leads to must not be overtaken by the next step.
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            if lab.stub.books().issued == 1 {
-                break;
-            }
-        }
+        let due = running.status(0).renew_at.expect("planned");
+        let due = SystemTime::from(OffsetDateTime::parse(&due, &Rfc3339).expect("a date"));
+        let left = due.duration_since(lab.clock.now()).expect("later") + HOUR;
+        other.stub.pass(left);
+        lab.pass(left).await;
+        running.until("the first has issued", |_| lab.stub.books().issued == 1).await;
         assert_eq!((lab.stub.orders().len(), other.stub.orders().len()), (1, 1));
         assert_eq!(lab.stub.orders()[0].replaces, None, "another CA's certificate is not its to replace");
         running.stop().await;
