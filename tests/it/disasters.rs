@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::client::{Connection, PATIENCE, Trust, Wire, empty};
 use crate::support::edge::{Edge, Setup};
 use crate::support::load::{Client, Load};
+use crate::support::stalls::Stalls;
 use crate::support::{full_length, processes, python, until};
 
 /// Clients that ask for `paths` in turn, half of them by HTTP/2.
@@ -148,7 +149,7 @@ async fn killed_uvicorns_are_back_in_a_second_and_cost_no_get() {
             (now.len() == 4).then_some(new)
         })
         .await;
-        back.push(Return::read(&edge.log_objects(), at, successor));
+        back.push(Return::read(&edge.log_objects(), (killed, at), successor));
         tokio::time::sleep(
             Duration::from_secs(if full_length() { 5 } else { 1 }).saturating_sub(killed.elapsed()),
         )
@@ -189,7 +190,8 @@ struct Return {
 }
 
 impl Return {
-    fn read(log: &[serde_json::Value], killed: OffsetDateTime, successor: u32) -> Self {
+    /// The kill is told by both clocks: lines have one, and when the machine stood still is known by the other.
+    fn read(log: &[serde_json::Value], killed: (Instant, OffsetDateTime), successor: u32) -> Self {
         let when = |message: &str| {
             let said = |line: &&serde_json::Value| {
                 line["pid"] == successor && line["msg"].as_str().is_some_and(|text| text.contains(message))
@@ -197,11 +199,13 @@ impl Return {
             let line = log.iter().find(said).unwrap_or_else(|| panic!("{successor}: {message}"));
             OffsetDateTime::parse(line["ts"].as_str().unwrap(), &Rfc3339).unwrap()
         };
+        let stalls = Stalls::so_far();
         // Log lines are of the millisecond.
-        let span = |from: OffsetDateTime, to: OffsetDateTime| (to - from).try_into().unwrap_or_default();
+        let moment = |at: OffsetDateTime| killed.0 + Duration::try_from(at - killed.1).unwrap_or_default();
+        let span = |from, to| stalls.awake(moment(from), moment(to));
         let (started, listens) = (when("worker started"), when("Uvicorn running on"));
         Self {
-            started: span(killed, started),
+            started: span(killed.1, started),
             listened: span(started, listens),
             admitted: span(listens, when("worker ready")),
         }
