@@ -397,3 +397,24 @@ async fn a_websocket_is_carried_both_ways_and_logged_at_its_end() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_request_that_was_read_keeps_nothing_of_the_threads_buffer() {
+    let world = world(0).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let ((stream, peer), mut client) = (accepted.expect("accepted"), client.expect("connected"));
+    let conn = Rc::new(ConnInfo::new(peer, address, None, world.plane.clients.represent(peer.ip())));
+    let mut talk = Talk::new(Tcp::new(stream), conn, Rc::clone(&world.plane), Stage::default());
+    let request = "GET / HTTP/1.1\r\nhost: a.test\r\n\r\n";
+    // The second is kept, of course, until it is read itself.
+    client.write_all(request.repeat(2).as_bytes()).await.expect("written");
+    for left in [request.len(), 0] {
+        let next = poll_fn(|cx| talk.poll_next(cx)).await;
+        assert!(matches!(next, Ok(Next::Request(_))));
+        let input = &talk.wire.borrow().input;
+        assert_eq!(input.len(), left);
+        assert!(left > 0 || input.as_ptr() == Bytes::new().as_ptr(), "an empty slice keeps its buffer");
+    }
+}
