@@ -146,10 +146,12 @@
 //!   worker/unread.rs          bytes that the other end was sent and has not read
 //!   worker/watchdog.rs        whether a worker that serves reads what it is sent
 //!   worker/deserted.rs        whether anybody listens still where a worker that serves did
+//!   worker/answering.rs       whether the files a worker is started from answer at all
 //!   worker/setup.rs           what the workers of one generation are run by
 //!   worker/recycling.rs       when a worker that serves well is replaced all the same
 //!   worker/scaling.rs         how a crew comes to another number of workers
-//!   worker/staffing.rs        how a crew carries out each decision   ← telemetry
+//!   worker/launching.rs       how a crew starts a worker
+//!   worker/staffing.rs        how a crew carries out each other decision   ← telemetry
 //!   worker/remarks.rs         what operators hear of workers while it is so
 //!   worker/crew.rs            the workers of one app as their supervisor holds them   ← telemetry
 //!   worker/lifecycle.rs    P  one worker's life: state, input, actions

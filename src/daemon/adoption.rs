@@ -25,6 +25,8 @@ use crate::worker::supervisor::{RollError, Supervisor};
 const SAYING: Duration = Duration::from_secs(2);
 /// How often a new app is looked at for failing again and again.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long looking for an app's program may take.
+const SEEN: Duration = Duration::from_secs(5);
 /// Last lines of a worker that are shown.
 const LAST_LINES: usize = 20;
 
@@ -216,12 +218,13 @@ impl<'a> Adoption<'a> {
             }
             Backend::Upstream(_) => None,
         };
-        match tokio::task::spawn_blocking(look).await {
-            Ok(Some(obstacle)) => {
+        match tokio::time::timeout(SEEN, tokio::task::spawn_blocking(look)).await {
+            Ok(Ok(Some(obstacle))) => {
                 let error = RollError { reason: obstacle.to_string(), last_lines: Vec::new() };
                 Err(not_rolled(&name, &supervisor, &error))
             }
-            Ok(None) | Err(_) => Ok(()),
+            // What does not answer is the first new worker's to say.
+            Ok(Ok(None) | Err(_)) | Err(_) => Ok(()),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cert::store_error::StoreError;
 use crate::config::diff::{self, Change};
@@ -18,6 +19,9 @@ use crate::daemon::progress::{Failed, Progress};
 use crate::daemon::rolling::{no_workers, stays};
 use crate::name::AppName;
 use crate::report::Report;
+
+/// How long reading a configuration and looking at what it names may take.
+const READ: Duration = Duration::from_secs(30);
 
 /// A reload that a signal asked for. Signals that come while one waits for its turn are about the same file.
 pub async fn signalled(live: Rc<Live>) {
@@ -92,10 +96,15 @@ async fn look(live: &Live, old: &Config, told: &Progress) -> Result<(), Failed> 
 /// Off the event loop: files and the system's databases of users and hosts may be slow.
 async fn read(file: PathBuf) -> Result<Config, Failed> {
     let read = move || load::load(&file, &Surroundings::of_this_process());
-    match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(config)) => Ok(config),
-        Ok(Err(problems)) => Err(refused(&problems)),
-        Err(_) => Err(Failed::because("reading the configuration failed because of a bug in edge")),
+    match tokio::time::timeout(READ, tokio::task::spawn_blocking(read)).await {
+        Ok(Ok(Ok(config))) => Ok(config),
+        Ok(Ok(Err(problems))) => Err(refused(&problems)),
+        // The turn is another's then, who may have taken the app out that lies there.
+        Err(_) => Err(Failed::because(format!(
+            "the configuration, or a file or directory that it names, has not answered for {} s: is one on a file server that is gone?",
+            READ.as_secs()
+        ))),
+        Ok(Err(_)) => Err(Failed::because("reading the configuration failed because of a bug in edge")),
     }
 }
 

@@ -41,8 +41,16 @@ pub(super) async fn run(
         tracing::info!(%app, command = shown, "running what comes before the first worker");
         let incarnation = generation * 1000 + at;
         let id = WorkerId { app: app.clone(), slot: SLOT, incarnation };
-        let child = launch(&id, &setup.spec, command, tools.launcher.as_ref())
-            .map_err(|error| RollError::because(format!("{name} of `before_start`: {}", Report(&error))))?;
+        let failed =
+            |error: LaunchError| RollError::because(format!("{name} of `before_start`: {}", Report(&error)));
+        let plan = plan(&id, &setup.spec, command);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let silent = |what: &str| tracing::warn!(%app, command = shown, "it cannot be run yet: {what} does not answer");
+        tokio::select! {
+            answered = setup.look.answered(&setup.spec, &plan, left, silent) => answered.map_err(failed)?,
+            () = scope.drained() => return Err(RollError::because(format!("{name} of `before_start` was not begun"))),
+        }
+        let child = launch(&id, &setup.spec, &plan, tools.launcher.as_ref()).map_err(failed)?;
         let tail = Tail::default();
         let journal = (&tail, &tools.journal);
         let ended = one(app, &child, journal, deadline, setup.spec.stop_grace_period, scope).await;
@@ -62,14 +70,18 @@ pub(super) async fn run(
 fn launch(
     id: &WorkerId,
     spec: &WorkerSpec,
-    command: &[String],
+    plan: &Plan,
     launcher: &dyn Launcher,
 ) -> Result<Child, LaunchError> {
     let place = launcher.place(id, &spec.account, Wire::Unix)?;
+    launcher.launch(&Order { id, spec, plan, place: &place })
+}
+
+fn plan(id: &WorkerId, spec: &WorkerSpec, command: &[String]) -> Plan {
     let mut environment = spec.environment.clone();
     environment.insert("EDGE_APP".into(), id.app.to_string());
     environment.insert("PYTHONUNBUFFERED".into(), "1".into());
-    let plan = Plan {
+    Plan {
         server: spec.server,
         program: Program::Named,
         argv: command.to_vec(),
@@ -81,8 +93,7 @@ fn launch(
         delegated: None,
         notes: Vec::new(),
         warnings: Vec::new(),
-    };
-    launcher.launch(&Order { id, spec, plan: &plan, place: &place })
+    }
 }
 
 /// Waits for its end; `None` if it had to be ended.

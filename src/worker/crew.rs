@@ -19,19 +19,23 @@ use crate::telemetry::status::{AppState, AppStatus, WorkerState, WorkerStatus};
 use crate::worker::change::{Changes, Reply, RollError, Wish};
 use crate::worker::child::{Child, Exit};
 use crate::worker::headcount::Headcount;
-use crate::worker::launch::Tools;
+use crate::worker::launch::{LaunchError, Tools};
 use crate::worker::lifecycle::{self, Action, Input, State};
 use crate::worker::member::Member;
 use crate::worker::past::{Past, Rejected};
 use crate::worker::probe::NotReady;
 use crate::worker::rollout::{self, Policy, Rollout, Seat};
-use crate::worker::setup::Setup;
+use crate::worker::setup::{Launching, Setup};
 use crate::worker::slot::Roster;
 use crate::worker::usage;
 
 /// What the tasks around a crew report, and what it is told.
 #[derive(Debug)]
 pub(super) enum Event {
+    /// The files that a worker is started from have not answered for a while: these.
+    Silent(Seat, String),
+    /// They have answered, or are not waited for any longer.
+    Answered(Seat, Result<(), LaunchError>),
     /// Something happened to a worker.
     Happened(WorkerId, Input),
     /// A probe said why a worker is not ready.
@@ -77,6 +81,7 @@ pub(super) struct Crew {
     /// By generation; those that no worker is of any more are forgotten.
     pub(super) setups: BTreeMap<u64, Rc<Setup>>,
     pub(super) workers: BTreeMap<Seat, Member>,
+    pub(super) launching: BTreeMap<Seat, Launching>,
     pub(super) past: BTreeMap<u32, Past>,
     /// How many have ended, by reason.
     pub(super) exits: BTreeMap<&'static str, u64>,
@@ -118,6 +123,7 @@ impl Crew {
             rollout: Rollout::new(policy, now()),
             setups: BTreeMap::from([(FIRST, Rc::new(Setup::new(app, spec)))]),
             workers: BTreeMap::new(),
+            launching: BTreeMap::new(),
             past: BTreeMap::new(),
             exits: BTreeMap::new(),
             burials: BTreeSet::new(),
@@ -140,6 +146,8 @@ impl Crew {
     /// Takes in one event and performs all that follows.
     pub(super) fn handle(&mut self, event: Event) {
         match event {
+            Event::Silent(at, what) => self.silent(at, what),
+            Event::Answered(at, answered) => self.answered(at, answered),
             Event::Happened(id, input) => self.feed(&id, input),
             Event::Missed(id, reason) => {
                 if let Some(worker) = self.find(&id) {
@@ -235,7 +243,9 @@ impl Crew {
         let mut workers: Vec<_> =
             self.workers.iter().map(|(seat, worker)| self.worker(*seat, worker)).collect();
         let vacant = |slot: &u32| *slot < wanted && self.workers.keys().all(|seat| seat.slot != *slot);
-        workers.extend(self.past.keys().copied().filter(vacant).map(|slot| self.vacancy(slot)));
+        let slots: BTreeSet<u32> =
+            self.past.keys().copied().chain(self.launching.keys().map(|seat| seat.slot)).collect();
+        workers.extend(slots.into_iter().filter(vacant).map(|slot| self.vacancy(slot)));
         workers.sort_by_key(|worker| worker.slot);
         let scale = Some(self.headcount.status(wanted));
         let (failed_deploy, failed_deploy_at) = self.rejected.as_ref().map(Rejected::told).unzip();
@@ -257,10 +267,12 @@ impl Crew {
     }
 
     fn vacancy(&self, slot: u32) -> WorkerStatus {
+        let launching = self.launching.iter().find(|(seat, _)| seat.slot == slot).map(|(_, one)| one);
+        let waits_for = launching.and_then(|launching| launching.waits_for.as_ref());
         WorkerStatus {
             slot,
             pid: None,
-            state: WorkerState::Backoff,
+            state: if launching.is_some() { WorkerState::Starting } else { WorkerState::Backoff },
             in_flight: 0,
             requests: 0,
             memory_bytes: 0,
@@ -268,7 +280,7 @@ impl Crew {
             age_s: 0,
             started: None,
             address: String::new(),
-            trouble: None,
+            trouble: waits_for.map(|what| format!("not started yet: {what} does not answer")),
             past: self.past.get(&slot).map(|past| past.status(None)).unwrap_or_default(),
         }
     }
@@ -328,12 +340,12 @@ impl Crew {
             for action in actions {
                 match action {
                     rollout::Action::Prepare(generation) => inputs.extend(self.prepare(generation)),
-                    rollout::Action::Launch(seat, generation) => inputs.extend(self.launch(seat, generation)),
-                    rollout::Action::Retire(seat) => self.retire(seat),
+                    rollout::Action::Launch(seat, generation) => self.launch(seat, generation),
+                    rollout::Action::Retire(seat) => inputs.extend(self.retire(seat)),
                     rollout::Action::MakeRoom(seat) => {
                         let app = self.app();
                         tracing::warn!(app = %app.name, worker = seat.slot, "memory has no room for a successor beside this worker: it goes first, and requests wait if there is no other");
-                        self.retire(seat);
+                        inputs.extend(self.retire(seat));
                     }
                     rollout::Action::Completed(generation) => {
                         tracing::info!(app = %self.app().name, generation, "all workers are of the new generation");
@@ -356,10 +368,15 @@ impl Crew {
         }
     }
 
-    fn retire(&mut self, seat: Seat) {
+    /// Asks a worker to go; what is known at once.
+    fn retire(&mut self, seat: Seat) -> Option<rollout::Input> {
+        if self.forgo(seat) {
+            return Some(rollout::Input::Died(seat));
+        }
         if let Some(id) = self.workers.get(&seat).map(|worker| worker.id.clone()) {
             self.feed(&id, Input::Retire);
         }
+        None
     }
 
     /// The memory of the largest worker, as last measured.

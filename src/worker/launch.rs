@@ -86,6 +86,16 @@ pub enum LaunchError {
         /// Why.
         source: io::Error,
     },
+    /// What it is started from does not answer.
+    #[error(
+        "{what} has not answered for {seconds} s: is it on a file server, or a disk, that is gone? Edge tries again until it does"
+    )]
+    Silent {
+        /// In words.
+        what: String,
+        /// How long it was waited for.
+        seconds: f64,
+    },
     /// The program cannot be executed.
     #[error("cannot run `{program}`{}", closed(program, user.as_deref(), source))]
     Spawn {

@@ -1,6 +1,7 @@
 //! Worker processes: spawned, watched, drained, replaced.
 
 pub mod adapter;
+mod answering;
 mod background;
 mod before_start;
 pub mod cgroup;
@@ -18,6 +19,7 @@ mod headcount;
 pub mod journal;
 mod last_words;
 pub mod launch;
+mod launching;
 pub mod leftovers;
 pub mod lifecycle;
 pub mod listening;

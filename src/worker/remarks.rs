@@ -23,6 +23,16 @@ pub(super) fn pause(limit: Duration) -> Duration {
 }
 
 impl Crew {
+    /// The files that a worker is started from do not answer.
+    pub(super) fn silent(&mut self, at: Seat, what: String) {
+        let app = self.app();
+        let Some(launching) = self.launching.get_mut(&at) else { return };
+        tracing::warn!(app = %app.name, worker = at.slot, "cannot start a worker yet: {what} does not answer, as of a file server that is gone");
+        let text = format!("worker {} is not started yet: {what} does not answer", at.slot);
+        launching.waits_for = Some(what);
+        self.remark(text);
+    }
+
     /// A worker still starts, and listens there if not where edge asks; none where it listens by now and has not answered.
     pub(super) fn slow(&mut self, id: &WorkerId, elsewhere: Option<Vec<SocketAddr>>) {
         let Some(worker) = self.workers.get_mut(&seat(id)) else { return };

@@ -2,12 +2,14 @@
 
 use std::cell::Cell;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::complaint::Reason;
 use crate::config::model::{App, ServerKind, WorkerSpec};
-use crate::worker::adapter::{self, Wire};
+use crate::worker::adapter::{self, Plan, Wire};
+use crate::worker::answering::Look;
 use crate::worker::lifecycle::Patience;
 use crate::worker::probe::Question;
 use crate::worker::watchdog::{self, Watch};
@@ -18,6 +20,10 @@ pub(super) struct Setup {
     pub(super) spec: WorkerSpec,
     pub(super) server: ServerKind,
     pub(super) wire: Wire,
+    /// Its program and environment; the address in it is nobody's.
+    pub(super) plan: Plan,
+    /// At the files its workers are started from.
+    pub(super) look: Look,
     pub(super) patience: Patience,
     pub(super) watch: Watch,
     /// Whether a worker of it was looked at for where it listens.
@@ -26,6 +32,14 @@ pub(super) struct Setup {
     pub(super) not_started: Reason,
     /// Whether what comes before its first worker has been run.
     pub(super) prepared: bool,
+}
+
+/// A worker that is to be started once its files have answered.
+pub(super) struct Launching {
+    pub(super) setup: Rc<Setup>,
+    pub(super) generation: u64,
+    /// What has not answered for a while.
+    pub(super) waits_for: Option<String>,
 }
 
 impl Setup {
@@ -47,6 +61,8 @@ impl Setup {
             spec,
             server,
             wire,
+            plan,
+            look: Look::default(),
             patience,
             watch,
             located: Cell::new(false),

@@ -1,35 +1,24 @@
-//! How a crew carries out each decision: a generation prepared, a worker launched, admitted, withdrawn, ended, buried.
+//! How a crew carries out each decision but the launch: a generation prepared, a worker admitted, withdrawn, ended, buried.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::task::JoinHandle;
-
 use crate::clock::{Clock, SystemClock};
-use crate::name::WorkerId;
-use crate::report::Report;
-use crate::worker::adapter;
 use crate::worker::before_start;
 use crate::worker::change::RollError;
-use crate::worker::child::{Child, Exit};
-use crate::worker::crew::{Crew, Event, now};
+use crate::worker::child::Exit;
+use crate::worker::crew::{Crew, Event};
 use crate::worker::deserted;
 use crate::worker::last_words;
-use crate::worker::launch::{LaunchError, Order};
-use crate::worker::lifecycle::{self, Input, State, Why};
+use crate::worker::lifecycle::{Input, State, Why};
 use crate::worker::listening;
 use crate::worker::member::Member;
-use crate::worker::output::{self, Source, Tail};
+use crate::worker::output;
 use crate::worker::past::{self, Blame, Rejected};
-use crate::worker::priority;
-use crate::worker::probe::NotReady;
 use crate::worker::recycling::Limits;
-use crate::worker::remarks;
 use crate::worker::rollout::{self, Seat};
 use crate::worker::setup::Setup;
 use crate::worker::slot::Slot;
-use crate::worker::usage;
 
 impl Crew {
     /// Runs what comes before a generation's first worker; what is known at once.
@@ -113,114 +102,6 @@ impl Crew {
                 self.roll(rollout::Input::Unprepared(generation));
             }
         }
-    }
-
-    /// Starts a worker; if it cannot be, says so at once.
-    pub(super) fn launch(&mut self, seat: Seat, generation: u64) -> Option<rollout::Input> {
-        let error = self.try_launch(seat, generation).err()?;
-        self.headcount.failed();
-        let cause = Report(&error).to_string();
-        let setup = self.setups.get(&generation);
-        let told = setup.map_or_else(|| cause.clone(), |setup| setup.not_started.told(&cause, now()));
-        tracing::error!(app = %self.app().name, worker = seat.slot, error = %told, "cannot start a worker");
-        *self.exits.entry(past::NOT_STARTED).or_default() += 1;
-        self.failed(seat, cause.clone(), past::NOT_STARTED);
-        self.changes.failed(seat, RollError::because(cause));
-        Some(rollout::Input::Died(seat))
-    }
-
-    fn try_launch(&mut self, seat: Seat, generation: u64) -> Result<(), LaunchError> {
-        let count = self.past.entry(seat.slot).or_default().launched(seat.incarnation);
-        // Only generations that have one are launched.
-        let Some(setup) = self.setups.get(&generation).cloned() else { return Ok(()) };
-        let id = WorkerId { app: setup.app.name.clone(), slot: seat.slot, incarnation: seat.incarnation };
-        let place = self.tools.launcher.place(&id, &setup.spec.account, setup.wire)?;
-        let plan = adapter::plan_at(&setup.spec, &place);
-        let order = Order { id: &id, spec: &setup.spec, plan: &plan, place: &place };
-        let child = Rc::new(self.tools.launcher.launch(&order)?);
-        let address = child.address(plan.wire);
-        tracing::info!(app = %id.app, worker = seat.slot, pid = child.pid(), %address, generation, "worker started");
-        let tail = Tail::default();
-        let worker = Member {
-            count,
-            state: lifecycle::begin(now(), &setup.patience),
-            followers: self.follow(&id, &child, &tail),
-            tasks: self.tasks.child(),
-            child,
-            address,
-            idle_timeout: plan.idle_timeout,
-            concurrency: plan.concurrency,
-            slot: None,
-            launched_at: now(),
-            started: SystemClock.seconds(),
-            exit: Exit::Unknown,
-            missed: None,
-            elsewhere: Vec::new(),
-            trouble: None,
-            unwell: false,
-            memory: 0,
-            oom_before: usage::out_of_memory_kills(),
-            tail,
-            id,
-            setup,
-        };
-        self.watch(&worker);
-        if let Some(nice) = worker.setup.spec.nice {
-            let child = Rc::clone(&worker.child);
-            worker.alongside(async move { priority::share(&child, nice).await });
-        }
-        self.workers.insert(seat, worker);
-        Ok(())
-    }
-
-    fn follow(&self, id: &WorkerId, child: &Child, tail: &Tail) -> Vec<JoinHandle<()>> {
-        let Some((stdout, stderr)) = child.take_output() else { return Vec::new() };
-        let streams = [(stdout, "stdout"), (stderr, "stderr")];
-        let follow = |(pipe, stream)| {
-            let (app, worker, journal) = (id.app.clone(), Some(id.slot), Rc::clone(&self.tools.journal));
-            let source = Source { app, worker, pid: child.pid(), stream, journal };
-            self.tasks.spawn(output::follow(pipe, source, tail.clone()))
-        };
-        streams.into_iter().map(follow).collect()
-    }
-
-    fn watch(&self, worker: &Member) {
-        let (id, child, events) = (worker.id.clone(), Rc::clone(&worker.child), self.events.clone());
-        // Without it a death would never be noticed.
-        self.tasks.drive(async move {
-            let exit = child.exited().await;
-            let _nobody_listens = events.send(Event::Exited(id, exit));
-        });
-        let question = worker.setup.question();
-        let (id, address, events) = (worker.id.clone(), worker.address.clone(), self.events.clone());
-        let (child, pause) = (Rc::clone(&worker.child), remarks::pause(worker.setup.spec.start_timeout));
-        worker.alongside(async move {
-            let unreachable = Cell::new(false);
-            let missed = |reason| {
-                unreachable.set(matches!(reason, NotReady::Unreachable { .. }));
-                let _nobody_listens = events.send(Event::Missed(id.clone(), reason));
-            };
-            let waits = async {
-                loop {
-                    tokio::time::sleep(pause).await;
-                    let elsewhere = if !unreachable.get() {
-                        Some(Vec::new())
-                    } else if deserted::is_attended(&address).await {
-                        None
-                    } else {
-                        Some(listening::addresses(child.finder()).await)
-                    };
-                    if events.send(Event::Slow(id.clone(), elsewhere)).is_err() {
-                        break;
-                    }
-                }
-            };
-            tokio::select! {
-                () = question.until_ready(&address, missed) => {}
-                () = waits => {}
-            }
-            let _nobody_listens = events.send(Event::Happened(id.clone(), Input::ProbePassed));
-        });
     }
 
     pub(super) fn admit(&mut self, at: Seat) {
@@ -460,7 +341,7 @@ impl Crew {
     }
 
     /// Notes that the worker at `at` has failed, before the rollout hears of it.
-    fn failed(&mut self, at: Seat, how: String, word: &'static str) {
+    pub(super) fn failed(&mut self, at: Seat, how: String, word: &'static str) {
         self.roster.note_end(&how);
         let blame = if self.rollout.is_candidate(at) { Blame::Candidate } else { Blame::Slot };
         if blame == Blame::Candidate {

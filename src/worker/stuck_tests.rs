@@ -81,7 +81,7 @@ async fn a_worker_that_the_kernel_does_not_let_go_is_given_up_and_told_and_repla
                 _ = &mut restart => panic!("the old process is there still"),
             };
             assert!(told.contains(&format!("(process {})", first.pid)), "{told}");
-            assert!(alive_or_stuck(first.pid), "it was not stuck");
+            assert!(family::process(first.pid).is_some(), "it was not stuck");
             let status = app.status();
             assert_eq!(status.worker_exits, [("stuck".to_owned(), 1)].into());
             let how = status.workers[0].past.last_exit.clone();
@@ -97,6 +97,51 @@ async fn a_worker_that_the_kernel_does_not_let_go_is_given_up_and_told_and_repla
         .await;
 }
 
-fn alive_or_stuck(pid: u32) -> bool {
-    family::process(pid).is_some()
+#[tokio::test]
+async fn a_worker_whose_files_do_not_answer_holds_up_nobody_else_and_is_told() {
+    LocalSet::new()
+        .run_until(async {
+            let stage = Stage::new();
+            let root = stage.root.path();
+            let Some(dead) = DeadFiles::below(root) else { return };
+            let limit = Duration::from_secs(1);
+            let there = WorkerSpec { working_dir: dead.path.clone(), ..stage.server(&[]) };
+            let one = stage.start(WorkerSpec { start_timeout: limit, ..there });
+            let another = Arc::new(App { name: "other".parse().expect("valid"), ..(*app()).clone() });
+            let roster = Roster::new();
+            let tools = Tools {
+                launcher: stage.launcher.clone(),
+                rng: fastrand::Rng::with_seed(7),
+                journal: Rc::default(),
+                available: usage::available,
+            };
+            let other =
+                supervise(another.clone(), &stage.server(&[]), Arc::clone(&roster), tools, &stage.scope);
+            let serves = roster.wait_for_change(|slots| slots.first().cloned());
+            tokio::time::timeout(PATIENCE, serves).await.expect("the other app starts");
+
+            let what = format!("the working directory {}", dead.path.display());
+            let worker = || one.status().workers.first().cloned();
+            let waits = format!("not started yet: {what} does not answer");
+            let is_told = || worker().is_some_and(|worker| worker.trouble.as_ref() == Some(&waits));
+            eventually("it is told", is_told).await;
+            let failed = || worker().and_then(|worker| worker.past.last_exit).unwrap_or_default();
+            eventually("it is given up", || !failed().is_empty()).await;
+            assert!(failed().starts_with(&format!("{what} has not answered for 1 s: ")), "{}", failed());
+            eventually("it is tried again", is_told).await;
+            one.stop().await;
+
+            let program = dead.path.join("server").display().to_string();
+            let moved = WorkerSpec { start_timeout: limit, ..spec(root, vec![program.clone()]) };
+            let error = other.roll(another, moved).await.expect_err("nothing answers");
+            assert!(
+                error.reason.starts_with(&format!("the program `{program}` has not answered")),
+                "{error:?}"
+            );
+            assert!(other.serves());
+            other.stop().await;
+            drop(dead);
+            stage.leaves_nothing();
+        })
+        .await;
 }
