@@ -28,7 +28,7 @@ pub struct Prepared {
 #[expect(clippy::large_enum_variant, reason = "a few, for a moment")]
 enum Planned {
     /// Known already, and now this app's.
-    Kept { id: NameId, app: AppName, default: bool },
+    Kept { id: NameId, pattern: HostPattern, app: AppName, default: bool },
     /// Just loaded.
     Loaded(Name),
 }
@@ -42,6 +42,8 @@ impl Names {
         let acme = Box::new(config.acme.clone());
         let mut prepared =
             Prepared { plan: Vec::new(), cas: Arc::clone(&cas), acme, tickets: HashMap::new(), clients };
+        let present: HashMap<&HostPattern, &Name> =
+            self.list.iter().map(|name| (&name.pattern, name)).collect();
         for app in &config.apps {
             if !self.tickets.contains_key(&app.name)
                 && let Ok(tickets) = rustls::crypto::aws_lc_rs::Ticketer::new()
@@ -49,7 +51,7 @@ impl Names {
                 prepared.tickets.insert(app.name.clone(), tickets);
             }
             for pattern in &app.domains {
-                let known = self.list.iter().find(|name| name.pattern == *pattern && stays(name, app, &cas));
+                let known = present.get(pattern).copied().filter(|name| stays(name, app, &cas));
                 // What a start would refuse is refused also where the name is known: its files may be others now.
                 if let Some(Name { source: Source::Files(pair, stamp), file_error, .. }) = known
                     && (file_error.is_some() || pair.stamp() != *stamp)
@@ -58,8 +60,9 @@ impl Names {
                 }
                 match known {
                     Some(Name { id, .. }) => {
-                        let (id, app, default) = (*id, app.name.clone(), app.default);
-                        prepared.plan.push(Planned::Kept { id, app, default });
+                        let (id, pattern) = (*id, pattern.clone());
+                        let (app, default) = (app.name.clone(), app.default);
+                        prepared.plan.push(Planned::Kept { id, pattern, app, default });
                     }
                     None => match self.load_one(app, pattern, &cas, from) {
                         Ok(name) => prepared.plan.push(Planned::Loaded(name)),
@@ -76,19 +79,20 @@ impl Names {
         let Prepared { plan, cas, acme: _, tickets, clients } = prepared;
         self.tickets.extend(tickets);
         let clients_before = std::mem::replace(&mut self.clients, clients);
-        let mut known = std::mem::take(&mut self.list);
+        let mut known: HashMap<HostPattern, Name> =
+            std::mem::take(&mut self.list).into_iter().map(|name| (name.pattern.clone(), name)).collect();
         for planned in plan {
             let (mut name, stale) = match planned {
                 Planned::Loaded(mut name) => {
-                    if let Some(before) = known.iter().find(|known| known.pattern == name.pattern) {
+                    if let Some(before) = known.get(&name.pattern) {
                         name.wait_for_validity(before, now);
                     }
                     // Loaded before the app had ticket keys and a policy.
                     (name, true)
                 }
-                Planned::Kept { id, app, default } => {
-                    let Some(at) = known.iter().position(|name| name.id == id) else { continue };
-                    let mut name = known.swap_remove(at);
+                Planned::Kept { id, pattern, app, default } => {
+                    let same = known.remove(&pattern).filter(|name| name.id == id);
+                    let Some(mut name) = same else { continue };
                     let moved = name.app != app || !is_same(clients_before.get(&app), self.clients.get(&app));
                     (name.app, name.default) = (app, default);
                     if let Source::Acme(known) = &mut name.source {
