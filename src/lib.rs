@@ -317,6 +317,7 @@
 //!   daemon/command.rs         the subcommands that ask or read, and print
 //!   daemon/words.rs        P  times, sizes and texts of others as operators read them
 //!   daemon/render_certificates.rs P  certificates for people
+//!   daemon/render_past.rs  P  what operators are told of workers that have ended
 //!   daemon/render.rs       P  the running state for people
 //!   daemon/import.rs          `edge certs import`
 //!   daemon/explain.rs         a worker's final command line and environment

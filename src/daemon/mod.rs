@@ -21,6 +21,7 @@ pub mod progress;
 pub mod reload;
 pub mod render;
 pub mod render_certificates;
+mod render_past;
 pub mod rolling;
 pub mod run;
 pub mod signals;

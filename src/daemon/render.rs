@@ -3,18 +3,14 @@
 use time::OffsetDateTime;
 
 use crate::daemon::render_certificates::certificates;
+use crate::daemon::render_past::{ended_by_itself, failed_deploy, last_exit, restarts, was_asked};
 use crate::daemon::table::{Align, Cell, Table};
-use crate::daemon::words::{dash, safe, seconds_since, size, span};
+use crate::daemon::words::{dash, safe, size, span};
 use crate::telemetry::line::Palette;
-use crate::telemetry::status::{
-    AppState, AppStatus, PastStatus, ScaleStatus, Status, WorkerState, WorkerStatus,
-};
+use crate::telemetry::status::{AppState, AppStatus, ScaleStatus, Status, WorkerState, WorkerStatus};
 
 /// Workers beyond this number in all: of those that are well, and were well for the last hour, as many are listed as fit into it.
 const ROOMY: usize = 24;
-
-/// For so many seconds the end of a worker whose successor serves is worth a remark.
-const NEWS: u64 = 3600;
 
 /// The answer of `edge status`; with `all`, every worker is listed, however many there are.
 pub fn status(status: &Status, now: OffsetDateTime, colour: bool, all: bool) -> String {
@@ -192,59 +188,6 @@ fn is_unwell(worker: &WorkerStatus) -> bool {
     worker.state == WorkerState::Ready && worker.trouble.is_some()
 }
 
-/// Why the last new generation did not take over, while it is news.
-fn failed_deploy(app: &AppStatus, now: OffsetDateTime) -> Option<String> {
-    let (how, at) = (app.failed_deploy.as_deref()?, age(app.failed_deploy_at.as_deref(), now)?);
-    (at < NEWS).then(|| format!("{} ago new workers did not take over: {}", span(at), safe(how)))
-}
-
-/// How often workers failed and others were started, and when one failed last.
-fn restarts<'a>(pasts: impl Iterator<Item = &'a PastStatus> + Clone, now: OffsetDateTime) -> String {
-    let count: u64 = pasts.clone().map(|past| past.restarts).sum();
-    let last =
-        pasts.filter(|past| past.restarts > 0).filter_map(|past| age(past.last_failure.as_deref(), now));
-    match last.min().filter(|_| count > 0) {
-        Some(seconds) => format!("{count} ({} ago)", span(seconds)),
-        None => count.to_string(),
-    }
-}
-
-/// How the worker before ended, and when, while it is news; where that was asked to go, how the last one did that failed.
-fn last_exit(worker: &WorkerStatus, now: OffsetDateTime) -> Option<String> {
-    let past = &worker.past;
-    let (how, at) = if was_asked(past) {
-        (&past.last_failure_text, &past.last_failure)
-    } else {
-        (&past.last_exit, &past.last_exit_at)
-    };
-    let how = how.as_deref()?;
-    let waits = match worker.state {
-        WorkerState::Backoff | WorkerState::Starting => true,
-        WorkerState::Suspect | WorkerState::Stopping | WorkerState::Draining | WorkerState::Ready => false,
-    };
-    match age(at.as_deref(), now) {
-        Some(seconds) if (waits && !was_asked(past)) || seconds < NEWS => {
-            Some(format!("{} ago: {}", span(seconds), safe(how)))
-        }
-        Some(_) => None,
-        None => Some(safe(how)),
-    }
-}
-
-/// Where somebody killed it, what it printed last says nothing of that.
-fn ended_by_itself(past: &PastStatus) -> bool {
-    past.last_exit_reason.as_deref() == Some("exit")
-}
-
-fn was_asked(past: &PastStatus) -> bool {
-    past.last_exit_reason.as_deref() == Some("asked")
-}
-
-/// Seconds since a moment; 0 where the clock was set back.
-fn age(at: Option<&str>, now: OffsetDateTime) -> Option<u64> {
-    seconds_since(at?, now).map(|seconds| u64::try_from(seconds).unwrap_or(0))
-}
-
 fn app_rank(state: AppState) -> u8 {
     match state {
         AppState::Down => 0,
@@ -314,7 +257,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::telemetry::status::ListenerStatus;
+    use crate::telemetry::status::{ListenerStatus, PastStatus};
 
     const NOW: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
