@@ -280,7 +280,13 @@ pub(super) const GLOBAL: &[Key] = &[
         Count,
         "Requests on one client connection, which then finishes what it has and is closed; 0 is any number.",
     ),
-    key("limits.handshakes", Is("512"), Global, Count, "TLS handshakes at once; others wait."),
+    key(
+        "limits.handshakes",
+        Is("512"),
+        Global,
+        Count,
+        "TLS handshakes at once, each from its client's first byte on; others wait.",
+    ),
     key(
         "limits.body_rate",
         Is("1KB"),

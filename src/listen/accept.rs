@@ -14,7 +14,7 @@ use crate::complaint::Complaint;
 use crate::deadline::{Deadline, Spare};
 use crate::listen::arrivals::Arrivals;
 use crate::listen::complaint::Complaints;
-use crate::listen::handshakes::{Handshake, Handshakes};
+use crate::listen::handshakes::Handshakes;
 use crate::listen::http1::serve_http1;
 use crate::listen::http2::serve_http2;
 use crate::listen::introduction::{IntroductionError, introduced};
@@ -24,7 +24,7 @@ use crate::listen::stage::Stage;
 use crate::listen::standby::Standby;
 use crate::listen::stream::Stream;
 use crate::listen::tcp::Tcp;
-use crate::listen::tls::{self, HandshakeError};
+use crate::listen::tls::{self, Accepted, HandshakeError};
 use crate::proxy::clients::{Presence, Seat};
 use crate::proxy::conn::ConnInfo;
 use crate::proxy::plane::{CurrentPlane, Plane};
@@ -119,12 +119,9 @@ pub async fn run(arrivals: Arrivals, door: Door, open: Scope) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                let Some(admitted) = door.admit(stream, peer) else { continue };
-                let handshake = tokio::select! {
-                    handshake = door.handshake(&admitted.plane) => handshake,
-                    () = open.drained() => door.handshake_now(),
-                };
-                door.spawn(admitted, handshake);
+                if let Some(admitted) = door.admit(stream, peer) {
+                    door.spawn(admitted);
+                }
             }
             Err(error) if is_peers(&error) => {}
             Err(error) => {
@@ -201,26 +198,6 @@ impl Door {
         }
     }
 
-    /// A turn for the handshake, where there is one.
-    async fn handshake(&self, plane: &Plane) -> Option<Handshake> {
-        let (limits, timeouts) = (&plane.reach.limits, &plane.reach.timeouts);
-        match self.kind {
-            Kind::Http => None,
-            Kind::Https => {
-                let begun =
-                    self.handshakes.begin(limits.handshakes, timeouts.handshake, &plane.reach.deadlines);
-                Some(begun.await)
-            }
-        }
-    }
-
-    fn handshake_now(&self) -> Option<Handshake> {
-        match self.kind {
-            Kind::Http => None,
-            Kind::Https => Some(self.handshakes.begin_now()),
-        }
-    }
-
     fn take_queue(&self, listener: &std::net::TcpListener) {
         for _ in 0..QUEUED {
             let (stream, peer) = match listener.accept() {
@@ -236,7 +213,7 @@ impl Door {
             match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
                 Ok(stream) => {
                     if let Some(admitted) = self.admit(stream, peer) {
-                        self.spawn(admitted, self.handshake_now());
+                        self.spawn(admitted);
                     }
                 }
                 Err(error) => tracing::debug!(client = %peer, error = %Report(&error), "connection refused"),
@@ -244,11 +221,11 @@ impl Door {
         }
     }
 
-    fn spawn(&self, admitted: Admitted, handshake: Option<Handshake>) {
+    fn spawn(&self, admitted: Admitted) {
         let (door, counted) = (self.clone(), self.share.count());
         drop(self.scope.spawn(async move {
             let peer = admitted.peer;
-            if let Err(refusal) = door.serve(admitted, handshake).await {
+            if let Err(refusal) = door.serve(admitted).await {
                 door.tell(peer, &refusal);
             }
             drop(counted);
@@ -295,12 +272,13 @@ fn is_peers(error: &io::Error) -> bool {
 }
 
 impl Door {
-    async fn serve(&self, admitted: Admitted, handshake: Option<Handshake>) -> Result<(), Refusal> {
+    async fn serve(&self, admitted: Admitted) -> Result<(), Refusal> {
         let Admitted { stream, peer, plane, seat: _seat, presence } = admitted;
         let mut stream = Tcp::new(stream);
         let deadline = (presence.is_none() || self.kind == Kind::Https).then(|| {
             let deadline = plane.reach.deadlines.deadline();
-            deadline.set_spare(plane.reach.timeouts.handshake, Spare::Handshake);
+            // So far it carries nothing, and is the first to make room where that is scarce.
+            deadline.set_spare(plane.reach.timeouts.handshake, Spare::Idle);
             deadline
         });
         let mut ends = Ends { peer, local: stream.stream.local_addr().map_err(Refusal::Socket)? };
@@ -323,10 +301,9 @@ impl Door {
                 Box::pin(serve_http1(stream, conn, plane, stage))
             }
             Kind::Https => {
-                let accepting =
-                    Box::pin(tls::accept(stream, local.ip(), &plane.certificates, &plane.challenges));
+                let accepting = Box::pin(self.shake_hands(stream, local.ip(), &plane, &deadline));
                 let Some(accepted) = self.in_time(accepting, &deadline).await? else { return Ok(()) };
-                drop((handshake, deadline));
+                drop(deadline);
                 let conn =
                     Rc::new(ConnInfo::new(peer, local, Some(accepted.info), presence).through(entrance));
                 if accepted.h2 {
@@ -340,6 +317,34 @@ impl Door {
         };
         serving.await;
         Ok(())
+    }
+
+    /// TLS on `stream`, once its client has said something and has its turn: who is silent holds up nobody's handshake. Waiting for
+    /// a turn and the handshake are each given their time.
+    async fn shake_hands(
+        &self,
+        stream: Tcp,
+        local: IpAddr,
+        plane: &Plane,
+        deadline: &Option<Deadline>,
+    ) -> Result<Accepted<Tcp>, Refusal> {
+        let (limits, timeouts, deadlines) =
+            (&plane.reach.limits, &plane.reach.timeouts, &plane.reach.deadlines);
+        let give = |spare: Spare| {
+            // At drain there is only the time that it leaves.
+            if let Some(deadline) = deadline.as_ref().filter(|_| !self.scope.is_draining()) {
+                deadline.set_spare(timeouts.handshake, spare);
+            }
+        };
+        stream.stream.readable().await.map_err(Refusal::Socket)?;
+        give(Spare::No);
+        let _turn = tokio::select! {
+            biased;
+            turn = self.handshakes.begin(limits.handshakes, timeouts.handshake, deadlines) => turn,
+            () = self.scope.drained() => self.handshakes.begin_now(),
+        };
+        give(Spare::Handshake);
+        Ok(tls::accept(stream, local, &plane.certificates, &plane.challenges).await?)
     }
 
     /// The client for whom a load balancer connects, whose ends take the place of the balancer's; `None` where edge ends first.

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 use crate::deadline::{Deadlines, Spare, TICK};
 
@@ -19,6 +19,8 @@ pub struct Handshakes(Rc<Open>);
 struct Open {
     count: Cell<u32>,
     freed: Notify,
+    /// Held by whoever is next: one looks for room, however many wait, and they begin as they came.
+    next: Mutex<()>,
     /// By how many threads the limit is divided: connections are spread evenly, and no thread waits for another.
     threads: u32,
 }
@@ -26,7 +28,7 @@ struct Open {
 impl Handshakes {
     /// None yet, on one of `threads` threads.
     pub fn new(threads: u32) -> Self {
-        Self(Rc::new(Open { count: Cell::new(0), freed: Notify::new(), threads }))
+        Self(Rc::new(Open { count: Cell::new(0), freed: Notify::new(), next: Mutex::new(()), threads }))
     }
 
     /// One more, whatever the limit.
@@ -35,8 +37,10 @@ impl Handshakes {
         Handshake(Rc::clone(&self.0))
     }
 
-    /// One more, once fewer than this thread's part of `most` are under way. `timeout` is what each is given. Cancel-safe.
+    /// One more, once fewer than this thread's part of `most` are under way and whoever came before has begun. `timeout` is what
+    /// each is given. Cancel-safe.
     pub async fn begin(&self, most: u32, timeout: Duration, deadlines: &Deadlines) -> Handshake {
+        let _next = self.0.next.lock().await;
         while self.0.count.get() >= (most / self.0.threads).max(1) {
             deadlines.hurry(Spare::Handshake, timeout.saturating_sub(AT_LEAST));
             tokio::select! {
@@ -62,6 +66,31 @@ impl Drop for Handshake {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_waits_begins_in_turn_and_whoever_gives_up_holds_up_nobody() {
+        let (handshakes, deadlines) = (Handshakes::new(1), Deadlines::new());
+        let timeout = Duration::from_secs(10);
+        let first = handshakes.begin(1, timeout, &deadlines).await;
+        let begun = std::cell::RefCell::new(Vec::new());
+        let wait = async |name| {
+            let turn = handshakes.begin(1, timeout, &deadlines).await;
+            begun.borrow_mut().push(name);
+            turn
+        };
+        let (mut second, mut third, mut fourth) =
+            (Box::pin(wait("second")), Box::pin(wait("third")), Box::pin(wait("fourth")));
+        for waiting in [&mut second, &mut third, &mut fourth] {
+            assert!(futures_util::poll!(waiting).is_pending());
+        }
+        drop(second);
+        assert!(futures_util::poll!(&mut fourth).is_pending());
+        drop(first);
+        assert!(futures_util::poll!(&mut fourth).is_pending(), "the third came before");
+        drop(third.await);
+        drop(fourth.await);
+        assert_eq!(*begun.borrow(), ["third", "fourth"]);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn d07_a_stalled_handshake_makes_room_after_a_second_and_not_before() {

@@ -91,7 +91,9 @@ async fn d07_handshakes_that_stall_hold_up_nobody_for_long() {
     let mut established = Connection::open(&edge, "a.test", Wire::H2).await;
     let mut stalled = Vec::new();
     for _ in 0..4 {
-        stalled.push(Raw::new(TcpStream::connect(edge.https).await.unwrap()));
+        let mut begins = Raw::new(TcpStream::connect(edge.https).await.unwrap());
+        begins.write([0x16, 3, 1]).await;
+        stalled.push(begins);
     }
     let begun = Instant::now();
     let fresh = Connection::open(&edge, "a.test", Wire::H1);
@@ -99,6 +101,26 @@ async fn d07_handshakes_that_stall_hold_up_nobody_for_long() {
     assert_eq!(fresh.await.get("/").await.status, 200);
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(8), "less than the ten seconds of `timeouts.handshake`: {took:?}");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn d07_who_says_nothing_has_no_turn_for_a_handshake() {
+    let origin = Origin::mirror().await;
+    let edge = edge(&origin, "limits: {handshakes: 1}\ntimeouts: {handshake: 60s}\nthreads: 1").await;
+    let mut silent = Vec::new();
+    // If each had a turn, this many would be more than a client waits for.
+    for _ in 0..60 {
+        silent.push(TcpStream::connect(edge.https).await.unwrap());
+    }
+    assert_eq!(Connection::open(&edge, "a.test", Wire::H2).await.get("/").await.status, 200);
+    // One that speaks after all is served like any other.
+    let late = silent.pop().unwrap();
+    let mut late = tls_over(late, "a.test", edge.trust().await.offering(&["http/1.1"])).await.unwrap();
+    late.write_all(GET.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    late.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
     edge.stop().await;
 }
 
