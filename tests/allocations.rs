@@ -65,7 +65,7 @@ unsafe impl GlobalAlloc for Counting {
 /// them; and three of the TLS library's, for a record in and a record out.
 const AT_MOST: f64 = 11.2;
 /// Of all of them together, half of it the future.
-const BYTES_AT_MOST: f64 = 5_500.0;
+const BYTES_AT_MOST: f64 = 5_000.0;
 
 /// So many that the last batch of access lines of those before them, at most 64 KiB, is nothing to each; and all of one connection.
 const MEASURED: u32 = 8_000;
