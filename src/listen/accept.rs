@@ -277,7 +277,7 @@ impl Door {
         let mut stream = Tcp::new(stream);
         let deadline = (presence.is_none() || self.kind == Kind::Https).then(|| {
             let deadline = plane.reach.deadlines.deadline();
-            // So far it carries nothing, and is the first to make room where that is scarce.
+            // So far it carries nothing, and makes room where that is scarce: its time is over before that of most idle ones.
             deadline.set_spare(plane.reach.timeouts.handshake, Spare::Idle);
             deadline
         });

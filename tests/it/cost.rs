@@ -77,17 +77,35 @@ fn gives_way(edge: &Edge) {
 /// Those that work for requests: who serves, and who writes the lines of the log. Others look after workers, certificates and
 /// memory by the clock.
 fn threads(edge: &Edge) -> Vec<u32> {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", edge.pid())).expect("its threads").flatten();
     let serves = |path: &Path| {
         let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
         name == "lines\n" || name.starts_with("edge-data-")
     };
-    let serving = tasks.filter(|task| serves(&task.path()));
+    let serving = tasks(edge).filter(|task| serves(&task.path()));
     let threads: Vec<u32> = serving
         .map(|task| task.file_name().to_str().and_then(|id| id.parse().ok()).expect("a number"))
         .collect();
     assert_eq!(threads.len(), 2, "their names have changed");
     threads
+}
+
+fn tasks(edge: &Edge) -> impl Iterator<Item = std::fs::DirEntry> {
+    std::fs::read_dir(format!("/proc/{}/task", edge.pid())).expect("its threads").flatten()
+}
+
+/// How often the threads that do not work for requests have slept.
+fn sleeps_of_others(edge: &Edge) -> u64 {
+    let serving = threads(edge);
+    let serves = |task: &std::fs::DirEntry| {
+        serving.iter().any(|thread| task.file_name().to_str() == Some(&thread.to_string()))
+    };
+    let slept = |task: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok())
+    };
+    tasks(edge).filter(|task| !serves(task)).filter_map(slept).sum()
 }
 
 type Shares = BTreeMap<String, f64>;
@@ -126,10 +144,14 @@ async fn traced(edge: &Edge, connections: usize, each: usize) -> BTreeMap<String
         assert!(attached.as_ref().is_some_and(|line| line.contains("attached")), "strace: {attached:?}");
     }
     let config = Arc::new(edge.trust().await.offering(&["http/1.1"]));
-    let address = edge.https;
+    let (address, slept) = (edge.https, sleeps_of_others(edge));
     tokio::task::spawn_blocking(move || ask_all_at_once(&config, address, connections, each))
         .await
         .expect("the answers are well");
+    let slept = sleeps_of_others(edge).saturating_sub(slept);
+    let requests = (connections * each) as u64;
+    println!("figure: the other threads woke {slept} times in {requests} requests");
+    assert!(slept < requests.max(1000) / 2, "{slept}: others wake for requests, too");
     processes::signal(strace.id().expect("it runs"), Signal::SIGINT);
     within(Duration::from_secs(10), "strace ends", strace.wait()).await.expect("its status");
     let counts = std::fs::read_to_string(&file).expect("strace has written");

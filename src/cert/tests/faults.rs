@@ -210,18 +210,22 @@ fn with_both(lab: &Lab, other: &Lab) -> Config {
     config
 }
 
+/// What only waiting, or somebody else, can mend.
+fn refusals() -> [Fault; 5] {
+    [
+        Fault::limited("604800"),
+        Fault::problem(403, "externalAccountRequired", "bind it"),
+        Fault::problem(400, "rejectedIdentifier", "not here"),
+        Fault::problem(403, "unauthorized", "blocked"),
+        Fault::problem(403, "caa", "CAA forbids it"),
+    ]
+}
+
 /// A CA that stands in for a few minutes must not decide over the day after.
 #[tokio::test]
 async fn what_the_other_ca_refuses_does_not_keep_the_first_from_being_asked() {
     local(async {
-        let refusals = [
-            Fault::limited("604800"),
-            Fault::problem(403, "externalAccountRequired", "bind it"),
-            Fault::problem(400, "rejectedIdentifier", "not here"),
-            Fault::problem(403, "unauthorized", "blocked"),
-            Fault::problem(403, "caa", "CAA forbids it"),
-        ];
-        for refusal in refusals {
+        for refusal in refusals() {
             let (lab, other) = (Lab::open().await, Lab::open().await);
             for _ in 0..3 {
                 lab.stub.fail(Step::Directory, Fault::Page(503));
@@ -274,14 +278,7 @@ async fn another_ca_is_asked_when_the_first_is_away_and_the_first_again_afterwar
 #[tokio::test]
 async fn where_the_first_ca_refuses_a_name_that_has_no_certificate_the_other_is_asked_at_once() {
     local(async {
-        let refusals = [
-            Fault::limited("604800"),
-            Fault::problem(403, "externalAccountRequired", "bind it"),
-            Fault::problem(400, "rejectedIdentifier", "not here"),
-            Fault::problem(403, "unauthorized", "blocked"),
-            Fault::problem(403, "caa", "CAA forbids it"),
-        ];
-        for refusal in refusals {
+        for refusal in refusals() {
             let (lab, other) = (Lab::open().await, Lab::open().await);
             lab.stub.fail(Step::NewOrder, refusal.clone());
             let running = lab.run_with(&with_both(&lab, &other), None);
